@@ -36,6 +36,7 @@ def main(argv=None):
     accelerator = engine.make_accelerator(args.device, args.precision)
     if args.save_dir is not None:
         return measure_original(args, accelerator)
+    explain(metrics.DEFINITIONS)
     for path in args.model_path:
         folder, recorded = run.read_run(path)
         if recorded["kind"] != "unlearn":
@@ -58,6 +59,7 @@ def measure_original(args, accelerator):
         return print(f"{record.folder} is finished already")
     opened = job.open_job(args.model_path[0], job.forget_flags(args), accelerator, args.data_dir)
     record.begin(job.PACKAGES, kind="evaluation", method="original", **opened.facts)
+    explain(name for name in metrics.DEFINITIONS if name not in ("RTE", "peak_memory_mb", "images_seen", "changed"))
     report(record.folder, measure(opened, args, accelerator))
     record.finish(seconds=0.0)
 
@@ -79,12 +81,13 @@ def measure(opened, args, accelerator):
     return result | metrics.membership(outputs["forget"], outputs["retain"], (logits[~of_forgotten], labels[~of_forgotten]), data.mix("attack", args.seed))
 
 
+def explain(names):
+    print("\n".join(f"{name:21s}{metrics.DEFINITIONS[name][0]} [better: {metrics.DEFINITIONS[name][1]}]" for name in names))
+
+
 def report(folder, result):
     run.write_json(folder / "metrics.json", result)
-    print(f"\n{folder}  (held-out images: {result['held_out']})")
-    for name, (definition, direction) in metrics.DEFINITIONS.items():
-        if name in result:
-            print(f"  {name:21s}{result[name]:12.2f}   {definition} [{direction}]")
+    print(f"{folder}: " + "  ".join(f"{name} {result[name]:.2f}" for name in metrics.DEFINITIONS if name in result))
 
 
 if __name__ == "__main__":

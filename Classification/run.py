@@ -228,6 +228,13 @@ def versions(*packages):
     return found
 
 
+def machine():
+    """Processor and number of cores, for the record beside a number."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
+    return f"{os.cpu_count()} x {names[0] if names else platform.processor() or platform.machine()}"
+
+
 def git_commit():
     """Commit of the code that runs, with '+' when files differ from it; None outside a git checkout."""
     here = Path(__file__).parent
@@ -288,7 +295,7 @@ class Run:
             path = self.folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        write_json(self.folder / "args.json", {**record, "argv": sys.argv, "git_commit": git_commit(), "versions": versions(*packages), "started": started})
+        write_json(self.folder / "args.json", {**record, "argv": sys.argv, "git_commit": git_commit(), "machine": machine(), "versions": versions(*packages), "started": started})
 
     def log(self, **row):
         """Append a row to log.csv; a column seen for the first time widens the file."""

@@ -54,6 +54,14 @@ def check(parser, args):
     return {flag: default if getattr(args, flag) is None else getattr(args, flag) for flag, default in known.items()}
 
 
+def counted(record, function):
+    """`function` of a split, its samples added to the images seen."""
+    def call(split):
+        record.images_seen += len(split)
+        return function(split)
+    return call
+
+
 def main(argv=None):
     args = parse(argv)
     accelerator = engine.make_accelerator(args.device, args.precision)
@@ -65,7 +73,7 @@ def main(argv=None):
     opened = job.open_job(args.model_path, job.forget_flags(args), accelerator, args.data_dir)
     before = {name: parameter.detach().clone() for name, parameter in opened.model.named_parameters()}
     mask, mask_facts = masking.load(args.mask_path, before, opened.facts["forget_sha"]) if args.mask_path else (None, {})
-    record.begin(job.PACKAGES, kind="unlearn", **opened.facts, **mask_facts)
+    record.begin(job.PACKAGES, kind="unlearn", **opened.facts, mask_info=mask_facts)
 
     # Unlearn. A method is handed what its signature names, and nothing else
     trained = opened.training
@@ -74,8 +82,9 @@ def main(argv=None):
                             momentum=trained["momentum"], weight_decay=trained["weight_decay"], augment=datasets.DATASETS[trained["dataset"]])
     given = {"model": opened.model, "forget": opened.forget, "retain": opened.retain, "fit": fit, "mask": mask, "seed": args.seed, "training": trained,
              "fresh": lambda: models.build(**opened.architecture, seed=args.seed),
-             "gradient": lambda split: engine.mean_gradient(opened.model, split, accelerator, batch_size),
-             "samples": functools.partial(engine.sample_gradients, opened.model), "fisher": functools.partial(engine.fisher_diagonal, opened.model)}
+             "gradient": counted(record, functools.partial(engine.mean_gradient, opened.model, accelerator=accelerator, batch_size=batch_size)),
+             "samples": counted(record, functools.partial(engine.sample_gradients, opened.model)),
+             "fisher": counted(record, functools.partial(engine.fisher_diagonal, opened.model))}
     record.start_clock()
     methods.call(args.method, given, args.options)
     seconds = record.seconds()
