@@ -76,10 +76,11 @@ def vgg16_bn(num_classes, channels, image_size):
 
 
 def swin_t(num_classes, channels, image_size):
-    """torchvision's Swin-T; up to 64 px it takes patches of 2 px and windows of 4."""
+    """torchvision's Swin-T; up to 64 px it takes patches of 2 px and windows of 4. Without stochastic depth, whose noise would make
+    results depend on the number of processes."""
     from torchvision.models.swin_transformer import SwinTransformer
     patch, window = (2, 4) if image_size <= 64 else (4, 7)
-    model = SwinTransformer([patch, patch], 96, [2, 2, 6, 2], [3, 6, 12, 24], [window, window], stochastic_depth_prob=0.2, num_classes=num_classes)
+    model = SwinTransformer([patch, patch], 96, [2, 2, 6, 2], [3, 6, 12, 24], [window, window], stochastic_depth_prob=0.0, num_classes=num_classes)
     if channels != 3:
         model.features[0][0] = nn.Conv2d(channels, 96, patch, patch)
     return model

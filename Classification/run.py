@@ -47,46 +47,23 @@ def cli(main, argv=None):
 
 
 # ---------------------------------------------------------------------------------------------------------------- flags
-def positive_int(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
+def number(kind, holds, rule):
+    """An argparse type: a number of `kind` for which `holds` is true, or a message that it must be `rule`."""
+    def parse(text):
+        value = kind(text)
+        if not holds(value):
+            raise argparse.ArgumentTypeError(f"must be {rule}, not {text}")
+        return value
+    parse.__name__ = kind.__name__
+    return parse
 
 
-def non_negative_int(text):
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
-    return value
-
-
-def positive_float(text):
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a positive number, not {text}")
-    return value
-
-
-def non_negative_float(text):
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number of at least 0, not {text}")
-    return value
-
-
-def ratio(text):
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"must lie in (0, 1], not {text}")
-    return value
-
-
-def share(text):
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must lie in [0, 1), not {text}")
-    return value
+positive_int = number(int, lambda value: value >= 1, "at least 1")
+non_negative_int = number(int, lambda value: value >= 0, "at least 0")
+positive_float = number(float, lambda value: 0 < value < float("inf"), "a positive number")
+non_negative_float = number(float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
+ratio = number(float, lambda value: 0 < value <= 1, "in (0, 1]")
+share = number(float, lambda value: 0 <= value < 1, "in [0, 1)")
 
 
 def amount(text):
@@ -282,8 +259,7 @@ class Run:
         """Write args.json, or on --resume check that flags and facts are those of the run that was cut off."""
         if not self.main:
             return
-        flags = {name: value for name, value in vars(self.args).items()}
-        record = json.loads(json.dumps({**flags, **facts}, default=str))
+        record = json.loads(json.dumps({**vars(self.args), **facts}, default=str))
         if self.known is not None:
             differing = sorted(name for name in record if name not in NOT_COMPARED and record[name] != self.known.get(name))
             if differing:

@@ -33,10 +33,12 @@ def collect(folder):
         options = {name: value for name, value in (recorded.get("options") or {}).items() if value is not None}
         if recorded.get("mask_path"):
             options["mask_ratio"] = recorded["mask_info"]["mask_ratio"]
-        facts = {"architecture": recorded["architecture"]["arch"], "num_forgotten": recorded["num_forgotten"], "forget_class": recorded["forget_class"],
-                 "held_out": measured.pop("held_out"), "dataset": recorded["training"]["dataset"]}
-        runs.append({"method": recorded["method"], "options": options, "seed": recorded["training"]["seed"], "facts": facts,
-                     "on": f"{recorded['machine']}, {'bf16' if recorded['autocast'] == 'bf16' else 'fp32'}, torch {recorded['versions']['torch']}" if recorded["kind"] == "unlearn" else None, **measured})
+        precision = "bf16" if recorded["autocast"] == "bf16" else "fp32"
+        runs.append({
+            "method": recorded["method"], "options": options, "seed": recorded["training"]["seed"],
+            "facts": {"dataset": recorded["training"]["dataset"], "architecture": recorded["architecture"]["arch"], "forget_class": recorded["forget_class"],
+                      "num_forgotten": recorded["num_forgotten"], "held_out": measured.pop("held_out")},
+            "on": f"{recorded['machine']}, {precision}, torch {recorded['versions']['torch']}" if recorded["kind"] == "unlearn" else None, **measured})
     if not runs:
         raise run.RunError(f"no measured runs below {folder}: run evaluate.py first")
     for name in runs[0]["facts"]:
@@ -80,26 +82,31 @@ def noise_floor(retrain):
 
 
 def markdown(rows, floor, runs):
-    lines = ["| method | runs | " + " | ".join(COLUMNS[:-1]) + " | average gap | RTE, min |", "|---|---|" + "---|" * (len(COLUMNS) + 1)]
+    lines = ["| method | runs | UA | RA | TA | MIA | average gap | RTE, min |", "|---|---|---|---|---|---|---|---|"]
+    settings_differ = len({row["method"] for row in rows}) < len(rows)
     for row in rows:
-        cells = []
-        for name in COLUMNS:
-            if name not in row:
-                cells.append("")
-                continue
-            value = row[name]
-            text = f"{value['mean']:.2f}" + (f"±{value['sd']:.2f}" if row["runs"] > 1 else "")
-            cells.append(text + (f" ({value['gap']:.2f})" if "gap" in value and name in GAP_COLUMNS else ""))
+        name = f"{row['method']} {row['options']}" if settings_differ else row["method"]
         gap = "" if row["average_gap"] is None else f"{row['average_gap']:.2f}"
-        lines.append(f"| {row['method']} {row['options'] if len({r['method'] for r in rows}) < len(rows) else ''} | {row['runs']} | " + " | ".join([*cells[:-1], gap, cells[-1]]) + " |")
+        cells = [name, str(row["runs"]), *(cell(row, column) for column in GAP_COLUMNS), gap, cell(row, "RTE")]
+        lines.append(f"| {' | '.join(cells)} |")
     facts, seeds = runs[0]["facts"], sorted({row["seed"] for row in runs})
-    lines += ["", f"{facts['dataset']}, {facts['architecture']}, {facts['num_forgotten']} training samples forgotten"
-              + (f" (class {', '.join(facts['forget_class'])})" if facts["forget_class"] else "") + f"; held-out images: {facts['held_out']}; seeds {', '.join(map(str, seeds))}.",
-              "Measured on " + " and ".join(sorted({row["on"] for row in runs if row["on"]})) + ". Mean ± standard deviation over seeds; in brackets the gap to the mean of retrain."]
+    classes = f" (class {', '.join(facts['forget_class'])})" if facts["forget_class"] else ""
+    machines = " and ".join(sorted({row["on"] for row in runs if row["on"]}))
+    lines += ["", f"{facts['dataset']}, {facts['architecture']}, {facts['num_forgotten']} training samples forgotten{classes}; "
+                  f"held-out images: {facts['held_out']}; seeds {', '.join(map(str, seeds))}.",
+              f"Measured on {machines}. Mean ± standard deviation over seeds; in brackets the gap to the mean of retrain."]
     if floor is not None:
         lines.append(f"Noise floor, the average gap between two retrained models: {floor:.2f}.")
-    lines += ["", *(f"- **{name}**: {metrics.DEFINITIONS[name][0]}; {metrics.DEFINITIONS[name][1]} is better." for name in COLUMNS)]
+    lines += ["", *(f"- **{name}**: {metrics.DEFINITIONS[name][0]}; better: {metrics.DEFINITIONS[name][1]}." for name in COLUMNS)]
     return "\n".join(lines) + "\n"
+
+
+def cell(row, column):
+    if column not in row:
+        return ""
+    value = row[column]
+    text = f"{value['mean']:.2f}" + (f"±{value['sd']:.2f}" if row["runs"] > 1 else "")
+    return text + (f" ({value['gap']:.2f})" if "gap" in value and column in GAP_COLUMNS else "")
 
 
 def plot(rows, floor, path):

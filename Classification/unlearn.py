@@ -18,9 +18,10 @@ import run
 
 
 def parse(argv=None):
-    table = "\n".join(f"  {name:13s} reads {' and '.join(methods.reads(name)):18s} " + " ".join(f"--{flag} {value}" for flag, value in methods.flags(name).items()) for name in methods.METHODS)
     parser = run.parser(__doc__)
-    parser.epilog = f"methods, what they read and the defaults of the flags they take (None: as the original was trained):\n{table}"
+    parser.epilog = "methods, what they read, and the defaults of the flags they take (None: as the original was trained):\n" + "\n".join(
+        f"  {name:13s}{' and '.join(methods.reads(name)):18s} " + " ".join(f"--{flag} {value}" for flag, value in methods.flags(name).items())
+        for name in methods.METHODS)
     run.add_flags(parser, "data_dir", "mask_path", "forget_class", "num_forget", "forget_indices", "split_seed", required=["save_dir", "model_path"])
     parser.add_argument("--method", "--unlearn", type=lambda name: methods.PAPER_SPELLINGS.get(name, name), choices=methods.METHODS, default="salun", help="unlearning method")
     run.add_flags(parser, "lr", "epochs", "alpha", "mask_ratio", "batch_size")

@@ -1,0 +1,61 @@
+"""Tests run the scripts' own main() on tiny data in this process, so that each import is paid for once."""
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import run  # noqa: E402
+
+NUM_FORGET = "60"
+
+
+def script(name, *argv):
+    """Run a script as the command line would, in this process; returns its exit status."""
+    module = __import__(name)
+    try:
+        run.cli(module.main, [str(word) for word in argv])
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+            return 1
+        return stop.code or 0
+    return 0
+
+
+def tiny(*argv, name="train"):
+    """Arguments for a digits model that trains in about a second."""
+    return (name, "--dataset", "digits", "--arch", "cnn", "--epochs", 4, "--lr", 0.1, "--batch_size", 64, "--schedule", "linear", "--precision", "fp32", *argv)
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """A folder with a trained original (runs/original), a mask of 60 random samples at ratio 0.5, and the digits' cache in data/."""
+    home = tmp_path_factory.mktemp("home")
+    assert script(*tiny("--data_dir", home / "data", "--save_dir", home / "original")) == 0
+    assert script("generate_mask", "--model_path", home / "original", "--num_forget", NUM_FORGET, "--save_dir", home / "mask") == 0
+    return home
+
+
+@pytest.fixture(scope="session")
+def unlearn(home, tmp_path_factory):
+    """unlearn(method, *flags) -> run folder of that method on the original, 60 random samples forgotten."""
+    def call(method, *flags, forget=("--num_forget", NUM_FORGET)):
+        folder = tmp_path_factory.mktemp(method) / "run"
+        mask = ("--mask_path", home / "mask") if method == "salun" and "--mask_path" not in flags else ()
+        assert script("unlearn", "--method", method, "--model_path", home / "original", *forget, *mask, "--precision", "fp32", "--save_dir", folder, *flags) == 0
+        return folder
+    return call
+
+
+@pytest.fixture(scope="session")
+def opened(home):
+    """The original model, its splits and the forget set, as the scripts see them."""
+    import engine
+    import job
+    flags = {"forget_class": None, "num_forget": int(NUM_FORGET), "forget_indices": None, "split_seed": None}
+    return lambda path=home / "original", **other: job.open_job(path, flags | other, engine.make_accelerator("cpu", "fp32"))

@@ -1,0 +1,169 @@
+"""Data, forget sets and batches. Beside each property stands the mutation that would break it."""
+import data
+import datasets
+import numpy as np
+import pytest
+import run
+import torch
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return datasets.load_images("digits", tmp_path_factory.mktemp("digits"))
+
+
+def test_digits_are_decoded_once_and_cached(tmp_path):  # mutation: do not write the cache
+    first = datasets.load_images("digits", tmp_path)
+    assert first.x_train.shape == (1437, 8, 8, 1) and first.x_test.shape == (360, 8, 8, 1) and first.x_train.dtype == torch.uint8 and first.x_train.max() == 255
+    with np.load(tmp_path / "digits.npz") as cache:
+        assert np.array_equal(cache["x_train"], first.x_train.numpy())
+        arrays = dict(cache)
+    arrays["y_train"] = 9 - arrays["y_train"]
+    np.savez(tmp_path / "digits.npz", **arrays)
+    assert torch.equal(datasets.load_images("digits", tmp_path).y_train, 9 - first.y_train)  # a file that is there is used as it is
+
+
+def test_validation_holds_out_a_tenth_of_each_class(digits):  # mutation: split without regard to class
+    train, val = data.train_and_validation(digits, 1, 0.1)
+    assert len(train) + len(val) == 1437 and not set(train.rows.tolist()) & set(val.rows.tolist())
+    for label in range(10):
+        assert int((val.labels() == label).sum()) == round(0.1 * int((digits.y_train == label).sum()))
+    assert not torch.equal(val.rows, data.train_and_validation(digits, 2, 0.1)[1].rows)
+
+
+def test_forget_sets(digits, tmp_path):  # mutation: draw from all images rather than the training split
+    train, _ = data.train_and_validation(digits, 1, 0.1)
+    rows = data.forget_rows(train, digits.classes, num_forget=0.1, split_seed=1)
+    assert len(rows) == round(0.1 * len(train)) and set(rows.tolist()) <= set(train.rows.tolist())
+    assert torch.equal(rows, data.forget_rows(train, digits.classes, num_forget=0.1, split_seed=1))
+    assert not torch.equal(rows, data.forget_rows(train, digits.classes, num_forget=0.1, split_seed=2))
+    whole = data.forget_rows(train, digits.classes, forget_class=["3"])
+    assert len(whole) == int((train.labels() == 3).sum()) and (digits.y_train[whole] == 3).all()
+    some = data.forget_rows(train, digits.classes, forget_class=["3", "5"], num_forget=0.5)
+    assert digits.y_train[some].unique().tolist() == [3, 5]
+    listed = train.rows[[5, 1, 9]]
+    (tmp_path / "list.txt").write_text("\n".join(map(str, listed.tolist())))
+    np.save(tmp_path / "list.npy", listed.numpy())
+    for name in ("list.txt", "list.npy"):
+        assert torch.equal(data.forget_rows(train, digits.classes, forget_indices=tmp_path / name), listed.sort().values)
+    assert data.forget_sha(listed) == data.forget_sha(listed.flip(0)) != data.forget_sha(listed[:2])
+
+
+@pytest.mark.parametrize("flags, message", [
+    (dict(forget_class=["10"]), "no class 10"), (dict(forget_class=["-1"]), "no class -1"), (dict(forget_class=["cat"]), "no class cat"),
+    (dict(num_forget=5000), "more than"), (dict(num_forget=1294), "at least one"), (dict(num_forget=1e-6), "at least one"),
+    (dict(forget_class=list("0123456789")), "at least one"),
+])
+def test_impossible_forget_sets_are_refused(digits, flags, message):  # mutation: clamp in place of raising
+    train, _ = data.train_and_validation(digits, 1, 0.1)
+    assert len(train) == 1294
+    with pytest.raises(run.RunError, match=message):
+        data.forget_rows(train, digits.classes, **flags)
+
+
+@pytest.mark.parametrize("text, message", [("1 2 x", "no list of indices"), ("", "at least one index"), ("4 4", "twice"), ("99999", "not among"), ("-1", "not among")])
+def test_bad_index_files_are_refused(digits, tmp_path, text, message):  # mutation: skip indices that are out of range
+    (tmp_path / "list.txt").write_text(text)
+    train, _ = data.train_and_validation(digits, 1, 0)
+    with pytest.raises(run.RunError, match=message):
+        data.forget_rows(train, digits.classes, forget_indices=tmp_path / "list.txt")
+
+
+def batches(split, world, rank, batch_size=50, source=datasets.DATASETS["cifar10"]):
+    return list(data.epoch_batches(split, batch_size, data.generator("test"), source, rank, world))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_batches_do_not_depend_on_the_number_of_processes(digits, world):  # mutation: seed `noise` with the rank
+    split, _ = data.train_and_validation(digits, 1, 0.9)
+    for whole, *parts in zip(batches(split, 1, 0), *(batches(split, world, rank) for rank in range(world)), strict=True):
+        assert torch.equal(whole.x, torch.cat([part.x for part in parts]))
+        assert torch.equal(whole.draw(1000), torch.cat([part.draw(1000) for part in parts]))
+        values = whole.x.mean((1, 2, 3))
+        shares = torch.stack([part.mean(part.x.mean((1, 2, 3))) for part in parts])
+        torch.testing.assert_close(shares.mean(), values.mean())
+
+
+def test_a_batch_smaller_than_the_number_of_processes_counts_each_sample_once(digits):  # mutation: weight 1 for a borrowed sample
+    split = data.Split(digits.x_train, digits.y_train, torch.tensor([4]))
+    shares = [batch.mean(torch.ones(len(batch.y))) for rank in range(3) for batch in batches(split, 3, rank)]
+    assert float(torch.stack(shares).mean()) == pytest.approx(1)
+
+
+def test_an_epoch_visits_every_sample_once_in_even_batches(digits):  # mutation: drop the last batch
+    split, _ = data.train_and_validation(digits, 1, 0.1)
+    seen = batches(split, 1, 0)
+    assert sorted(torch.cat([batch.rows for batch in seen]).tolist()) == split.rows.tolist()
+    assert {len(batch.y) for batch in seen} <= {49, 50} and len(seen) == 26
+
+
+def test_augmentation_is_a_crop_and_a_flip():  # mutation: flip after cropping with the shift of the other side
+    x = torch.arange(1, 10, dtype=torch.uint8).view(1, 3, 3, 1)
+    source = datasets.Source(None, 3, 1, True)
+    plain = data.shift_and_flip(x, torch.tensor([[1], [1]]), torch.tensor([False]), source)
+    assert torch.equal(plain, x)
+    assert torch.equal(data.shift_and_flip(x, torch.tensor([[1], [1]]), torch.tensor([True]), source), x.flip(2))
+    down = data.shift_and_flip(x, torch.tensor([[0], [2]]), None, source)[0, :, :, 0]
+    assert down.tolist() == [[0, 0, 0], [2, 3, 0], [5, 6, 0]]
+
+
+def test_random_labels_are_never_the_true_one(digits):  # mutation: draw(num_classes) in other_labels
+    from methods.rl import other_labels
+    split, _ = data.train_and_validation(digits, 1, 0.1)
+    counts = torch.zeros(10, 10)
+    for batch in batches(split, 1, 0):
+        labels = other_labels(batch, 10)
+        assert (labels != batch.y).all() and labels.min() >= 0 and labels.max() <= 9
+        counts.index_put_((batch.y, labels), torch.ones(len(labels)), accumulate=True)
+    off_diagonal = counts[~torch.eye(10, dtype=torch.bool)]
+    assert off_diagonal.min() > 0  # every wrong label is drawn
+
+
+def make_folder(root, counts, size=(20, 14)):
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(np.full((*size, 3), 10 * i, np.uint8)).save(root / name / f"{i}.png")
+
+
+def test_a_folder_of_images_and_its_changes(tmp_path):  # mutation: a cache without the folder's stamp
+    make_folder(tmp_path / "train", {"cat": 6, "dog": 4})
+    make_folder(tmp_path / "val", {"cat": 2, "dog": 1})
+    images = datasets.load_images("folder", tmp_path, 16)
+    assert images.x_train.shape == (10, 16, 16, 3) and len(images.x_test) == 3 and images.classes == ["cat", "dog"]
+    assert data.class_numbers(["dog", "0"], images.classes) == [1, 0]
+    (tmp_path / "train" / "dog" / "0.png").unlink()
+    assert len(datasets.load_images("folder", tmp_path, 16).x_train) == 9
+    make_folder(tmp_path / "flat", {"a": 15, "b": 15})
+    flat = datasets.load_images("folder", tmp_path / "flat", 8)
+    assert len(flat.x_train) == 27 and len(flat.x_test) == 3
+
+
+def test_bad_folders_and_caches_are_refused(tmp_path):  # mutation: skip unreadable images
+    make_folder(tmp_path / "one", {"cat": 2})
+    make_folder(tmp_path / "bad", {"cat": 2, "dog": 2})
+    (tmp_path / "bad" / "dog" / "torn.jpg").write_bytes((tmp_path / "bad" / "dog" / "1.png").read_bytes()[:40])
+    make_folder(tmp_path / "empty", {"cat": 2, "dog": 0})
+    for name, message in (("one", "two class folders"), ("bad", "torn.jpg cannot be read"), ("empty", "holds no images"), ("absent", "is no folder")):
+        with pytest.raises(run.RunError, match=message):
+            datasets.load_images("folder", tmp_path / name, 8)
+    datasets.load_images("digits", tmp_path)
+    whole = (tmp_path / "digits.npz").read_bytes()
+    (tmp_path / "digits.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(run.RunError, match="not a whole .npz"):
+        datasets.load_images("digits", tmp_path)
+    np.savez(tmp_path / "digits.npz", x_train=np.full((4, 8, 8, 1), np.nan), y_train=np.zeros(4, int), x_test=np.zeros((1, 8, 8, 1), np.uint8), y_test=np.zeros(1, int))
+    with pytest.raises(run.RunError, match="must be uint8"):
+        datasets.load_images("digits", tmp_path)
+
+
+def test_a_data_set_that_cannot_be_downloaded_is_named(tmp_path, monkeypatch):  # mutation: let torchvision's own error through
+    import torchvision
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+    monkeypatch.setattr(torchvision.datasets, "CIFAR100", offline)
+    with pytest.raises(run.RunError, match="CIFAR100 is neither in"):
+        datasets.load_images("cifar100", tmp_path)
+    with pytest.raises(run.RunError, match="tiny-imagenet-200.zip"):
+        datasets.load_images("tiny_imagenet", tmp_path)

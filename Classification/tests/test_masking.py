@@ -1,0 +1,159 @@
+"""The mask: exact, and hard. Beside each property stands the mutation that would break it."""
+import math
+
+import masking
+import pytest
+import run
+import torch
+
+SOLVERS = {
+    "sgd": lambda leaves: torch.optim.SGD(leaves, 0.1, momentum=0.9, weight_decay=0.05),
+    "adam": lambda leaves: torch.optim.Adam(leaves, 0.01, weight_decay=0.05),
+    "adamw": lambda leaves: torch.optim.AdamW(leaves, 0.01, weight_decay=0.5),
+}
+
+
+def saliency(seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    return {"a": torch.randn(7, 3, 3, 3, generator=draw).to(memory_format=torch.channels_last), "b": torch.randn(11, generator=draw), "c": torch.randn(40, 30, generator=draw)}
+
+
+def by_sorting(saliency, ratio):
+    flat = torch.cat([tensor.reshape(-1) for tensor in saliency.values()]).abs()
+    order = sorted(range(len(flat)), key=lambda i: (-flat[i].item(), i))
+    keep = torch.zeros(len(flat), dtype=torch.bool)
+    keep[order[: math.floor(ratio * len(flat))]] = True
+    return keep
+
+
+@pytest.mark.parametrize("ratio", [0.0001, 0.1, 0.5, 0.999, 1.0])
+def test_select_equals_sorting(ratio, monkeypatch):  # mutation: `>=` for `>` in select, or round() for floor()
+    monkeypatch.setattr(masking, "CHUNK", 100)  # ties and thresholds must hold across chunks
+    mask = masking.select(saliency(), ratio)
+    assert torch.equal(torch.cat([part.reshape(-1) for part in mask.values()]), by_sorting(saliency(), ratio))
+
+
+def test_select_breaks_ties_by_position(monkeypatch):  # mutation: drop the [:ties] in select
+    monkeypatch.setattr(masking, "CHUNK", 5)
+    tied = {"a": torch.tensor([1.0, -1, 0, 1]), "b": torch.tensor([2.0, 1, -1, 0, 0, 1, 1, 0.5])}
+    for k in range(13):
+        mask = masking.select(tied, k / 12 + 1e-9)
+        assert torch.equal(torch.cat(list(mask.values())), by_sorting(tied, k / 12 + 1e-9))
+
+
+def test_select_handles_all_zero_and_denormal():  # mutation: a histogram over values in place of bits
+    mask = masking.select({"a": torch.zeros(10), "b": torch.full((10,), 1e-42)}, 0.6)
+    assert mask["b"].all() and mask["a"].tolist() == [True] * 2 + [False] * 8
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_select_refuses_non_finite(bad):  # mutation: drop the check of the top bins
+    with pytest.raises(run.RunError, match="NaN or infinite"):
+        masking.select({"a": torch.tensor([1.0, bad, 2.0])}, 0.5)
+
+
+def network():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(2, 6, 3), torch.nn.BatchNorm2d(6), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(6 * 16, 5))
+    return net.to(memory_format=torch.channels_last)
+
+
+def train(net, mask, solver, steps=6):
+    with masking.Leaves(dict(net.named_parameters()), mask) as leaves:
+        optimizer = SOLVERS[solver](leaves.parameters())
+        for step in range(steps):
+            draw = torch.Generator().manual_seed(step)
+            x, y = torch.randn(8, 2, 6, 6, generator=draw), torch.randint(5, (8,), generator=draw)
+            torch.nn.functional.cross_entropy(net(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            leaves.scatter()
+        return sum(value.numel() * value.element_size() for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value) and value.dim())
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_frozen_weights_stay_bitwise_equal(solver):  # mutation: hand the optimizer net.parameters() and mask gradients instead
+    net = network()
+    before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+    mask = masking.select({name: torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) for name, parameter in before.items()}, 0.5)
+    mask["4.bias"][:] = False  # a parameter frozen whole
+    train(net, mask, solver)
+    for name, parameter in net.named_parameters():
+        assert torch.equal(parameter[~mask[name]], before[name][~mask[name]])
+        assert (parameter[mask[name]] != before[name][mask[name]]).all()
+        assert parameter.requires_grad
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_salient_weights_move_as_in_dense_training_with_masked_gradients(solver):  # mutation: scatter in row-major order for a channels_last tensor
+    masked, dense = network(), network()
+    mask = {name: torch.rand(parameter.shape, generator=torch.Generator().manual_seed(2)) < 0.5 for name, parameter in dense.named_parameters()}
+    train(masked, mask, solver, steps=4)
+    start = {name: parameter.detach().clone() for name, parameter in dense.named_parameters()}
+    optimizer = SOLVERS[solver](dense.parameters())
+    for step in range(4):
+        draw = torch.Generator().manual_seed(step)
+        x, y = torch.randn(8, 2, 6, 6, generator=draw), torch.randint(5, (8,), generator=draw)
+        torch.nn.functional.cross_entropy(dense(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for name, parameter in dense.named_parameters():
+                parameter.copy_(torch.where(mask[name], parameter, start[name]))
+    for name, parameter in masked.named_parameters():
+        torch.testing.assert_close(parameter, dict(dense.named_parameters())[name], rtol=1e-4, atol=1e-6)
+
+
+def test_full_mask_equals_no_mask():  # mutation: always make compact leaves
+    masked, free = network(), network()
+    train(masked, {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in masked.named_parameters()}, "adamw")
+    train(free, None, "adamw")
+    assert all(torch.equal(a, b) for a, b in zip(masked.state_dict().values(), free.state_dict().values(), strict=True))
+
+
+def test_batchnorm_statistics_lie_outside_the_mask():  # mutation: put the model in eval mode under a mask
+    net = network()
+    before = net[1].running_mean.clone()
+    train(net, {name: torch.zeros_like(parameter, dtype=torch.bool).index_fill_(0, torch.tensor([0]), True) for name, parameter in net.named_parameters()}, "sgd", steps=2)
+    assert not torch.equal(net[1].running_mean, before)
+
+
+def test_optimizer_memory_shrinks_with_the_mask():  # mutation: leaves of the dense shape
+    mask = masking.select({name: parameter.detach() for name, parameter in network().named_parameters()}, 0.25)
+    assert train(network(), mask, "adam", steps=1) == pytest.approx(0.25 * train(network(), None, "adam", steps=1), rel=0.02)
+
+
+def test_gradients_accumulate_over_backward_passes():  # mutation: overwrite leaf.grad in take_gradient
+    net = network()
+    mask = {name: torch.rand(parameter.shape) < 0.5 for name, parameter in net.named_parameters()}
+    x = torch.randn(4, 2, 6, 6)
+    with masking.Leaves(dict(net.named_parameters()), mask) as leaves:
+        net.eval()
+        net(x).square().sum().backward()
+        once = [leaf.grad.clone() for leaf in leaves.parameters()]
+        net(x).square().sum().backward()
+        for leaf, grad in zip(leaves.parameters(), once, strict=True):
+            torch.testing.assert_close(leaf.grad, 2 * grad)
+
+
+def test_mask_file_round_trip_and_size(tmp_path):  # mutation: save the bool tensors unpacked
+    class Here:
+        save = staticmethod(lambda name, tensors, metadata: run.write_tensors(tmp_path / name, tensors, metadata))
+    weights = {"w": torch.randn(1000, 1001), "b": torch.randn(13)}
+    mask = masking.select(weights, 0.3)
+    masking.save(Here, mask, mask_ratio=0.3, forget_sha="f", seconds=1.5)
+    loaded, info = masking.load(tmp_path, weights, "f")
+    assert all(torch.equal(mask[name], loaded[name]) for name in mask) and info == {"mask_ratio": 0.3, "mask_seconds": 1.5}
+    assert (tmp_path / "mask.safetensors").stat().st_size < 1001013 / 8 + 1000
+    for parameters, sha, message in (({"w": weights["w"]}, "f", "another model"), (weights | {"b": torch.zeros(14)}, "f", "another model"), (weights, "g", "another forget set")):
+        with pytest.raises(run.RunError, match=message):
+            masking.load(tmp_path, parameters, sha)
+
+
+def test_check_change_sees_a_frozen_weight_move():  # mutation: return the fraction without looking at the mask
+    before, mask = {"w": torch.zeros(10)}, {"w": torch.arange(10) < 5}
+    assert masking.check_change(before, {"w": (torch.arange(10) < 3).float()}, mask) == 0.3
+    with pytest.raises(run.RunError, match="outside the mask"):
+        masking.check_change(before, {"w": (torch.arange(10) > 8).float()}, mask)
+    with pytest.raises(run.RunError, match="NaN"):
+        masking.check_change(before, {"w": torch.full((10,), math.nan)}, mask)
