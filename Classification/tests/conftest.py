@@ -6,30 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import run  # noqa: E402
-
-NUM_FORGET = "60"
-
-
-def script(name, *argv):
-    """Run a script as the command line would, in this process; returns its exit status."""
-    module = __import__(name)
-    try:
-        run.cli(module.main, [str(word) for word in argv])
-    except SystemExit as stop:
-        if isinstance(stop.code, str):
-            print(stop.code, file=sys.stderr)
-            return 1
-        return stop.code or 0
-    return 0
-
-
-def tiny(*argv, name="train"):
-    """Arguments for a digits model that trains in about a second."""
-    return (name, "--dataset", "digits", "--arch", "cnn", "--epochs", 4, "--lr", 0.1, "--batch_size", 64, "--schedule", "linear", "--precision", "fp32", *argv)
+from helpers import NUM_FORGET, script, tiny  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -57,5 +37,5 @@ def opened(home):
     """The original model, its splits and the forget set, as the scripts see them."""
     import engine
     import job
-    flags = {"forget_class": None, "num_forget": int(NUM_FORGET), "forget_indices": None, "split_seed": None}
+    flags = {"forget_class": None, "num_forget": NUM_FORGET, "forget_indices": None, "split_seed": None}
     return lambda path=home / "original", **other: job.open_job(path, flags | other, engine.make_accelerator("cpu", "fp32"))

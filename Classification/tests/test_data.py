@@ -1,11 +1,12 @@
 """Data, forget sets and batches. Beside each property stands the mutation that would break it."""
-import data
-import datasets
 import numpy as np
 import pytest
-import run
 import torch
 from PIL import Image
+
+import data
+import datasets
+import run
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,11 @@
 """The mask: exact, and hard. Beside each property stands the mutation that would break it."""
 import math
 
-import masking
 import pytest
-import run
 import torch
+
+import masking
+import run
 
 SOLVERS = {
     "sgd": lambda leaves: torch.optim.SGD(leaves, 0.1, momentum=0.9, weight_decay=0.05),

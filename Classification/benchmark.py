@@ -1,0 +1,221 @@
+"""Speed and memory of the mask and the loop, as ratios and sizes measured in one run.
+
+    python benchmark.py --data_dir ~/data
+
+Timings of two things are taken in turns and their medians compared, so that a busy machine bears on both. The accuracies come
+from training ResNet-20 on CIFAR-10 for --epochs epochs in either precision. Writes FOLDER/benchmark.json and benchmark.md.
+"""
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+import data
+import datasets
+import engine
+import job
+import masking
+import metrics
+import models
+import run
+
+
+class Scratch:
+    """Takes the place of a Run where nothing is to be kept."""
+    images_seen = 0
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def save(self, name, tensors, metadata=None):
+        run.write_tensors(self.folder / name, tensors, metadata)
+
+    def seconds(self):
+        return 0.0
+
+    def last_checkpoint(self):
+        return None
+
+    def log(self, **row):
+        pass
+
+
+def in_turns(*functions, rounds):
+    """Median seconds of each function, called in turns, after one warm-up call of each."""
+    times = [[] for _ in functions]
+    for number in range(rounds + 1):
+        for function, seconds in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            function()
+            if number:
+                seconds.append(time.perf_counter() - start)
+    return [statistics.median(seconds) for seconds in times]
+
+
+def sd_unet_shapes():
+    """Shapes of all parameters of Stable Diffusion v1's U-Net: 859,520,964 weights."""
+    def norm(c):
+        return [(c,), (c,)]
+
+    def linear(out, into, bias=True):
+        return [(out, into)] + ([(out,)] if bias else [])
+
+    def conv(out, into, size=3):
+        return [(out, into, size, size), (out,)]
+
+    def resnet(into, out):
+        return norm(into) + conv(out, into) + linear(out, 1280) + norm(out) + conv(out, out) + (conv(out, into, 1) if into != out else [])
+
+    def attention(c):
+        attend = [part for keys in (c, 768) for part in linear(c, c, False) + 2 * linear(c, keys, False) + linear(c, c)]
+        return norm(c) + conv(c, c, 1) + 3 * norm(c) + attend + linear(8 * c, c) + linear(c, 4 * c) + conv(c, c, 1)
+
+    widths = (320, 640, 1280, 1280)
+    shapes, skips, width = conv(320, 4) + linear(1280, 320) + linear(1280, 1280), [320], 320
+    for level, out in enumerate(widths):
+        for _ in range(2):
+            shapes += resnet(width, out) + (attention(out) if level < 3 else [])
+            width = out
+            skips.append(out)
+        if level < 3:
+            shapes += conv(out, out)
+            skips.append(out)
+    shapes += resnet(1280, 1280) + attention(1280) + resnet(1280, 1280)
+    for level, out in enumerate(reversed(widths)):
+        for _ in range(3):
+            shapes += resnet(width + skips.pop(), out) + (attention(out) if level > 0 else [])
+            width = out
+        if level < 3:
+            shapes += conv(out, out)
+    return shapes + norm(320) + conv(4, 320)
+
+
+def select_small(results, scratch):
+    """Threshold selection and mask file for a ResNet-18, against sorting a concatenated copy and saving int64 masks."""
+    gradient = {name: torch.randn_like(p) for name, p in models.build("resnet18", 10, 3, 32, 0).named_parameters()}
+
+    def by_sorting():
+        flat = torch.cat([tensor.abs().flatten() for tensor in gradient.values()])
+        ranks = flat.argsort(descending=True).argsort()
+        return (ranks < len(flat) // 2).long()
+
+    ours, sorting = in_turns(lambda: masking.select(gradient, 0.5), by_sorting, rounds=3)
+    masking.save(scratch, masking.select(gradient, 0.5), mask_ratio=0.5, forget_sha="", seconds=0.0)
+    weights = sum(tensor.numel() for tensor in gradient.values())
+    results["mask of ResNet-18"] = {"weights": weights, "select_seconds": ours, "sorting_seconds": sorting, "times_faster": sorting / ours,
+                                    "file_mb": (scratch.folder / "mask.safetensors").stat().st_size / 1e6, "int64_file_mb": 8 * weights / 1e6}
+
+
+def select_large(results):
+    """Threshold selection over 860 M weights in the shapes of SD v1's U-Net. Memory counts beyond the gradients, the mask itself included."""
+    gradient = {str(i): torch.randn(shape) for i, shape in enumerate(sd_unet_shapes())}
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    mask = masking.select(gradient, 0.5)
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    weights = sum(tensor.numel() for tensor in gradient.values())
+    assert sum(int(part.sum()) for part in mask.values()) == weights // 2
+    results["mask of SD v1's U-Net"] = {"weights": weights, "select_seconds": seconds, "extra_mb": (after - before) / 1024}
+
+
+def make_step(arch, ratio, batch, precision, channels_last=True):
+    """A function that does one SGD step, and the bytes of its optimizer's state after one."""
+    accelerator = engine.make_accelerator("auto", precision)
+    model = models.build(arch, 10, 3, 32, 0).to(accelerator.device)
+    model = model if channels_last else model.to(memory_format=torch.contiguous_format)
+    mask = None if ratio is None else masking.select({name: torch.randn_like(p) for name, p in model.named_parameters()}, ratio)
+    leaves = masking.Leaves(dict(model.named_parameters()), mask)
+    solver = torch.optim.SGD(leaves.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
+    x, y = torch.rand(batch, 3, 32, 32, device=accelerator.device), torch.randint(10, (batch,), device=accelerator.device)
+    x = x.to(memory_format=torch.channels_last) if channels_last else x
+
+    def step():
+        with accelerator.autocast():
+            loss = torch.nn.functional.cross_entropy(model(x).float(), y)
+        loss.backward()
+        solver.step()
+        solver.zero_grad(set_to_none=True)
+        leaves.scatter()
+        if accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    step()
+    return step, sum(value.numel() * value.element_size() for state in solver.state.values() for value in state.values() if torch.is_tensor(value))
+
+
+def masked_step(results, rounds):
+    """A masked against a dense step of ResNet-18, batch 256 as in the paper, and the optimizer's memory."""
+    dense, dense_bytes = make_step("resnet18", None, 256, "auto")
+    masked, masked_bytes = make_step("resnet18", 0.5, 256, "auto")
+    dense_seconds, masked_seconds = in_turns(dense, masked, rounds=rounds)
+    results["masked step, ResNet-18, batch 256"] = {"dense_seconds": dense_seconds, "masked_seconds": masked_seconds, "time_ratio": masked_seconds / dense_seconds,
+                                                    "optimizer_mb_dense": dense_bytes / 1e6, "optimizer_mb_masked": masked_bytes / 1e6, "memory_ratio": masked_bytes / dense_bytes}
+
+
+def precisions(results, rounds):
+    """bf16 with channels_last against fp32 in either layout."""
+    for arch in ("resnet20", "resnet18"):
+        names = ("bf16 channels_last", "fp32 channels_last", "fp32 plain")
+        steps = [make_step(arch, None, 256, precision, layout)[0] for precision, layout in (("bf16", True), ("fp32", True), ("fp32", False))]
+        seconds = in_turns(*steps, rounds=rounds)
+        results[f"precision, {arch}, batch 256"] = {f"{name}, seconds": value for name, value in zip(names, seconds, strict=True)} | {
+            "bf16 is faster than fp32 plain": seconds[2] / seconds[0], "bf16 is faster than fp32 channels_last": seconds[1] / seconds[0]}
+
+
+def epoch(results, data_dir, epochs, scratch):
+    """ResNet-20 on CIFAR-10 in either precision: accuracy, and the share of the epoch that data and augmentation take."""
+    images = datasets.load_images("cifar10", data_dir)
+    train, _ = data.train_and_validation(images, 1, 0.1)
+    test = data.Split(images.x_test, images.y_test, torch.arange(len(images.y_test)))
+    row = {}
+    for precision in ("bf16", "fp32"):
+        accelerator = engine.make_accelerator("auto", precision)
+        model = models.build("resnet20", 10, 3, 32, 1)
+        models.set_normalisation(model, images.x_train)
+        start = time.perf_counter()
+        engine.fit(model.to(accelerator.device), lambda _: [{"train": train}], lambda train, model=model: {"train": engine.cross_entropy(model, train)}, epochs=epochs, lr=0.2,
+                   batch_size=256, seed=1, accelerator=accelerator, run=scratch, schedule="linear", augment=datasets.DATASETS["cifar10"])
+        row[f"{precision}, seconds an epoch"] = (time.perf_counter() - start) / epochs
+        row[f"{precision}, test accuracy after {epochs} epochs"] = metrics.accuracy(engine.predict(model, test, accelerator), test.labels())
+        start = time.perf_counter()
+        for _ in data.epoch_batches(train, 256, data.generator("benchmark"), datasets.DATASETS["cifar10"]):
+            pass
+        row[f"{precision}, share of data and augmentation"] = (time.perf_counter() - start) / row[f"{precision}, seconds an epoch"]
+    results["epoch of ResNet-20 on CIFAR-10, 45,000 images"] = row
+
+
+def main(argv=None):
+    args = parse(argv)
+    results = {"machine": run.machine(), "versions": run.versions(*job.PACKAGES)}
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Scratch(folder)
+        select_large(results)
+        select_small(results, scratch)
+        masked_step(results, args.rounds)
+        precisions(results, args.rounds)
+        epoch(results, args.data_dir, args.epochs, scratch)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    run.write_json(args.folder / "benchmark.json", results)
+    lines = [f"Measured on {results['machine']}, torch {results['versions']['torch']}, by scripts/benchmark.sh.", "", "| what | figures |", "|---|---|"]
+    lines += [f"| {name} | {'; '.join(f'{key} {shown(value)}' for key, value in row.items())} |" for name, row in results.items() if name not in ("machine", "versions")]
+    run.write_whole(args.folder / "benchmark.md", lambda beside: beside.write_text("\n".join(lines) + "\n"))
+    print("\n".join(lines))
+    print(f"written: {args.folder}/benchmark.md, benchmark.json")
+
+
+def shown(value):
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def parse(argv=None):
+    parser = run.parser(__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark"), metavar="FOLDER", help="folder to write into")
+    parser.add_argument("--rounds", type=run.positive_int, default=7, help="timed calls of each thing")
+    run.add_flags(parser, data_dir=Path("data"), epochs=2)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run.cli(main)

@@ -1,0 +1,305 @@
+"""The scripts from the outside: wrong input, kills, several processes, written commands. Mutations stand beside the properties."""
+import importlib
+import json
+import os
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import masking
+import numpy as np
+import pytest
+import run
+import torch
+from conftest import ROOT
+from helpers import NUM_FORGET, script, tiny
+
+ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}
+
+
+def unlearn_command(home, save_dir, *flags, method="salun"):
+    return ["unlearn", "--method", method, "--model_path", home / "original", "--num_forget", NUM_FORGET, "--mask_path", home / "mask", "--epochs", 1,
+            "--precision", "fp32", "--save_dir", save_dir, *flags]
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+# ------------------------------------------------------------------------------------------------------------- wrong input
+def broken_copy(home, target, name, change):
+    shutil.copytree(home / name, target)
+    change(target)
+    return target
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def pickle_over(path):
+    torch.save({"weight": torch.zeros(2)}, path)
+
+
+def other_size(folder):
+    args = json.loads((folder / "args.json").read_text())
+    args["architecture"]["num_classes"] = 7
+    (folder / "args.json").write_text(json.dumps(args))
+
+
+def nan_weights(path):
+    tensors, _ = run.read_tensors(path)
+    tensors["fc.weight"][0, 0] = float("nan")
+    run.write_tensors(path, tensors)
+
+
+WRONG = {  # name: (arguments of unlearn.py as a function of home and a scratch folder, part of the message)
+    "unknown method": (lambda home, tmp: ["--method", "magic", "--num_forget", 60], "invalid choice: 'magic'"),
+    "unknown flag": (lambda home, tmp: ["--num_forgot", 60], "unrecognized arguments"),
+    "salun without a mask": (lambda home, tmp: ["--num_forget", 60], "needs --mask_path"),
+    "retrain with a mask": (lambda home, tmp: ["--method", "retrain", "--num_forget", 60, "--mask_path", home / "mask"], "takes no --mask_path"),
+    "a flag the method does not read": (lambda home, tmp: ["--method", "ga", "--alpha", 1, "--num_forget", 60], "does not read --alpha"),
+    "nothing to forget": (lambda home, tmp: ["--method", "ft"], "say what to forget"),
+    "two forget sets": (lambda home, tmp: ["--method", "ft", "--forget_class", 3, "--forget_indices", "x.txt"], "contradicts"),
+    "resume and overwrite": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--resume", "--overwrite"], "contradict"),
+    "mask ratio of 0": (lambda home, tmp: ["--method", "salun_soft", "--num_forget", 60, "--mask_ratio", 0], "must be in (0, 1]"),
+    "negative learning rate": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--lr", -1], "must be a positive number"),
+    "half a sample": (lambda home, tmp: ["--method", "ft", "--num_forget", 1.5], "whole number of samples"),
+    "class out of range": (lambda home, tmp: ["--method", "ft", "--forget_class", 10], "there is no class 10"),
+    "more than there is": (lambda home, tmp: ["--method", "ft", "--num_forget", 5000], "more than the 1294 samples"),
+    "missing index file": (lambda home, tmp: ["--method", "ft", "--forget_indices", tmp / "none.txt"], "none.txt"),
+    "missing model": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path", tmp / "none"], "does not exist"),
+    "a folder that is no run": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path", home / "data"], "no run folder"),
+    "a mask as a model": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path", home / "mask"], "holds no model"),
+    "unfinished model": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path",
+                                            broken_copy(home, tmp / "m", "original", lambda folder: (folder / "done.json").unlink())], "did not finish"),
+    "truncated weights": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path",
+                                             broken_copy(home, tmp / "m", "original", lambda folder: truncate(folder / "model.safetensors"))], "not a whole safetensors file"),
+    "pickled weights": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path",
+                                           broken_copy(home, tmp / "m", "original", lambda folder: pickle_over(folder / "model.safetensors"))], "is a pickle"),
+    "a bare pickle": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path", pickle_over(tmp / "m.pt") or tmp / "m.pt"], "is a pickle"),
+    "weights with NaN": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path",
+                                            broken_copy(home, tmp / "m", "original", lambda folder: nan_weights(folder / "model.safetensors"))], "NaN or infinite values in fc.weight"),
+    "weights of another shape": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path", broken_copy(home, tmp / "m", "original", other_size)], "belongs to another model"),
+    "torn args.json": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path",
+                                          broken_copy(home, tmp / "m", "original", lambda folder: truncate(folder / "args.json"))], "not whole JSON"),
+    "mask of another forget set": (lambda home, tmp: ["--num_forget", 61, "--mask_path", home / "mask"], "another forget set"),
+    "missing mask": (lambda home, tmp: ["--num_forget", 60, "--mask_path", tmp / "none"], "does not exist"),
+    "a model as a mask": (lambda home, tmp: ["--num_forget", 60, "--mask_path", home / "original" / "model.safetensors"], "is no mask"),
+    "truncated mask": (lambda home, tmp: ["--num_forget", 60, "--mask_path", broken_copy(home, tmp / "m", "mask", lambda folder: truncate(folder / "mask.safetensors"))], "not a whole"),
+    "a loss that explodes": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--lr", 1e30, "--epochs", 3], "lower --lr"),
+    "data of another data set": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--data_dir", smaller_data(tmp)], "not what"),
+    "no CUDA": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--device", "cuda"], "no CUDA device"),
+}
+
+
+def smaller_data(tmp):
+    x, y = np.zeros((40, 8, 8, 3), np.uint8), np.arange(40) % 10
+    np.savez(tmp / "digits.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    return tmp
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_ends_in_one_sentence_and_writes_nothing(name, home, tmp_path, capsys):  # mutation: drop any one check
+    if name == "no CUDA" and torch.cuda.is_available():
+        pytest.skip("CUDA is here")
+    flags, message = WRONG[name]
+    (tmp_path / "scratch").mkdir()
+    flags = flags(home, tmp_path / "scratch")
+    model = () if "--model_path" in flags else ("--model_path", home / "original")
+    status = script("unlearn", "--precision", "fp32", *model, "--save_dir", tmp_path / "run", *flags)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert status != 0 and len(lines) == 1 and message in lines[0]
+    assert not (tmp_path / "run" / "model.safetensors").exists() and not (tmp_path / "run" / "done.json").exists()
+
+
+@pytest.mark.parametrize("argv, message", [
+    (("train", "--arch", "resnet19"), "invalid choice"),
+    (("train", "--dataset", "mnist"), "invalid choice"),
+    (("train", "--image_size", 16), "--image_size is for"),
+    (("train", "--val_fraction", 1), "must be in [0, 1)"),
+    (("train", "--dataset", "folder", "--data_dir", "/nonexistent"), "is no folder"),
+    (("generate_mask", "--num_forget", 60), "--model_path"),
+    (("evaluate", "--model_path", "/nonexistent"), "does not exist"),
+    (("evaluate", "--model_path", "a", "--num_forget", 60), "need --save_dir"),
+    (("evaluate", "--model_path", "a", "b", "--num_forget", 60, "--save_dir", "c"), "one --model_path"),
+    (("table", "/nonexistent"), "no measured runs"),
+])
+def test_wrong_input_of_the_other_scripts(argv, message, tmp_path, capsys):  # mutation: drop any one check
+    saves = argv[0] in ("train", "generate_mask")
+    assert script(*argv, *(("--save_dir", tmp_path / "run") if saves else ())) != 0
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_an_existing_run_is_never_lost(home, tmp_path, capsys):  # mutation: delete the old run in Run.__init__
+    folder = tmp_path / "run"
+    assert script(*unlearn_command(home, folder)) == 0
+    before = files(folder)
+    assert script(*unlearn_command(home, folder)) != 0 and "already holds a run" in capsys.readouterr().err
+    assert script(*unlearn_command(home, folder, "--overwrite", "--lr", "-3")) != 0
+    assert script(*unlearn_command(home, folder, "--overwrite", "--mask_path", tmp_path)) != 0
+    assert files(folder) == before
+    assert script(*unlearn_command(home, folder, "--resume")) == 0 and "finished already" in capsys.readouterr().out
+    assert files(folder) == before
+    assert script(*unlearn_command(home, folder, "--overwrite", "--seed", 5)) == 0
+    assert files(folder)["model.safetensors"] != before["model.safetensors"]
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "love.txt").write_text("keep")
+    assert script(*unlearn_command(home, tmp_path / "letters", "--overwrite")) != 0 and "no run folder" in capsys.readouterr().err
+    assert (tmp_path / "letters" / "love.txt").read_text() == "keep"
+
+
+def test_a_full_disk_leaves_no_half_files(home, tmp_path):  # mutation: write straight to the final name
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # model.safetensors has 380 kB
+    done = subprocess.run([sys.executable, str(ROOT / "unlearn.py"), *map(str, unlearn_command(home, tmp_path / "run")[1:])], env=ENVIRONMENT, preexec_fn=limit, capture_output=True, text=True)
+    assert done.returncode == 1 and "error: could not write" in done.stderr and "Traceback" not in done.stderr
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["args.json", "log.csv"]
+
+
+# ------------------------------------------------------------------------------------------------- kills and processes
+def interrupted(name, argv, folder, after_step):
+    """Start a script with a checkpoint after every epoch, and kill -9 it once its log has passed a step."""
+    code = f"import engine, run, {name}; engine.CHECKPOINT_SECONDS = -1; engine.LOG_STEPS = 1; run.cli({name}.main)"
+    process = subprocess.Popen([sys.executable, "-c", code, *map(str, argv)], env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        log = folder / "log.csv"
+        if log.is_file() and (folder / "checkpoint.safetensors").is_file() and log.read_text().count("\n") > after_step:
+            break
+        time.sleep(0.002)
+    assert process.poll() is None, process.stderr.read().decode()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_training_resumes_to_the_same_bytes_after_a_kill(tmp_path):  # mutation: do not restore the optimizer, or the epoch
+    name, *flags = tiny("--data_dir", tmp_path / "data", "--epochs", 12, "--optimizer", "adamw", "--lr", 0.001)
+    assert script(name, *flags, "--save_dir", tmp_path / "whole") == 0
+    interrupted(name, [*flags, "--save_dir", tmp_path / "cut"], tmp_path / "cut", after_step=60)
+    state = json.loads(run.read_tensors(tmp_path / "cut" / "checkpoint.safetensors")[1]["state"])
+    assert 0 < state["epoch"] < 12 and not (tmp_path / "cut" / "done.json").exists()
+    assert script(name, *flags, "--save_dir", tmp_path / "cut", "--resume") == 0
+    assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert json.loads((tmp_path / "cut" / "done.json").read_text())["images_seen"] == json.loads((tmp_path / "whole" / "done.json").read_text())["images_seen"]
+    steps = [int(line.split(",")[0]) for line in (tmp_path / "cut" / "log.csv").read_text().splitlines()[1:]]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("method", ["salun", "salun_soft", "be"])
+def test_unlearning_resumes_to_the_same_bytes_after_a_kill(method, home, tmp_path):  # mutation: leaves not gathered after restore; theta_o from the checkpoint
+    def command(folder, *more):
+        return unlearn_command(home, folder, "--epochs", 40 if method == "be" else 6, *more, method=method)
+    assert script(*command(tmp_path / "whole")) == 0
+    interrupted("unlearn", command(tmp_path / "cut")[1:], tmp_path / "cut", after_step=10 if method == "be" else 50)
+    assert script(*command(tmp_path / "cut", "--lr", 0.5, "--resume")) != 0  # another flag than before is refused
+    assert script(*command(tmp_path / "cut", "--resume")) == 0
+    assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def test_two_processes_give_the_result_of_one(home, tmp_path):  # mutation: batch.mean without its weight, or no average_gradients
+    """swin_t, which has no BatchNorm: training, mask and a masked method, at equal global batch."""
+    results = {}
+    for count in (1, 2):
+        def launch(name, *flags, count=count):
+            launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"] if count == 2 else []  # without GPUs: two on the CPU, over gloo
+            argv = [sys.executable, *launcher, str(ROOT / f"{name}.py"), *map(str, flags), "--device", "cpu"]
+            done = subprocess.run(argv, env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+        base = tmp_path / str(count)
+        launch("train", "--dataset", "digits", "--arch", "swin_t", "--limit", 75, "--data_dir", home / "data", "--epochs", 1, "--batch_size", 25, "--lr", 0.01, "--schedule", "constant",
+               "--precision", "fp32", "--save_dir", base / "original")
+        launch("generate_mask", "--model_path", base / "original", "--num_forget", 11, "--save_dir", base / "mask")
+        launch("unlearn", "--method", "salun", "--model_path", tmp_path / "1" / "original", "--num_forget", 11, "--mask_path", tmp_path / "1" / "mask", "--epochs", 1, "--precision", "fp32",
+               "--save_dir", base / "salun")
+        results[count] = {name: run.read_tensors(base / name / "model.safetensors")[0] for name in ("original", "salun")} | {"mask": run.read_tensors(base / "mask" / "mask.safetensors")[0]}
+        assert json.loads((base / "salun" / "args.json").read_text())["processes"] == count
+    start = run.read_tensors(tmp_path / "1" / "original" / "model.safetensors")[0]
+    for name in ("original", "salun"):
+        for key, one in results[1][name].items():
+            torch.testing.assert_close(results[2][name][key], one, rtol=1e-3, atol=2e-5)
+    moved = max((results[1]["salun"][key] - start[key]).abs().max().item() for key in start)
+    assert moved > 1e-3  # far more than the tolerance above
+    differing = sum(int(np.unpackbits(one.numpy() ^ results[2]["mask"][key].numpy()).sum()) for key, one in results[1]["mask"].items())
+    assert differing < 1e-3 * sum(one.numel() * 8 for one in results[1]["mask"].values())
+
+
+# --------------------------------------------------------------------------------------------------- the whole, and words
+def test_from_training_to_the_table(home, unlearn, tmp_path, capsys):  # mutation: gap to the original in place of retrain
+    for i, method in enumerate(("retrain", "salun", "ga")):
+        for seed in (1, 2):
+            folder = unlearn(method, "--epochs", "1", "--seed", str(seed))
+            shutil.move(folder, tmp_path / f"{method}_{seed}")
+    runs = sorted(path for path in tmp_path.iterdir())
+    assert script("evaluate", "--model_path", *runs, "--precision", "fp32") == 0
+    assert script("evaluate", "--model_path", home / "original", "--num_forget", 60, "--save_dir", tmp_path / "original", "--precision", "fp32") == 0
+    assert script("evaluate", "--model_path", *runs, "--precision", "fp32") != 0  # numbers that are there are not replaced
+    printed = capsys.readouterr().out
+    assert "unlearning accuracy: 100 - accuracy on the forget set [better: close to Retrain]" in printed
+    assert script("table", tmp_path) == 0
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert table["columns"] == ["UA", "RA", "TA", "MIA", "RTE"] and [row["method"] for row in table["rows"]] == ["original", "retrain", "ga", "salun"]
+    rows = {row["method"]: row for row in table["rows"]}
+    measured = [json.loads((tmp_path / f"salun_{seed}" / "metrics.json").read_text()) for seed in (1, 2)]
+    again = [json.loads((tmp_path / f"retrain_{seed}" / "metrics.json").read_text()) for seed in (1, 2)]
+    gaps = []
+    for name in ("UA", "RA", "TA", "MIA"):
+        values, target = [one[name] for one in measured], np.mean([one[name] for one in again])
+        assert rows["salun"][name] == pytest.approx({"mean": np.mean(values), "sd": np.std(values, ddof=1), "gap": abs(np.mean(values) - target)})
+        gaps.append(abs(np.mean(values) - target))
+    assert rows["salun"]["average_gap"] == pytest.approx(np.mean(gaps)) and rows["retrain"]["average_gap"] == 0 and rows["salun"]["runs"] == 2
+    assert table["noise_floor"] == pytest.approx(np.mean([abs(again[0][name] - again[1][name]) for name in ("UA", "RA", "TA", "MIA")]))
+    assert (tmp_path / "table.png").stat().st_size > 10_000 and "| salun | 2 |" in (tmp_path / "table.md").read_text()
+    shutil.move(unlearn("ga", "--epochs", "2"), tmp_path / "ga_more")
+    assert script("evaluate", "--model_path", tmp_path / "ga_more", "--precision", "fp32") == 0
+    assert script("table", tmp_path) != 0 and script("table", tmp_path, "--by_options") == 0  # settings are not averaged by accident
+
+
+def test_weights_from_elsewhere_become_an_original(home, tmp_path):  # mutation: re-initialise after loading
+    shutil.copy(home / "original" / "model.safetensors", tmp_path / "bare.safetensors")
+    assert script(*tiny("--data_dir", home / "data", "--model_path", tmp_path / "bare.safetensors", "--epochs", 0, "--save_dir", tmp_path / "run")) == 0
+    assert run.file_sha(tmp_path / "run" / "model.safetensors") == run.file_sha(tmp_path / "bare.safetensors")
+
+
+def test_args_record_what_a_rerun_needs(home):  # mutation: write args before the forget set is known
+    args = json.loads((home / "mask" / "args.json").read_text())
+    assert args["num_forgotten"] == NUM_FORGET and len(args["forget_sha"]) == 64 and args["parent_sha"] == run.file_sha(home / "original" / "model.safetensors")
+    assert {"torch", "python"} <= set(args["versions"]) and args["machine"] and args["argv"]
+    metadata = run.read_tensors(home / "mask" / "mask.safetensors")[1]
+    assert metadata["forget_sha"] == args["forget_sha"] and masking is not None
+
+
+def parse_command(words):
+    """Parse 'python NAME.py FLAGS...' with the script's own parser, which exits on a mistake."""
+    importlib.import_module(words[1].removesuffix(".py")).parse(words[2:])
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "scripts").glob("*.sh")))
+def test_commands_of_the_shell_scripts_parse(name, tmp_path):  # mutation: misspell a flag in any script
+    recorder = tmp_path / "bin" / "python"
+    recorder.parent.mkdir()
+    recorder.write_text(f'#!/bin/bash\nprintf "%q " python "$@" >> {tmp_path}/commands\nprintf "\\n" >> {tmp_path}/commands\n')
+    recorder.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{recorder.parent}:{os.environ['PATH']}", "OUT": str(tmp_path / "out"), "SEEDS": "1 2"}
+    subprocess.run(["bash", str(ROOT / "scripts" / name), "--device", "cpu"], env=environment, check=True, capture_output=True)
+    commands = [shlex.split(line) for line in (tmp_path / "commands").read_text().splitlines()]
+    assert commands
+    for words in commands:
+        if words[1] != "-":
+            parse_command(words)
+    assert name == "benchmark.sh" or any("--seed" in words for words in commands)
+
+
+def test_commands_of_the_readme_parse():  # mutation: misspell a flag in the README
+    lines, inside = [], False
+    for line in (ROOT / "README.md").read_text().replace("\\\n", " ").splitlines():
+        inside = inside != line.startswith("```")
+        if inside and line.split("#")[0].strip().startswith("python "):
+            lines.append(shlex.split(line.split("#")[0]))
+    assert len(lines) >= 4
+    for words in lines:
+        parse_command(words)

@@ -1,0 +1,217 @@
+"""Every method trains and keeps its promise. Beside each property stands the mutation that would break it."""
+import copy
+import json
+
+import pytest
+import torch
+
+import data
+import engine
+import masking
+import methods
+import metrics
+import models
+import run
+from helpers import script
+
+# Settings strong enough to move a tiny model in a second, and what must come of them: 'away' where the model must err more
+# on the forget set, 'stay' where it only must keep the rest.
+PROMISES = {
+    "retrain": ([], "stay"),
+    "ft": (["--lr", "0.05", "--epochs", "2"], "stay"),
+    "rl": (["--lr", "0.02", "--epochs", "4"], "away"),
+    "ga": (["--lr", "0.003", "--epochs", "4"], "away"),
+    "iu": (["--iu_scale", "1", "--fisher_samples", "100"], "away"),
+    "be": (["--lr", "0.003", "--epochs", "6"], "away"),
+    "bs": (["--lr", "0.003", "--epochs", "6"], "away"),
+    "l1_sparse": (["--lr", "0.05", "--epochs", "2"], "stay"),
+    "salun": (["--lr", "0.02", "--epochs", "4"], "away"),
+    "salun_soft": (["--lr", "0.02", "--epochs", "4"], "away"),
+    "neggrad_plus": (["--lr", "0.02", "--epochs", "3", "--beta", "0.9"], "away"),
+    "scrub": (["--lr", "0.01", "--epochs", "3", "--ascent_epochs", "3"], "away"),
+    "ssd": (["--ssd_alpha", "1.2", "--ssd_lambda", "0.5"], "away"),
+}
+CLASS = ("--forget_class", "3")
+
+
+@pytest.fixture(scope="module")
+def class_mask(home):
+    assert script("generate_mask", "--model_path", home / "original", *CLASS, "--save_dir", home / "class_mask") == 0
+    return home / "class_mask"
+
+
+def loss_and_accuracy(opened, split):
+    logits = engine.predict(opened.model, split, engine.make_accelerator("cpu", "fp32"))
+    return torch.nn.functional.cross_entropy(logits, split.labels()).item(), metrics.accuracy(logits, split.labels())
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_method_keeps_its_promise_on_a_class(name, unlearn, opened, class_mask):  # mutation: swap the sign of the forget loss, or forget and retain
+    flags, promise = PROMISES[name]
+    mask = ["--mask_path", class_mask] if name == "salun" else []
+    folder = unlearn(name, *flags, *mask, forget=CLASS)
+    before, after = opened(forget_class=["3"], num_forget=None), opened(folder, forget_class=["3"], num_forget=None)
+    (forget_before, _), (forget_after, forget_accuracy) = loss_and_accuracy(before, before.forget), loss_and_accuracy(after, after.forget)
+    (_, retain_before), (_, retain_after) = loss_and_accuracy(before, before.retain), loss_and_accuracy(after, after.retain)
+    if promise == "away":
+        assert forget_after > forget_before + 0.2
+    if name in ("retrain", "rl", "salun", "salun_soft"):
+        assert forget_accuracy < 20
+    assert retain_after > retain_before - (40 if methods.reads(name) == ("forget",) or name in ("iu", "ssd") else 8)
+    done = json.loads((folder / "done.json").read_text())
+    assert 0 < done["fraction_changed"] <= 1 and done["images_seen"] > 0 and done["seconds"] > 0
+
+
+def test_every_method_is_tested():
+    assert set(PROMISES) == set(methods.METHODS)
+
+
+@pytest.mark.parametrize("name", sorted(set(methods.METHODS) - methods.TAKES_NO_MASK))
+def test_every_method_under_a_mask_leaves_frozen_weights_bitwise_equal(name, home, unlearn, opened):  # mutation: pass mask=None to fit or to apply_where
+    short = [word for flag, word in (("--epochs", "1"), ("--fisher_samples", "50")) if flag.strip("-") in methods.flags(name) for word in (flag, word)]
+    folder = unlearn(name, *short, "--mask_path", home / "mask")
+    before, after = dict(opened().model.named_parameters()), dict(opened(folder).model.named_parameters())
+    mask, _ = masking.load(home / "mask", before, opened().facts["forget_sha"])
+    for key in before:
+        assert torch.equal(before[key][~mask[key]], after[key][~mask[key]])
+    assert json.loads((folder / "done.json").read_text())["fraction_changed"] <= 0.5
+
+
+def test_a_mask_of_ratio_one_equals_no_mask(home, unlearn):  # mutation: floor(ratio * n) - 1
+    assert script("generate_mask", "--model_path", home / "original", "--num_forget", 60, "--mask_ratio", "1.0", "--save_dir", home / "mask_1") == 0
+    with_mask, without = unlearn("salun", "--epochs", "1", "--mask_path", home / "mask_1"), unlearn("rl", "--epochs", "1")
+    assert (with_mask / "model.safetensors").read_bytes() == (without / "model.safetensors").read_bytes()
+
+
+def test_same_seed_same_bytes_and_another_seed_others(unlearn):  # mutation: seed from the clock
+    first, second, other = (unlearn("salun", "--epochs", "1", "--seed", seed) / "model.safetensors" for seed in (0, 0, 1))
+    assert first.read_bytes() == second.read_bytes() != other.read_bytes()
+
+
+def test_retain_free_methods_are_handed_no_retain_data():  # mutation: hand every method everything
+    assert methods.reads("ga") == methods.reads("be") == methods.reads("bs") == ("forget",)
+    assert methods.reads("ft") == methods.reads("retrain") == methods.reads("l1_sparse") == ("retain",)
+    assert methods.reads("salun") == ("forget", "retain")
+
+
+def test_boundary_expanding_leaves_no_extra_class(unlearn, home, opened):  # mutation: replace the head and forget to put the old shape back
+    folder = unlearn("be", "--epochs", "1")
+    saved, _ = run.read_tensors(folder / "model.safetensors")
+    original, _ = run.read_tensors(home / "original" / "model.safetensors")
+    assert {name: tensor.shape for name, tensor in saved.items()} == {name: tensor.shape for name, tensor in original.items()}
+    assert not models.head(opened(folder).model)._forward_hooks
+
+
+def test_boundary_shrink_picks_the_nearest_wrong_class(opened):  # mutation: drop the scatter of -inf, or take the prediction on the clean image
+    from methods.bs import nearest_wrong_class
+    job = opened()
+    labels = nearest_wrong_class(job.model, job.forget, 0.1)[job.forget.rows]
+    assert (labels != job.forget.labels()).all()
+    x, y = next(engine.plain_batches(job.forget, 1))
+    x.requires_grad_(True)
+    torch.nn.functional.cross_entropy(job.model(x), y).backward()
+    logits = job.model((x + 0.1 * x.grad.sign()).clamp(0, 1))[0].tolist()
+    logits[int(y)] = float("-inf")
+    assert int(labels[0]) == max(range(10), key=logits.__getitem__)
+
+
+def test_soft_threshold_is_anchored_at_the_original(opened, monkeypatch):  # mutation: take the anchor inside proximal_step, each step or epoch
+    from methods.salun_soft import salun_soft
+    job = opened()
+    origin = copy.deepcopy(job.model)
+    seen = []
+
+    def fit(passes, loss, *, after_step, **options):
+        with masking.Leaves(dict(job.model.named_parameters())) as leaves, torch.no_grad():
+            for progress in (0.0, 0.5, 1.0):
+                for leaf in leaves.parameters():
+                    leaf.add_(torch.randn(leaf.shape, generator=torch.Generator().manual_seed(leaf.numel())), alpha=0.01)
+                after_step(leaves, progress)
+                moved = torch.cat([(a != b).flatten() for a, b in zip(job.model.parameters(), origin.parameters(), strict=True)])
+                seen.append(moved.double().mean().item())
+
+    salun_soft(job.model, job.forget, job.retain, fit, mask_ratio=0.5)
+    assert seen == pytest.approx([0.5, 0.75, 1.0], abs=0.001)
+
+
+def test_influence_step_equals_the_explicit_inverse(opened, monkeypatch):  # mutation: forget the division by DAMPING, or s in the Woodbury identity
+    from methods import iu
+    module = __import__("methods.iu", fromlist=["iu"])
+    assert callable(iu)
+    job = opened()
+    few = job.retain.take(job.retain.rows[:30])
+    total = sum(parameter.numel() for parameter in job.model.parameters())
+    draw = torch.Generator().manual_seed(0)
+    project = torch.randn(total, 40, generator=draw) / total**0.5  # a small problem made of the same gradients
+
+    def samples(split):
+        for block in engine.sample_gradients(job.model, split):
+            rows = torch.cat([gradients.flatten(1) for gradients in block.values()], 1)
+            yield {"p": rows @ project}
+
+    v = torch.randn(40, generator=draw)
+    rows = torch.cat([block["p"] for block in samples(few)])
+    for damping in (1.0, 1e-3):
+        monkeypatch.setattr(module, "DAMPING", damping)
+        expected = torch.linalg.solve((damping * torch.eye(40) + rows.T @ rows / 30).double(), v.double()).float()
+        for size in (2 << 30, 4 * 40 * 7):  # in one block, and in five
+            monkeypatch.setattr(module, "BLOCK_BYTES", size)
+            torch.testing.assert_close(module.inverse_times(v, samples, few), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_dampening_follows_its_equation(opened):  # mutation: swap I and I_f, or drop the clamp at 1
+    from methods.ssd import ssd
+    job = opened()
+    before = {name: parameter.detach().clone() for name, parameter in job.model.named_parameters()}
+    of_forget, whole = engine.fisher_diagonal(job.model, job.forget), engine.fisher_diagonal(job.model, job.retain)
+    answers = iter([whole, of_forget])
+    ssd(job.model, job.forget, job.retain, lambda split: next(answers), None, ssd_alpha=2.0, ssd_lambda=0.7)
+    for name, parameter in job.model.named_parameters():
+        i, i_f = whole[name], of_forget[name]
+        expected = torch.where(i_f > 2.0 * i, before[name] * (0.7 * i / i_f).clamp(max=1), before[name])
+        assert torch.equal(parameter, expected)
+    assert any(not torch.equal(parameter, before[name]) for name, parameter in job.model.named_parameters())
+
+
+def test_l1_weight_falls_linearly_to_zero(opened):  # mutation: a constant weight
+    from methods.l1_sparse import l1_sparse
+    job, weights = opened(), []
+
+    def fit(passes, loss, *, epochs, lr):
+        for epoch in range(epochs):
+            passes(epoch)
+            batch = next(data.epoch_batches(job.retain, 64, data.generator(0)))
+            weights.append(loss(retain=batch)["l1"].item() / sum(parameter.abs().sum().item() for parameter in job.model.parameters()))
+
+    l1_sparse(job.model, job.retain, fit, epochs=4, gamma=1e-3)
+    assert weights == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4], rel=1e-4)
+
+
+def test_mixed_passes_relabel_the_forget_set_only(opened):  # mutation: relabel by position in the batch
+    from methods.rl import rl
+    job, terms = opened(), {}
+    job.model.eval()
+
+    def fit(passes, loss, *, epochs, lr):
+        (splits,) = passes(0)
+        assert len(splits["both"]) == len(job.forget) + len(job.retain)
+        batch = next(data.epoch_batches(splits["both"], 10_000, data.generator(0)))
+        terms.update(loss(both=batch))
+
+    rl(job.model, job.forget, job.retain, fit, mix=True, alpha=2.0)
+    total = len(job.forget) + len(job.retain)
+    with torch.no_grad():
+        retain = torch.nn.functional.cross_entropy(job.model(data.to_float(job.retain.x[job.retain.rows])), job.retain.labels(), reduction="sum") / total
+    assert float(terms["retain"]) == pytest.approx(2 * float(retain), rel=1e-3)
+    assert float(terms["forget"]) > 3 * len(job.forget) / total  # wrong labels on a trained model
+
+
+def test_saliency_is_the_gradient_of_the_mean_loss_whatever_the_batches(opened):  # mutation: average the gradients of batches
+    job = opened()
+    accelerator = engine.make_accelerator("cpu", "fp32")
+    whole, in_parts = engine.mean_gradient(job.model, job.forget, accelerator, 60), engine.mean_gradient(job.model, job.forget, accelerator, 7)
+    x, y = next(engine.plain_batches(job.forget, 1000))
+    expected = torch.autograd.grad(torch.nn.functional.cross_entropy(job.model.eval()(x), y), list(job.model.parameters()))
+    for name, gradient in zip(whole, expected, strict=True):
+        torch.testing.assert_close(whole[name], gradient, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(in_parts[name], gradient, rtol=1e-3, atol=1e-6)
