@@ -5,6 +5,7 @@
 Timings of two things are taken in turns and their medians compared, so that a busy machine bears on both. The accuracies come
 from training ResNet-20 on CIFAR-10 for --epochs epochs in either precision. Writes FOLDER/benchmark.json and benchmark.md.
 """
+
 import resource
 import statistics
 import tempfile
@@ -25,6 +26,7 @@ import run
 
 class Scratch:
     """Takes the place of a Run where nothing is to be kept."""
+
     images_seen = 0
 
     def __init__(self, folder):
@@ -57,6 +59,7 @@ def in_turns(*functions, rounds):
 
 def sd_unet_shapes():
     """Shapes of all parameters of Stable Diffusion v1's U-Net: 859,520,964 weights."""
+
     def norm(c):
         return [(c,), (c,)]
 
@@ -105,12 +108,18 @@ def select_small(results, scratch):
     ours, sorting = in_turns(lambda: masking.select(gradient, 0.5), by_sorting, rounds=3)
     masking.save(scratch, masking.select(gradient, 0.5), mask_ratio=0.5, forget_sha="", seconds=0.0)
     weights = sum(tensor.numel() for tensor in gradient.values())
-    results["mask of ResNet-18"] = {"weights": weights, "select_seconds": ours, "sorting_seconds": sorting, "times_faster": sorting / ours,
-                                    "file_mb": (scratch.folder / "mask.safetensors").stat().st_size / 1e6, "int64_file_mb": 8 * weights / 1e6}
+    results["mask of ResNet-18"] = {
+        "weights": weights,
+        "select_seconds": ours,
+        "sorting_seconds": sorting,
+        "times_faster": sorting / ours,
+        "file_mb": (scratch.folder / "mask.safetensors").stat().st_size / 1e6,
+        "int64_file_mb": 8 * weights / 1e6,
+    }
 
 
 def select_large(results):
-    """Threshold selection over 860 M weights in the shapes of SD v1's U-Net. Memory counts beyond the gradients, the mask itself included."""
+    """Threshold selection over 860 M weights in the shapes of SD v1's U-Net. Memory: beyond the gradients, mask included."""
     gradient = {str(i): torch.randn(shape) for i, shape in enumerate(sd_unet_shapes())}
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     mask = masking.select(gradient, 0.5)
@@ -142,7 +151,9 @@ def make_step(arch, ratio, batch, precision, channels_last=True):
             torch.cuda.synchronize()
 
     step()
-    return step, sum(value.numel() * value.element_size() for state in solver.state.values() for value in state.values() if torch.is_tensor(value))
+    return step, sum(
+        value.numel() * value.element_size() for state in solver.state.values() for value in state.values() if torch.is_tensor(value)
+    )
 
 
 def masked_step(results, rounds):
@@ -150,18 +161,28 @@ def masked_step(results, rounds):
     dense, dense_bytes = make_step("resnet18", None, 256, "auto")
     masked, masked_bytes = make_step("resnet18", 0.5, 256, "auto")
     dense_seconds, masked_seconds = in_turns(dense, masked, rounds=rounds)
-    results["masked step, ResNet-18, batch 256"] = {"dense_seconds": dense_seconds, "masked_seconds": masked_seconds, "time_ratio": masked_seconds / dense_seconds,
-                                                    "optimizer_mb_dense": dense_bytes / 1e6, "optimizer_mb_masked": masked_bytes / 1e6, "memory_ratio": masked_bytes / dense_bytes}
+    results["masked step, ResNet-18, batch 256"] = {
+        "dense_seconds": dense_seconds,
+        "masked_seconds": masked_seconds,
+        "time_ratio": masked_seconds / dense_seconds,
+        "optimizer_mb_dense": dense_bytes / 1e6,
+        "optimizer_mb_masked": masked_bytes / 1e6,
+        "memory_ratio": masked_bytes / dense_bytes,
+    }
 
 
 def precisions(results, rounds):
     """bf16 with channels_last against fp32 in either layout."""
     for arch in ("resnet20", "resnet18"):
         names = ("bf16 channels_last", "fp32 channels_last", "fp32 plain")
-        steps = [make_step(arch, None, 256, precision, layout)[0] for precision, layout in (("bf16", True), ("fp32", True), ("fp32", False))]
+        steps = [
+            make_step(arch, None, 256, precision, layout)[0] for precision, layout in (("bf16", True), ("fp32", True), ("fp32", False))
+        ]
         seconds = in_turns(*steps, rounds=rounds)
         results[f"precision, {arch}, batch 256"] = {f"{name}, seconds": value for name, value in zip(names, seconds, strict=True)} | {
-            "bf16 is faster than fp32 plain": seconds[2] / seconds[0], "bf16 is faster than fp32 channels_last": seconds[1] / seconds[0]}
+            "bf16 is faster than fp32 plain": seconds[2] / seconds[0],
+            "bf16 is faster than fp32 channels_last": seconds[1] / seconds[0],
+        }
 
 
 def epoch(results, data_dir, epochs, scratch):
@@ -175,8 +196,19 @@ def epoch(results, data_dir, epochs, scratch):
         model = models.build("resnet20", 10, 3, 32, 1)
         models.set_normalisation(model, images.x_train)
         start = time.perf_counter()
-        engine.fit(model.to(accelerator.device), lambda _: [{"train": train}], lambda train, model=model: {"train": engine.cross_entropy(model, train)}, epochs=epochs, lr=0.2,
-                   batch_size=256, seed=1, accelerator=accelerator, run=scratch, schedule="linear", augment=datasets.DATASETS["cifar10"])
+        engine.fit(
+            model.to(accelerator.device),
+            lambda _: [{"train": train}],
+            lambda train, model=model: {"train": engine.cross_entropy(model, train)},
+            epochs=epochs,
+            lr=0.2,
+            batch_size=256,
+            seed=1,
+            accelerator=accelerator,
+            run=scratch,
+            schedule="linear",
+            augment=datasets.DATASETS["cifar10"],
+        )
         row[f"{precision}, seconds an epoch"] = (time.perf_counter() - start) / epochs
         row[f"{precision}, test accuracy after {epochs} epochs"] = metrics.accuracy(engine.predict(model, test, accelerator), test.labels())
         start = time.perf_counter()
@@ -198,8 +230,17 @@ def main(argv=None):
         epoch(results, args.data_dir, args.epochs, scratch)
     args.folder.mkdir(parents=True, exist_ok=True)
     run.write_json(args.folder / "benchmark.json", results)
-    lines = [f"Measured on {results['machine']}, torch {results['versions']['torch']}, by scripts/benchmark.sh.", "", "| what | figures |", "|---|---|"]
-    lines += [f"| {name} | {'; '.join(f'{key} {shown(value)}' for key, value in row.items())} |" for name, row in results.items() if name not in ("machine", "versions")]
+    lines = [
+        f"Measured on {results['machine']}, torch {results['versions']['torch']}, by scripts/benchmark.sh.",
+        "",
+        "| what | figures |",
+        "|---|---|",
+    ]
+    lines += [
+        f"| {name} | {'; '.join(f'{key} {shown(value)}' for key, value in row.items())} |"
+        for name, row in results.items()
+        if name not in ("machine", "versions")
+    ]
     run.write_whole(args.folder / "benchmark.md", lambda beside: beside.write_text("\n".join(lines) + "\n"))
     print("\n".join(lines))
     print(f"written: {args.folder}/benchmark.md, benchmark.json")

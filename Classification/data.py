@@ -3,6 +3,7 @@
 Images stay in memory as uint8 tensors (N, H, W, C). They become float in [0, 1], shape (B, C, H, W) in channels_last, a batch
 at a time, augmented on the device they live on: no per-image work, no worker processes.
 """
+
 import hashlib
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import run
 @dataclass
 class Split:
     """Some rows of an image tensor. x: all images; y: all labels; rows: int64 positions that belong to the split."""
+
     x: torch.Tensor
     y: torch.Tensor
     rows: torch.Tensor
@@ -64,7 +66,9 @@ def class_numbers(names, classes):
         elif name.lstrip("-").isdigit() and 0 <= int(name) < len(classes):
             labels.append(int(name))
         else:
-            raise run.RunError(f"there is no class {name}: this model knows 0 to {len(classes) - 1} ({', '.join(classes[:20])}{', ...' if len(classes) > 20 else ''})")
+            raise run.RunError(
+                f"there is no class {name}: known are 0 to {len(classes) - 1} ({', '.join(classes[:20])}{', ...' * (len(classes) > 20)})"
+            )
     return labels
 
 
@@ -83,15 +87,19 @@ def forget_rows(train, classes, forget_class=None, num_forget=None, forget_indic
         rows = read_indices(forget_indices)
         outside = rows[~torch.isin(rows, train.rows)]
         if len(outside):
-            raise run.RunError(f"{len(outside)} of the indices in {forget_indices}, the first {int(outside[0])}, are not among the model's training "
-                               "samples (out of range, or in the validation split: train.py --val_fraction 0 keeps none)")
+            raise run.RunError(
+                f"{len(outside)} of the indices in {forget_indices}, the first {int(outside[0])}, are not among the model's training "
+                "samples (out of range, or in the validation split: train.py --val_fraction 0 keeps none)"
+            )
     if num_forget is not None:
         count = round(num_forget * len(rows)) if isinstance(num_forget, float) else num_forget
         if count > len(rows):
             raise run.RunError(f"--num_forget {num_forget} is more than the {len(rows)} samples there are to forget from")
         rows = rows[torch.randperm(len(rows), generator=generator("forget", split_seed))[:count]]
     if not 0 < len(rows) < len(train):
-        raise run.RunError(f"{len(rows)} of {len(train)} training samples would be forgotten: at least one must be forgotten and one retained")
+        raise run.RunError(
+            f"{len(rows)} of {len(train)} training samples would be forgotten: at least one must be forgotten and one retained"
+        )
     return rows.sort().values
 
 
@@ -120,6 +128,7 @@ class Batch:
     mean(values) takes per-sample values (B,) to this process's share of their mean over the global batch: shares averaged over
     processes give that mean. draw(high) gives B integers in [0, high) that do not depend on the number of processes.
     """
+
     x: torch.Tensor
     y: torch.Tensor
     rows: torch.Tensor
@@ -152,7 +161,9 @@ def epoch_batches(split, batch_size, noise, augment=None, rank=0, world=1):
         if augment is not None:
             shifts = torch.randint(2 * augment.crop + 1, (2, len(rows)), generator=noise)[:, part].to(split.x.device)
             flips = (torch.rand(len(rows), generator=noise) < 0.5)[part].to(split.x.device) if augment.flip else None
-        yield Batch(to_float(shift_and_flip(split.x[mine], shifts, flips, augment)), split.y[mine], rows[part], weight, part, len(rows), noise)
+        yield Batch(
+            to_float(shift_and_flip(split.x[mine], shifts, flips, augment)), split.y[mine], rows[part], weight, part, len(rows), noise
+        )
 
 
 def shift_and_flip(x, shifts, flips, source):

@@ -4,6 +4,7 @@ First use decodes a data set and keeps `<data_dir>/<dataset>.npz` with x_train, 
 (N, H, W, C), labels integers); where that file is, it is used as it is. A folder of one's own images is decoded again when
 it changes.
 """
+
 import hashlib
 import zipfile
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif
 
 def load_digits(data_dir, image_size):
     from sklearn.datasets import load_digits as digits  # 8x8 digits that come with scikit-learn
+
     images, labels = digits(return_X_y=True)
     images = np.round(images * 255 / 16).astype(np.uint8).reshape(-1, 8, 8, 1)
     order = np.random.default_rng(0).permutation(len(labels))
@@ -28,8 +30,10 @@ def load_digits(data_dir, image_size):
 
 def from_torchvision(name, **options):
     """A loader for a torchvision data set with train= or split= and a download of its own."""
+
     def load(data_dir, image_size):
         import torchvision
+
         arrays = []
         for train in (True, False):
             part = {"split": "train" if train else "test"} if name == "SVHN" else {"train": train}
@@ -41,6 +45,7 @@ def from_torchvision(name, **options):
             images = images.transpose(0, 2, 3, 1) if name == "SVHN" else images.reshape(*images.shape[:3], -1)
             arrays += [images, np.asarray(data.labels if name == "SVHN" else data.targets)]
         return *arrays, list(getattr(data, "classes", map(str, range(10))))
+
     return load
 
 
@@ -52,12 +57,15 @@ def load_tiny_imagenet(data_dir, image_size):
         raise run.RunError(f"{annotations} is missing: unpack tiny-imagenet-200.zip (Stanford CS231n) in {data_dir}")
     wnids = sorted(path.name for path in (root / "train").iterdir() if path.is_dir())
     train = [(path, label) for label, wnid in enumerate(wnids) for path in sorted((root / "train" / wnid / "images").iterdir())]
-    test = [(root / "val" / "images" / name, wnids.index(wnid)) for name, wnid in (line.split("\t")[:2] for line in annotations.read_text().splitlines())]
+    test = [
+        (root / "val" / "images" / name, wnids.index(wnid))
+        for name, wnid in (line.split("\t")[:2] for line in annotations.read_text().splitlines())
+    ]
     return *decode(train, 64), *decode(test, 64), wnids
 
 
 def load_folder(data_dir, image_size):
-    """A user's own images: <data_dir>/train/<class>/* with test/ or val/ beside it, or <data_dir>/<class>/*, a tenth held out as test set."""
+    """A user's own images: <data_dir>/train/<class>/* with test/ or val/ beside it, or <data_dir>/<class>/*, a tenth held out to test."""
     root = Path(data_dir)
     train_root = root / "train" if (root / "train").is_dir() else root
     test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), None) if train_root != root else None
@@ -96,6 +104,7 @@ def decode(rows, size):
     """Return (uint8 images (N, size, size, 3), labels (N,)): shorter side scaled to `size`, then the centre cut out."""
     from PIL import Image, ImageOps, UnidentifiedImageError
     from tqdm import tqdm
+
     images = np.empty((len(rows), size, size, 3), np.uint8)
     for i, (path, _) in enumerate(tqdm(rows, "decode", disable=None)):
         try:
@@ -109,6 +118,7 @@ def decode(rows, size):
 @dataclass(frozen=True)
 class Source:
     """How a data set is decoded, its image size, and its augmentation: crop padding in pixels and horizontal flips."""
+
     load: object
     size: int
     crop: int
@@ -129,6 +139,7 @@ DATASETS = {
 @dataclass
 class Images:
     """A whole data set. x_*: uint8 (N, H, W, C); y_*: int64 (N,); classes: names by label."""
+
     x_train: torch.Tensor
     y_train: torch.Tensor
     x_test: torch.Tensor
@@ -185,6 +196,9 @@ def check_arrays(cache, arrays):
 
 def folder_stamp(data_dir):
     """Names, sizes and times of all images below a folder, hashed: a changed folder is decoded again."""
-    rows = sorted((str(path.relative_to(data_dir)), path.stat().st_size, path.stat().st_mtime_ns)
-                  for path in data_dir.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
+    rows = sorted(
+        (str(path.relative_to(data_dir)), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in data_dir.rglob("*")
+        if path.suffix.lower() in IMAGE_ENDINGS
+    )
     return hashlib.sha256(repr(rows).encode()).hexdigest()

@@ -1,4 +1,5 @@
 """The loop that trains and unlearns, and the passes that only look: predictions, gradients, Fisher diagonals."""
+
 import math
 import resource
 import sys
@@ -14,9 +15,9 @@ import data
 import masking
 from run import RunError
 
-CHECKPOINT_SECONDS = 15      # an epoch that ends this long after the last checkpoint is followed by one
-LOG_STEPS = 20               # steps a row of log.csv
-GRADIENT_BYTES = 512 << 20   # memory for per-sample gradients held at once
+CHECKPOINT_SECONDS = 15  # an epoch that ends this long after the last checkpoint is followed by one
+LOG_STEPS = 20  # steps a row of log.csv
+GRADIENT_BYTES = 512 << 20  # memory for per-sample gradients held at once
 
 OPTIMIZERS = {
     "sgd": lambda leaves, lr, momentum, weight_decay: torch.optim.SGD(leaves, lr, momentum=momentum, weight_decay=weight_decay),
@@ -46,7 +47,7 @@ def make_accelerator(device, precision):
 
 
 def place(model, accelerator):
-    """Move a model to this process's device. On several GPUs BatchNorm takes its statistics over all of them; PyTorch has no such layer on CPUs."""
+    """Move a model to this process's device; on several GPUs BatchNorm takes its statistics over all of them (PyTorch cannot on CPUs)."""
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return model.to(accelerator.device)
@@ -57,8 +58,26 @@ def cross_entropy(model, batch, labels=None):
     return batch.mean(F.cross_entropy(model(batch.x).float(), batch.y if labels is None else labels, reduction="none"))
 
 
-def fit(model, passes, loss, *, epochs, lr, batch_size, seed, accelerator, run, mask=None, optimizer="sgd", momentum=0.9,
-        weight_decay=5e-4, schedule="constant", augment=None, extra=None, after_step=None):
+def fit(
+    model,
+    passes,
+    loss,
+    *,
+    epochs,
+    lr,
+    batch_size,
+    seed,
+    accelerator,
+    run,
+    mask=None,
+    optimizer="sgd",
+    momentum=0.9,
+    weight_decay=5e-4,
+    schedule="constant",
+    augment=None,
+    extra=None,
+    after_step=None,
+):
     """Train the salient weights of `model` in place: the one training loop.
 
     passes: function epoch -> list of passes over the data, each a dict {name: Split} of splits that are walked through
@@ -109,9 +128,11 @@ def steps_in(splits, batch_size):
 
 def batches_of(splits, batch_size, noise, augment, accelerator):
     """Yield {name: Batch}: the longest split is walked through once, a shorter one again and again in new orders."""
+
     def forever(split):
         while True:
             yield from data.epoch_batches(split, batch_size, noise, augment, accelerator.process_index, accelerator.num_processes)
+
     streams = {name: forever(split) for name, split in splits.items()}
     for _ in range(steps_in(splits, batch_size)):
         yield {name: next(stream) for name, stream in streams.items()}
@@ -145,7 +166,9 @@ class Log:
         means = {name: float(self.accelerator.reduce(self.sums[name], "mean")) / self.counts[name] for name in sorted(self.sums)}
         for name, value in means.items():
             if not math.isfinite(value):
-                raise RunError(f"the {name} loss became {value} by step {self.step}: lower --lr, or look for NaN in data and weights; no weights were written")
+                raise RunError(
+                    f"the {name} loss became {value} by step {self.step}: lower --lr, or look for NaN in the data; no weights were written"
+                )
         self.run.log(**self.row, **means, seconds=round(self.run.seconds(), 3))
         self.sums, self.counts = {}, {}
 

@@ -6,6 +6,7 @@
 The forget set is that of the unlearning run. For a run of train.py, the row `original` of the tables, it is given by the forget
 flags, and the numbers go to a run folder of their own, --save_dir.
 """
+
 import argparse
 
 import data
@@ -17,9 +18,13 @@ import run
 
 def parse(argv=None):
     parser = run.parser(__doc__)
-    parser.add_argument("--model_path", nargs="+", type=run.FLAGS["model_path"][1]["type"], required=True, metavar="RUN", help="run folders to measure")
+    parser.add_argument(
+        "--model_path", nargs="+", type=run.FLAGS["model_path"][1]["type"], required=True, metavar="RUN", help="run folders to measure"
+    )
     run.add_flags(parser, "save_dir", "data_dir", "forget_class", "num_forget", "forget_indices", "split_seed")
-    parser.add_argument("--held_out", choices=("test", "val"), default="test", help="images that stand for data never seen; val to choose hyper-parameters")
+    parser.add_argument(
+        "--held_out", choices=("test", "val"), default="test", help="images that stand for data never seen; val to choose hyper-parameters"
+    )
     run.add_flags(parser, "resume", "overwrite", "device", "precision", seed=1)
     args = parser.parse_args(argv)
     if args.save_dir is None and any(value is not None for value in job.forget_flags(args).values()):
@@ -40,16 +45,25 @@ def main(argv=None):
     for path in args.model_path:
         folder, recorded = run.read_run(path)
         if recorded["kind"] != "unlearn":
-            raise run.RunError(f"{folder} is no run of unlearn.py: to measure an original model give --save_dir and what would be forgotten")
+            raise run.RunError(
+                f"{folder} is no run of unlearn.py: to measure an original model give --save_dir and what would be forgotten"
+            )
         if (folder / "metrics.json").is_file() and not args.overwrite:
             if not args.resume:
                 raise run.RunError(f"{folder} has metrics.json already: pass --overwrite to measure again, --resume to skip it")
             continue
         opened = job.open_job(folder, {name: recorded[name] for name in job.FORGET_FLAGS}, accelerator, args.data_dir)
         done = run.read_json(folder / "done.json")
-        report(folder, measure(opened, args, accelerator) | {
-            "RTE": (done["seconds"] + done["mask_seconds"]) / 60, "peak_memory_mb": done["peak_memory_mb"],
-            "images_seen": done["images_seen"], "changed": 100 * done["fraction_changed"]})
+        report(
+            folder,
+            measure(opened, args, accelerator)
+            | {
+                "RTE": (done["seconds"] + done["mask_seconds"]) / 60,
+                "peak_memory_mb": done["peak_memory_mb"],
+                "images_seen": done["images_seen"],
+                "changed": 100 * done["fraction_changed"],
+            },
+        )
 
 
 def measure_original(args, accelerator):
@@ -74,11 +88,17 @@ def measure(opened, args, accelerator):
         outputs[name] = engine.predict(opened.model, split, accelerator), split.labels()
     logits, labels = outputs["held_out"]
     of_forgotten = (labels[:, None] == labels.new_tensor(opened.forgotten_classes)).any(1)
-    result = {"held_out": args.held_out, "UA": 100 - metrics.accuracy(*outputs["forget"]), "RA": metrics.accuracy(*outputs["retain"]),
-              "TA": metrics.accuracy(logits[~of_forgotten], labels[~of_forgotten])}
+    result = {
+        "held_out": args.held_out,
+        "UA": 100 - metrics.accuracy(*outputs["forget"]),
+        "RA": metrics.accuracy(*outputs["retain"]),
+        "TA": metrics.accuracy(logits[~of_forgotten], labels[~of_forgotten]),
+    }
     if of_forgotten.any():
         result["UA_test"] = 100 - metrics.accuracy(logits[of_forgotten], labels[of_forgotten])
-    return result | metrics.membership(outputs["forget"], outputs["retain"], (logits[~of_forgotten], labels[~of_forgotten]), data.mix("attack", args.seed))
+    return result | metrics.membership(
+        outputs["forget"], outputs["retain"], (logits[~of_forgotten], labels[~of_forgotten]), data.mix("attack", args.seed)
+    )
 
 
 def explain(names):

@@ -6,6 +6,7 @@ Saliency is |gradient of the mean cross-entropy over all of the forget set|, in 
 keeps exactly floor(mask_ratio * n) of the n weights. What is forgotten is given by --forget_class, --num_forget (with
 --forget_class: that many of the class) or --forget_indices.
 """
+
 import engine
 import job
 import masking

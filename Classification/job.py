@@ -1,4 +1,5 @@
 """What generate_mask.py, unlearn.py and evaluate.py start from: a trained model, its data, and what is to be forgotten."""
+
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ load_images = functools.lru_cache(maxsize=1)(datasets.load_images)
 @dataclass
 class Job:
     """model: on its device; architecture: what models.build takes; training: the original's flags; splits; facts: for args.json."""
+
     model: torch.nn.Module
     architecture: dict
     training: dict
@@ -43,7 +45,10 @@ def open_job(model_path, flags, accelerator, data_dir=None):
     training = recorded.get("training", recorded)
     data_dir = Path(data_dir or training["data_dir"])
     images = load_images(training["dataset"], data_dir, training["image_size"], accelerator.device)
-    if images.classes != classes or [images.x_train.shape[3], images.x_train.shape[1]] != [architecture["channels"], architecture["image_size"]]:
+    if images.classes != classes or [images.x_train.shape[3], images.x_train.shape[1]] != [
+        architecture["channels"],
+        architecture["image_size"],
+    ]:
         raise run.RunError(f"the data in {data_dir} is not what {folder} was trained on: other classes or another image size")
     model = models.build(**architecture, seed=0)
     models.load_weights(model, folder / "model.safetensors")
@@ -56,14 +61,48 @@ def open_job(model_path, flags, accelerator, data_dir=None):
     sha = data.forget_sha(rows)
     if recorded.get("forget_sha", sha) != sha:
         raise run.RunError(f"the forget set of {folder} cannot be found again: the data or the index file has changed since")
-    facts = {"architecture": architecture, "classes": classes, "training": {name: value for name, value in training.items() if name in TRAINING},
-             "parent": str(folder), "parent_sha": run.file_sha(folder / "model.safetensors"), "forget_sha": sha, "num_forgotten": len(rows),
-             "split_seed": split_seed, "processes": accelerator.num_processes, "computed_on": str(accelerator.device), "autocast": accelerator.mixed_precision}
-    return Job(engine.place(model, accelerator), architecture, training, train.take(rows), train.take(train.rows[~torch.isin(train.rows, rows)]), val,
-               data.Split(images.x_test, images.y_test, torch.arange(len(images.y_test))), whole_classes, facts)
+    facts = {
+        "architecture": architecture,
+        "classes": classes,
+        "training": {name: value for name, value in training.items() if name in TRAINING},
+        "parent": str(folder),
+        "parent_sha": run.file_sha(folder / "model.safetensors"),
+        "forget_sha": sha,
+        "num_forgotten": len(rows),
+        "split_seed": split_seed,
+        "processes": accelerator.num_processes,
+        "computed_on": str(accelerator.device),
+        "autocast": accelerator.mixed_precision,
+    }
+    return Job(
+        engine.place(model, accelerator),
+        architecture,
+        training,
+        train.take(rows),
+        train.take(train.rows[~torch.isin(train.rows, rows)]),
+        val,
+        data.Split(images.x_test, images.y_test, torch.arange(len(images.y_test))),
+        whole_classes,
+        facts,
+    )
 
 
-TRAINING = ("dataset", "data_dir", "image_size", "val_fraction", "limit", "split_seed", "optimizer", "momentum", "weight_decay", "schedule", "lr", "epochs", "batch_size", "seed")
+TRAINING = (
+    "dataset",
+    "data_dir",
+    "image_size",
+    "val_fraction",
+    "limit",
+    "split_seed",
+    "optimizer",
+    "momentum",
+    "weight_decay",
+    "schedule",
+    "lr",
+    "epochs",
+    "batch_size",
+    "seed",
+)
 
 
 def forget_flags(args):

@@ -4,6 +4,7 @@ This file carries the same text in Classification, DDPM and SD (`make check` fai
 A mask is a dict {parameter name: bool tensor of the parameter's shape}. Buffers (BatchNorm's running statistics) are no
 parameters and lie outside it: they follow the data in train mode, whatever the mask says.
 """
+
 import json
 import math
 
@@ -13,7 +14,7 @@ import torch
 import run
 
 CHUNK = 1 << 22  # entries looked at together: bounds the memory of the selection
-LOW_BITS = 15    # a non-negative float has 31 bits: 16 for the first pass, 15 for the second
+LOW_BITS = 15  # a non-negative float has 31 bits: 16 for the first pass, 15 for the second
 
 
 def magnitude_bits(chunk):
@@ -39,7 +40,7 @@ def select(saliency, mask_ratio):
     for tensor in saliency.values():
         for chunk in chunks(tensor):
             high += torch.bincount(magnitude_bits(chunk) >> LOW_BITS, minlength=1 << 16)
-    if int(high[0x7F800000 >> LOW_BITS:].sum()):
+    if int(high[0x7F800000 >> LOW_BITS :].sum()):
         raise run.RunError("the saliency holds NaN or infinite values: check the model and the data it was computed on")
     if keep == 0:
         return {name: torch.zeros(tensor.shape, dtype=torch.bool, device=device) for name, tensor in saliency.items()}
@@ -79,8 +80,17 @@ def save(run_, mask, *, mask_ratio, forget_sha, seconds):
     """Write mask.safetensors, eight weights a byte."""
     packed = {name: torch.from_numpy(np.packbits(part.cpu().numpy().reshape(-1))) for name, part in mask.items()}
     shapes = {name: list(part.shape) for name, part in mask.items()}
-    run_.save("mask.safetensors", packed, {"kind": "saliency mask", "mask_ratio": repr(mask_ratio), "forget_sha": forget_sha,
-                                           "seconds": repr(seconds), "shapes": json.dumps(shapes)})
+    run_.save(
+        "mask.safetensors",
+        packed,
+        {
+            "kind": "saliency mask",
+            "mask_ratio": repr(mask_ratio),
+            "forget_sha": forget_sha,
+            "seconds": repr(seconds),
+            "shapes": json.dumps(shapes),
+        },
+    )
 
 
 def load(path, parameters, forget_sha):
@@ -97,8 +107,10 @@ def load(path, parameters, forget_sha):
     wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     if shapes != wanted:
         example = next(name for name in {**wanted, **shapes} if shapes.get(name) != wanted.get(name))
-        raise run.RunError(f"the mask {path} belongs to another model: {example} is {shapes.get(example, 'absent')} in the mask "
-                           f"and {wanted.get(example, 'absent')} in the model")
+        raise run.RunError(
+            f"the mask {path} belongs to another model: {example} is {shapes.get(example, 'absent')} in the mask "
+            f"and {wanted.get(example, 'absent')} in the model"
+        )
     if metadata["forget_sha"] != forget_sha:
         raise run.RunError(f"the mask {path} was made for another forget set: make one with the forget flags of this run")
     mask = {}

@@ -3,6 +3,7 @@
 Membership inference (MIA) follows the paper's appendix C.3: an SVC(C = 3, gamma "auto", rbf) is trained to tell training samples
 (members, drawn from the retain set) from samples never trained on, and is then asked about the forget set.
 """
+
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,7 +16,10 @@ DEFINITIONS = {  # name: (what it is, which way is good)
     "MIA": ("share of the forget set that an SVC attack on the true class's confidence calls never trained on", "close to Retrain"),
     "MIA_correctness": ("the same attack on whether the prediction is correct", "close to Retrain"),
     "MIA_entropy": ("the same attack on the entropy of the output", "close to Retrain"),
-    "MIA_modified_entropy": ("the same attack on the modified entropy (Song & Mittal 2021), which knows the true class", "close to Retrain"),
+    "MIA_modified_entropy": (
+        "the same attack on the modified entropy (Song & Mittal 2021), which knows the true class",
+        "close to Retrain",
+    ),
     "MIA_probability": ("the same attack on all class probabilities", "close to Retrain"),
     "UA_test": ("100 - accuracy on held-out images of the forgotten classes", "close to Retrain"),
     "RTE": ("run-time efficiency: minutes of unlearning, the mask's included", "low"),
@@ -60,6 +64,7 @@ def attack(members, non_members, targets):
     Equal rows are merged into one of their joint weight: the same problem for the SVC, and a fast one for discrete features.
     """
     from sklearn.svm import SVC
+
     features = np.concatenate([members, non_members])
     is_member = np.repeat([1, 0], [len(members), len(non_members)])
     rows, counts = np.unique(np.column_stack([features, is_member]), axis=0, return_counts=True)

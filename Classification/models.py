@@ -2,6 +2,7 @@
 
 Parameter names are torchvision's own. Two buffers, pixel_mean and pixel_std, come on top.
 """
+
 import torch
 from torch import nn
 
@@ -29,6 +30,7 @@ class ResNet20(nn.Module):
 
     def __init__(self, num_classes, channels):
         from torchvision.models.resnet import BasicBlock
+
         super().__init__()
         self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
@@ -50,8 +52,10 @@ class ResNet20(nn.Module):
 
 def torchvision_resnet(name):
     """torchvision's ResNet; up to 64 px its stem is a 3x3 convolution without stride and without pooling."""
+
     def build(num_classes, channels, image_size):
         import torchvision
+
         model = getattr(torchvision.models, name)(num_classes=num_classes)
         if image_size <= 64:
             model.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
@@ -59,12 +63,14 @@ def torchvision_resnet(name):
         elif channels != 3:
             model.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
         return model
+
     return build
 
 
 def vgg16_bn(num_classes, channels, image_size):
     """torchvision's VGG-16 with BatchNorm, global pooling and one linear layer, as is usual on CIFAR."""
     import torchvision
+
     if image_size < 32:
         raise run.RunError(f"vgg16_bn halves its input five times and needs images of 32 px or more, not {image_size}")
     model = torchvision.models.vgg16_bn(num_classes=num_classes)
@@ -79,8 +85,11 @@ def swin_t(num_classes, channels, image_size):
     """torchvision's Swin-T; up to 64 px it takes patches of 2 px and windows of 4. Without stochastic depth, whose noise would make
     results depend on the number of processes."""
     from torchvision.models.swin_transformer import SwinTransformer
+
     patch, window = (2, 4) if image_size <= 64 else (4, 7)
-    model = SwinTransformer([patch, patch], 96, [2, 2, 6, 2], [3, 6, 12, 24], [window, window], stochastic_depth_prob=0.0, num_classes=num_classes)
+    model = SwinTransformer(
+        [patch, patch], 96, [2, 2, 6, 2], [3, 6, 12, 24], [window, window], stochastic_depth_prob=0.0, num_classes=num_classes
+    )
     if channels != 3:
         model.features[0][0] = nn.Conv2d(channels, 96, patch, patch)
     return model
@@ -129,7 +138,9 @@ def load_weights(model, path):
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != wanted:
         example = next(name for name in {**wanted, **found} if wanted.get(name) != found.get(name))
-        raise run.RunError(f"{path} belongs to another model: {example} is {found.get(example, 'absent')} there and {wanted.get(example, 'absent')} here")
+        raise run.RunError(
+            f"{path} belongs to another model: {example} is {found.get(example, 'absent')} there and {wanted.get(example, 'absent')} here"
+        )
     bad = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
     if bad:
         raise run.RunError(f"{path} holds NaN or infinite values in {bad}")

@@ -10,6 +10,7 @@ be copied away alone. A run folder holds
 
 Every file appears whole or not at all: it is written beside its place and renamed.
 """
+
 import argparse
 import csv
 import datetime
@@ -27,8 +28,17 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 
-ARTEFACTS = ("args.json", "log.csv", "model.safetensors", "mask.safetensors", "checkpoint.safetensors", "metrics.json",
-             "done.json", "model", "samples")
+ARTEFACTS = (
+    "args.json",
+    "log.csv",
+    "model.safetensors",
+    "mask.safetensors",
+    "checkpoint.safetensors",
+    "metrics.json",
+    "done.json",
+    "model",
+    "samples",
+)
 NOT_COMPARED = ("save_dir", "resume", "overwrite", "device", "argv")  # flags that may differ when a run is resumed
 
 
@@ -49,11 +59,13 @@ def cli(main, argv=None):
 # ---------------------------------------------------------------------------------------------------------------- flags
 def number(kind, holds, rule):
     """An argparse type: a number of `kind` for which `holds` is true, or a message that it must be `rule`."""
+
     def parse(text):
         value = kind(text)
         if not holds(value):
             raise argparse.ArgumentTypeError(f"must be {rule}, not {text}")
         return value
+
     parse.__name__ = kind.__name__
     return parse
 
@@ -76,18 +88,19 @@ def amount(text):
     raise argparse.ArgumentTypeError(f"must be a whole number of samples or a fraction below 1, not {text}")
 
 
+# fmt: off
 FLAGS = {
     "save_dir": (["--save_dir"], dict(type=Path, metavar="RUN", help="run folder to write")),
     "model_path": (["--model_path"], dict(type=Path, metavar="RUN", help="run folder of the model to start from")),
-    "mask_path": (["--mask_path"], dict(type=Path, metavar="RUN", help="run folder of generate_mask.py: train only its salient weights")),
+    "mask_path": (["--mask_path"], dict(type=Path, metavar="RUN", help="run of generate_mask.py: train its salient weights only")),
     "data_dir": (["--data_dir", "--data"], dict(type=Path, metavar="DIR", help="folder of the data sets and their .npz caches")),
     "method": (["--method", "--unlearn"], dict(metavar="METHOD", help="unlearning method")),
     "forget_class": (["--forget_class", "--class_to_replace", "--label_to_forget", "--class_to_forget"],
                      dict(nargs="+", metavar="CLASS", help="forget these classes (numbers or names)")),
     "num_forget": (["--num_forget", "--num_indexes_to_replace"],
-                   dict(type=amount, metavar="N", help="forget N random training samples (a fraction if below 1); with --forget_class, N of that class")),
-    "forget_indices": (["--forget_indices"], dict(type=Path, metavar="FILE", help="forget the training samples listed in FILE (.npy, or one index a line)")),
-    "split_seed": (["--split_seed"], dict(type=int, metavar="SEED", help="seed of the train/validation split and of the random forget set")),
+                   dict(type=amount, metavar="N", help="forget N random samples (a fraction if below 1); with --forget_class, N of it")),
+    "forget_indices": (["--forget_indices"], dict(type=Path, metavar="FILE", help="forget the samples in FILE (.npy, or one a line)")),
+    "split_seed": (["--split_seed"], dict(type=int, metavar="SEED", help="seed of the validation split and of a random forget set")),
     "mask_ratio": (["--mask_ratio"], dict(type=ratio, help="fraction of all weights that may change, the most salient ones")),
     "alpha": (["--alpha"], dict(type=non_negative_float, help="weight of the retain term in forget + alpha * retain, both mean-reduced")),
     "lr": (["--lr", "--unlearn_lr"], dict(type=positive_float, help="learning rate")),
@@ -96,11 +109,12 @@ FLAGS = {
     "batch_size": (["--batch_size"], dict(type=positive_int, help="samples a step, over all processes")),
     "seed": (["--seed"], dict(type=int, help="seed of initialisation, order, augmentation and noise")),
     "device": (["--device"], dict(choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")),
-    "precision": (["--precision"], dict(choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 autocast where the device has it natively, else fp32")),
+    "precision": (["--precision"], dict(choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 autocast where it is native")),
     "limit": (["--limit"], dict(type=positive_int, metavar="N", help="use N training samples only, for a quick look")),
     "resume": (["--resume"], dict(action="store_true", help="go on where this run was cut off; a finished run is left alone")),
     "overwrite": (["--overwrite"], dict(action="store_true", help="replace the run in --save_dir")),
 }
+# fmt: on
 
 
 def parser(description):
@@ -117,7 +131,9 @@ def add_flags(parser, *names, required=(), **defaults):
     """Add shared flags by name, in the order given: plain names first, then those with a default."""
     for name in (*names, *required, *defaults):
         spellings, options = FLAGS[name]
-        parser.add_argument(*spellings, dest=name, required=name in required, **options | ({"default": defaults[name]} if name in defaults else {}))
+        parser.add_argument(
+            *spellings, dest=name, required=name in required, **options | ({"default": defaults[name]} if name in defaults else {})
+        )
 
 
 def check_forget_flags(parser, args):
@@ -167,8 +183,10 @@ def read_tensors(path):
     with path.open("rb") as file:
         start = file.read(2)
     if start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        raise RunError(f"{path} is a pickle, which can run code when loaded and is never read here; convert it with "
-                       "safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')")
+        raise RunError(
+            f"{path} is a pickle, which can run code when loaded and is never read here; convert it with "
+            "safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')"
+        )
     try:
         with safetensors.safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
@@ -208,7 +226,9 @@ def versions(*packages):
 def machine():
     """Processor and number of cores, for the record beside a number."""
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
+    names = (
+        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
+    )
     return f"{os.cpu_count()} x {names[0] if names else platform.processor() or platform.machine()}"
 
 
@@ -240,12 +260,18 @@ class Run:
         if args.resume and args.overwrite:
             raise RunError("--resume and --overwrite contradict each other: pass one of them")
         if not (self.folder / "args.json").is_file():
-            if main_process and self.folder.exists() and (not self.folder.is_dir() or set(os.listdir(self.folder)) - {".args.json.partial"}):
+            if (
+                main_process
+                and self.folder.exists()
+                and (not self.folder.is_dir() or set(os.listdir(self.folder)) - {".args.json.partial"})
+            ):
                 raise RunError(f"--save_dir {self.folder} exists and is no run folder: name a new or empty folder")
             self.known = None
             return
         if not (args.resume or args.overwrite) and main_process:
-            raise RunError(f"{self.folder} already holds a run: pass --resume to go on with it, --overwrite to replace it, or another --save_dir")
+            raise RunError(
+                f"{self.folder} already holds a run: pass --resume to go on with it, --overwrite to replace it, or another --save_dir"
+            )
         self.known = None if args.overwrite or not main_process else read_json(self.folder / "args.json")
 
     def start_clock(self):
@@ -263,15 +289,27 @@ class Run:
         if self.known is not None:
             differing = sorted(name for name in record if name not in NOT_COMPARED and record[name] != self.known.get(name))
             if differing:
-                raise RunError(f"cannot resume {self.folder}: it was started with other values of {', '.join(differing)}; "
-                               "repeat them, pass --overwrite, or name another --save_dir")
+                raise RunError(
+                    f"cannot resume {self.folder}: it was started with other values of {', '.join(differing)}; "
+                    "repeat them, pass --overwrite, or name another --save_dir"
+                )
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in ARTEFACTS:
             path = self.folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        write_json(self.folder / "args.json", {**record, "argv": sys.argv, "git_commit": git_commit(), "machine": machine(), "versions": versions(*packages), "started": started})
+        write_json(
+            self.folder / "args.json",
+            {
+                **record,
+                "argv": sys.argv,
+                "git_commit": git_commit(),
+                "machine": machine(),
+                "versions": versions(*packages),
+                "started": started,
+            },
+        )
 
     def log(self, **row):
         """Append a row to log.csv; a column seen for the first time widens the file."""
@@ -294,6 +332,7 @@ class Run:
                 writer = csv.DictWriter(file, self._columns)
                 writer.writeheader()
                 writer.writerows(rows)
+
         write_whole(self.folder / "log.csv", write)
 
     def save(self, name, tensors, metadata=None):

@@ -6,6 +6,7 @@ Takes every run folder below FOLDER that has a metrics.json. Cells are mean ± s
 Retrain) behind; the average gap is the mean of the gaps of UA, RA, TA and MIA. With two or more retrained models the same
 average between pairs of them is the noise floor: a smaller average gap says nothing.
 """
+
 import itertools
 import statistics
 from pathlib import Path
@@ -21,7 +22,9 @@ COLUMNS = (*GAP_COLUMNS, "RTE")
 def parse(argv=None):
     parser = run.parser(__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that holds the run folders")
-    parser.add_argument("--by_options", action="store_true", help="a row for every setting of a method's flags, best first: to choose hyper-parameters")
+    parser.add_argument(
+        "--by_options", action="store_true", help="a row for every setting of a method's flags, best first: to choose hyper-parameters"
+    )
     return parser.parse_args(argv)
 
 
@@ -34,11 +37,24 @@ def collect(folder):
         if recorded.get("mask_path"):
             options["mask_ratio"] = recorded["mask_info"]["mask_ratio"]
         precision = "bf16" if recorded["autocast"] == "bf16" else "fp32"
-        runs.append({
-            "method": recorded["method"], "options": options, "seed": recorded["training"]["seed"],
-            "facts": {"dataset": recorded["training"]["dataset"], "architecture": recorded["architecture"]["arch"], "forget_class": recorded["forget_class"],
-                      "num_forgotten": recorded["num_forgotten"], "held_out": measured.pop("held_out")},
-            "on": f"{recorded['machine']}, {precision}, torch {recorded['versions']['torch']}" if recorded["kind"] == "unlearn" else None, **measured})
+        runs.append(
+            {
+                "method": recorded["method"],
+                "options": options,
+                "seed": recorded["training"]["seed"],
+                "facts": {
+                    "dataset": recorded["training"]["dataset"],
+                    "architecture": recorded["architecture"]["arch"],
+                    "forget_class": recorded["forget_class"],
+                    "num_forgotten": recorded["num_forgotten"],
+                    "held_out": measured.pop("held_out"),
+                },
+                "on": f"{recorded['machine']}, {precision}, torch {recorded['versions']['torch']}"
+                if recorded["kind"] == "unlearn"
+                else None,
+                **measured,
+            }
+        )
     if not runs:
         raise run.RunError(f"no measured runs below {folder}: run evaluate.py first")
     for name in runs[0]["facts"]:
@@ -56,7 +72,9 @@ def summarise(runs, by_options):
     labels = [method for method, _ in settings]
     twice = sorted({method for method in labels if labels.count(method) > 1})
     if twice and not by_options:
-        raise run.RunError(f"runs of {', '.join(twice)} differ in their flags: pass --by_options for a row each, or name a folder that holds one setting")
+        raise run.RunError(
+            f"runs of {', '.join(twice)} differ in their flags: pass --by_options for a row each, or name a folder that holds one setting"
+        )
     retrain = next((group for (method, _), group in settings.items() if method == "retrain"), None)
     rows = []
     for (method, options), group in settings.items():
@@ -92,9 +110,12 @@ def markdown(rows, floor, runs):
     facts, seeds = runs[0]["facts"], sorted({row["seed"] for row in runs})
     classes = f" (class {', '.join(facts['forget_class'])})" if facts["forget_class"] else ""
     machines = " and ".join(sorted({row["on"] for row in runs if row["on"]}))
-    lines += ["", f"{facts['dataset']}, {facts['architecture']}, {facts['num_forgotten']} training samples forgotten{classes}; "
-                  f"held-out images: {facts['held_out']}; seeds {', '.join(map(str, seeds))}.",
-              f"Measured on {machines}. Mean ± standard deviation over seeds; in brackets the gap to the mean of retrain."]
+    lines += [
+        "",
+        f"{facts['dataset']}, {facts['architecture']}, {facts['num_forgotten']} training samples forgotten{classes}; "
+        f"held-out images: {facts['held_out']}; seeds {', '.join(map(str, seeds))}.",
+        f"Measured on {machines}. Mean ± standard deviation over seeds; in brackets the gap to the mean of retrain.",
+    ]
     if floor is not None:
         lines.append(f"Noise floor, the average gap between two retrained models: {floor:.2f}.")
     lines += ["", *(f"- **{name}**: {metrics.DEFINITIONS[name][0]}; better: {metrics.DEFINITIONS[name][1]}." for name in COLUMNS)]
@@ -112,19 +133,33 @@ def cell(row, column):
 def plot(rows, floor, path):
     """Dots with standard deviations for each metric, Retrain as the line to come near, and bars of the average gap."""
     import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
+
     names = [row["method"] for row in rows]
     figure, axes = pyplot.subplots(1, len(GAP_COLUMNS) + 1, figsize=(13, 0.34 * len(rows) + 1.4), sharey=True, layout="constrained")
     for axis, column in zip(axes, GAP_COLUMNS, strict=False):
         values = [row[column] for row in rows]
-        axis.errorbar([value["mean"] for value in values], range(len(rows)), xerr=[value["sd"] for value in values], fmt="o", color="tab:blue", capsize=2, markersize=4)
+        axis.errorbar(
+            [value["mean"] for value in values],
+            range(len(rows)),
+            xerr=[value["sd"] for value in values],
+            fmt="o",
+            color="tab:blue",
+            capsize=2,
+            markersize=4,
+        )
         axis.set_title(f"{column}, %")
         for row in rows:
             if row["method"] == "retrain":
                 axis.axvline(row[column]["mean"], color="tab:red", linewidth=1, label="retrain")
     axes[-1].set_title("average gap to retrain")
-    axes[-1].barh(range(len(rows)), [row["average_gap"] or 0 for row in rows], color=["tab:orange" if name == "salun" else "tab:blue" for name in names])
+    axes[-1].barh(
+        range(len(rows)),
+        [row["average_gap"] or 0 for row in rows],
+        color=["tab:orange" if name == "salun" else "tab:blue" for name in names],
+    )
     if floor is not None:
         axes[-1].axvline(floor, color="tab:gray", linestyle="--", linewidth=1, label="noise floor")
         axes[-1].legend(fontsize=8)

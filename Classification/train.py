@@ -5,6 +5,7 @@
 Writes a run folder. With --model_path it starts from the weights of another run or of a bare .safetensors file, and
 `--epochs 0` then takes those weights as they are. Several processes: accelerate launch --num_processes N train.py ...
 """
+
 import data
 import datasets
 import engine
@@ -25,8 +26,12 @@ def parse(argv=None):
     parser.add_argument("--val_fraction", type=run.share, default=0.1, help="share of each class held out for validation")
     parser.add_argument("--optimizer", choices=engine.OPTIMIZERS, default="sgd", help="optimizer, also of the unlearning that follows")
     parser.add_argument("--momentum", type=run.non_negative_float, default=0.9, help="momentum of sgd")
-    parser.add_argument("--weight_decay", type=run.non_negative_float, default=5e-4, help="weight decay, also of the unlearning that follows")
-    parser.add_argument("--schedule", choices=engine.SCHEDULES, default="step", help="learning rate over the run; step: x0.1 at 91/182 and 136/182 of it")
+    parser.add_argument(
+        "--weight_decay", type=run.non_negative_float, default=5e-4, help="weight decay, also of the unlearning that follows"
+    )
+    parser.add_argument(
+        "--schedule", choices=engine.SCHEDULES, default="step", help="learning rate over the run; step: x0.1 at 91/182 and 136/182 of it"
+    )
     run.add_flags(parser, "limit", "resume", "overwrite", "device", "precision", lr=0.1, epochs=182, batch_size=256, split_seed=1, seed=1)
     args = parser.parse_args(argv)
     if args.image_size and args.dataset != "folder":
@@ -44,7 +49,12 @@ def main(argv=None):
     # Data and model
     images = datasets.load_images(args.dataset, args.data_dir, args.image_size, accelerator.device)
     train, val = data.train_and_validation(images, args.split_seed, args.val_fraction, args.limit)
-    shape = {"arch": args.arch, "num_classes": len(images.classes), "channels": images.x_train.shape[3], "image_size": images.x_train.shape[1]}
+    shape = {
+        "arch": args.arch,
+        "num_classes": len(images.classes),
+        "channels": images.x_train.shape[3],
+        "image_size": images.x_train.shape[1],
+    }
     model = models.build(**shape, seed=args.seed)
     models.set_normalisation(model, images.x_train)
     if args.model_path is not None:
@@ -52,11 +62,32 @@ def main(argv=None):
     model = engine.place(model, accelerator)
 
     # Train
-    record.begin(job.PACKAGES, kind="train", method="original", architecture=shape, classes=images.classes, processes=accelerator.num_processes,
-                 computed_on=str(accelerator.device), autocast=accelerator.mixed_precision)
-    engine.fit(model, lambda epoch: [{"train": train}], lambda train: {"train": engine.cross_entropy(model, train)}, epochs=args.epochs, lr=args.lr,
-               batch_size=args.batch_size, seed=args.seed, accelerator=accelerator, run=record, optimizer=args.optimizer, momentum=args.momentum,
-               weight_decay=args.weight_decay, schedule=args.schedule, augment=datasets.DATASETS[args.dataset])
+    record.begin(
+        job.PACKAGES,
+        kind="train",
+        method="original",
+        architecture=shape,
+        classes=images.classes,
+        processes=accelerator.num_processes,
+        computed_on=str(accelerator.device),
+        autocast=accelerator.mixed_precision,
+    )
+    engine.fit(
+        model,
+        lambda epoch: [{"train": train}],
+        lambda train: {"train": engine.cross_entropy(model, train)},
+        epochs=args.epochs,
+        lr=args.lr,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        accelerator=accelerator,
+        run=record,
+        optimizer=args.optimizer,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        schedule=args.schedule,
+        augment=datasets.DATASETS[args.dataset],
+    )
 
     # Save
     record.save("model.safetensors", model.state_dict())

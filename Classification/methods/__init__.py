@@ -4,6 +4,7 @@ A method is a function that edits the model in place. Its signature declares eve
 are what it is handed (`forget`, `retain`: a method that does not name `retain` never sees retain data), the keyword-only ones
 are its flags with their defaults (None: the value the original model was trained with).
 """
+
 import inspect
 
 from .be import be
@@ -37,8 +38,16 @@ METHODS = {
 }
 NEEDS_MASK = {"salun"}
 TAKES_NO_MASK = {"retrain"}  # starts from fresh weights
-PAPER_SPELLINGS = {"FT": "ft", "RL": "rl", "GA": "ga", "wfisher": "iu", "boundary_expanding": "be", "boundary_shrink": "bs",
-                   "FT_l1": "l1_sparse", "RL_proximal": "salun_soft"}  # of the paper's own repository
+PAPER_SPELLINGS = {
+    "FT": "ft",
+    "RL": "rl",
+    "GA": "ga",
+    "wfisher": "iu",
+    "boundary_expanding": "be",
+    "boundary_shrink": "bs",
+    "FT_l1": "l1_sparse",
+    "RL_proximal": "salun_soft",
+}  # of the paper's own repository
 
 
 def reads(name):

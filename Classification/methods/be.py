@@ -16,8 +16,12 @@ def be(model, forget, fit, *, epochs=10, lr=0.01):
     torch.nn.init.zeros_(shadow.bias)
     widen = last.register_forward_hook(lambda layer, inputs, output: torch.cat([output, shadow(inputs[0])], 1))
     try:
-        fit(lambda epoch: [{"forget": forget}],
+        fit(
+            lambda epoch: [{"forget": forget}],
             lambda forget: {"forget": cross_entropy(model, forget, torch.full_like(forget.y, last.out_features))},
-            epochs=epochs, lr=lr, extra=shadow)
+            epochs=epochs,
+            lr=lr,
+            extra=shadow,
+        )
     finally:
         widen.remove()

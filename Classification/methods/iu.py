@@ -4,7 +4,7 @@ from tqdm import tqdm
 from data import generator
 from masking import apply_where
 
-DAMPING = 1.0          # F starts as the identity, so that the paper's range of its alpha, 1 to 20, carries over to iu_scale
+DAMPING = 1.0  # F starts as the identity, so that the paper's range of its alpha, 1 to 20, carries over to iu_scale
 BLOCK_BYTES = 2 << 30  # two blocks of per-sample gradients are held at once
 
 
@@ -24,7 +24,9 @@ def iu(model, forget, retain, gradient, samples, seed, mask, *, iu_scale=1.0, fi
     step = iu_scale * inverse_times(v, samples, few)
     parameters = dict(model.named_parameters())
     pieces = step.split([parameter.numel() for parameter in parameters.values()])
-    new = {name: parameter.detach() + piece.view(parameter.shape) for (name, parameter), piece in zip(parameters.items(), pieces, strict=True)}
+    new = {
+        name: parameter.detach() + piece.view(parameter.shape) for (name, parameter), piece in zip(parameters.items(), pieces, strict=True)
+    }
     apply_where(parameters, new, mask)
 
 
@@ -47,8 +49,8 @@ def inverse_times(v, samples, split):
             for j in range(i, len(blocks)):
                 other = rows if j == i else matrix(samples, blocks[j], v)
                 part = (rows @ other.T).double().cpu()
-                gram[mine, offsets[j]:offsets[j + 1]] = part
-                gram[offsets[j]:offsets[j + 1], mine] = part.T
+                gram[mine, offsets[j] : offsets[j + 1]] = part
+                gram[offsets[j] : offsets[j + 1], mine] = part.T
                 bar.update()
         coefficients = torch.linalg.solve(gram + len(split) * DAMPING * torch.eye(len(split), dtype=torch.float64), projection)
         result = v.clone()
@@ -56,7 +58,7 @@ def inverse_times(v, samples, split):
             if len(blocks) > 1:
                 rows = matrix(samples, block, v)
                 bar.update()
-            result -= rows.T @ coefficients[offsets[i]:offsets[i + 1]].to(v)
+            result -= rows.T @ coefficients[offsets[i] : offsets[i + 1]].to(v)
     return result / DAMPING
 
 
@@ -65,6 +67,6 @@ def matrix(samples, split, v):
     rows, start = torch.empty(len(split), len(v), device=v.device), 0
     for block in samples(split):
         count = len(next(iter(block.values())))
-        torch.cat([gradients.flatten(1) for gradients in block.values()], 1, out=rows[start:start + count])
+        torch.cat([gradients.flatten(1) for gradients in block.values()], 1, out=rows[start : start + count])
         start += count
     return rows

@@ -25,4 +25,13 @@ def salun_soft(model, forget, retain, fit, *, epochs=10, lr=0.013, alpha=1.0, mi
         for name, anchor in anchors.items():
             leaves.leaves[name].copy_(anchor + torch.nn.functional.softshrink(leaves.leaves[name] - anchor, float(threshold)))
 
-    rl(model, forget, retain, lambda *passes, **options: fit(*passes, after_step=proximal_step, **options), epochs=epochs, lr=lr, alpha=alpha, mix=mix)
+    rl(
+        model,
+        forget,
+        retain,
+        lambda *passes, **options: fit(*passes, after_step=proximal_step, **options),
+        epochs=epochs,
+        lr=lr,
+        alpha=alpha,
+        mix=mix,
+    )

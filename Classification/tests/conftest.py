@@ -1,4 +1,5 @@
 """Tests run the scripts' own main() on tiny data in this process, so that each import is paid for once."""
+
 import os
 import sys
 from pathlib import Path
@@ -24,11 +25,29 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="session")
 def unlearn(home, tmp_path_factory):
     """unlearn(method, *flags) -> run folder of that method on the original, 60 random samples forgotten."""
+
     def call(method, *flags, forget=("--num_forget", NUM_FORGET)):
         folder = tmp_path_factory.mktemp(method) / "run"
         mask = ("--mask_path", home / "mask") if method == "salun" and "--mask_path" not in flags else ()
-        assert script("unlearn", "--method", method, "--model_path", home / "original", *forget, *mask, "--precision", "fp32", "--save_dir", folder, *flags) == 0
+        assert (
+            script(
+                "unlearn",
+                "--method",
+                method,
+                "--model_path",
+                home / "original",
+                *forget,
+                *mask,
+                "--precision",
+                "fp32",
+                "--save_dir",
+                folder,
+                *flags,
+            )
+            == 0
+        )
         return folder
+
     return call
 
 
@@ -37,5 +56,6 @@ def opened(home):
     """The original model, its splits and the forget set, as the scripts see them."""
     import engine
     import job
+
     flags = {"forget_class": None, "num_forget": NUM_FORGET, "forget_indices": None, "split_seed": None}
     return lambda path=home / "original", **other: job.open_job(path, flags | other, engine.make_accelerator("cpu", "fp32"))

@@ -1,8 +1,10 @@
 """Run the scripts as the command line would, in this process."""
+
 import sys
 
-import run
 from accelerate.state import AcceleratorState
+
+import run
 
 NUM_FORGET = 60  # random samples that the tests forget
 
@@ -23,4 +25,21 @@ def script(name, *argv):
 
 def tiny(*argv, name="train"):
     """Arguments for a digits model that trains in about a second."""
-    return (name, "--dataset", "digits", "--arch", "cnn", "--epochs", 4, "--lr", 0.1, "--batch_size", 64, "--schedule", "linear", "--precision", "fp32", *argv)
+    return (
+        name,
+        "--dataset",
+        "digits",
+        "--arch",
+        "cnn",
+        "--epochs",
+        4,
+        "--lr",
+        0.1,
+        "--batch_size",
+        64,
+        "--schedule",
+        "linear",
+        "--precision",
+        "fp32",
+        *argv,
+    )

@@ -1,4 +1,5 @@
 """The scripts from the outside: wrong input, kills, several processes, written commands. Mutations stand beside the properties."""
+
 import importlib
 import json
 import os
@@ -10,20 +11,37 @@ import subprocess
 import sys
 import time
 
-import masking
 import numpy as np
 import pytest
-import run
 import torch
 from conftest import ROOT
+
+import masking
+import run
 from helpers import NUM_FORGET, script, tiny
 
 ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}
 
 
 def unlearn_command(home, save_dir, *flags, method="salun"):
-    return ["unlearn", "--method", method, "--model_path", home / "original", "--num_forget", NUM_FORGET, "--mask_path", home / "mask", "--epochs", 1,
-            "--precision", "fp32", "--save_dir", save_dir, *flags]
+    return [
+        "unlearn",
+        "--method",
+        method,
+        "--model_path",
+        home / "original",
+        "--num_forget",
+        NUM_FORGET,
+        "--mask_path",
+        home / "mask",
+        "--epochs",
+        1,
+        "--precision",
+        "fp32",
+        "--save_dir",
+        save_dir,
+        *flags,
+    ]
 
 
 def files(folder):
@@ -61,7 +79,10 @@ WRONG = {  # name: (arguments of unlearn.py as a function of home and a scratch 
     "unknown method": (lambda home, tmp: ["--method", "magic", "--num_forget", 60], "invalid choice: 'magic'"),
     "unknown flag": (lambda home, tmp: ["--num_forgot", 60], "unrecognized arguments"),
     "salun without a mask": (lambda home, tmp: ["--num_forget", 60], "needs --mask_path"),
-    "retrain with a mask": (lambda home, tmp: ["--method", "retrain", "--num_forget", 60, "--mask_path", home / "mask"], "takes no --mask_path"),
+    "retrain with a mask": (
+        lambda home, tmp: ["--method", "retrain", "--num_forget", 60, "--mask_path", home / "mask"],
+        "takes no --mask_path",
+    ),
     "a flag the method does not read": (lambda home, tmp: ["--method", "ga", "--alpha", 1, "--num_forget", 60], "does not read --alpha"),
     "nothing to forget": (lambda home, tmp: ["--method", "ft"], "say what to forget"),
     "two forget sets": (lambda home, tmp: ["--method", "ft", "--forget_class", 3, "--forget_indices", "x.txt"], "contradicts"),
@@ -75,22 +96,81 @@ WRONG = {  # name: (arguments of unlearn.py as a function of home and a scratch 
     "missing model": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path", tmp / "none"], "does not exist"),
     "a folder that is no run": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path", home / "data"], "no run folder"),
     "a mask as a model": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path", home / "mask"], "holds no model"),
-    "unfinished model": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path",
-                                            broken_copy(home, tmp / "m", "original", lambda folder: (folder / "done.json").unlink())], "did not finish"),
-    "truncated weights": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path",
-                                             broken_copy(home, tmp / "m", "original", lambda folder: truncate(folder / "model.safetensors"))], "not a whole safetensors file"),
-    "pickled weights": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path",
-                                           broken_copy(home, tmp / "m", "original", lambda folder: pickle_over(folder / "model.safetensors"))], "is a pickle"),
-    "a bare pickle": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path", pickle_over(tmp / "m.pt") or tmp / "m.pt"], "is a pickle"),
-    "weights with NaN": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path",
-                                            broken_copy(home, tmp / "m", "original", lambda folder: nan_weights(folder / "model.safetensors"))], "NaN or infinite values in fc.weight"),
-    "weights of another shape": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path", broken_copy(home, tmp / "m", "original", other_size)], "belongs to another model"),
-    "torn args.json": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path",
-                                          broken_copy(home, tmp / "m", "original", lambda folder: truncate(folder / "args.json"))], "not whole JSON"),
+    "unfinished model": (
+        lambda home, tmp: [
+            "--method",
+            "ft",
+            "--num_forget",
+            60,
+            "--model_path",
+            broken_copy(home, tmp / "m", "original", lambda folder: (folder / "done.json").unlink()),
+        ],
+        "did not finish",
+    ),
+    "truncated weights": (
+        lambda home, tmp: [
+            "--method",
+            "ft",
+            "--num_forget",
+            60,
+            "--model_path",
+            broken_copy(home, tmp / "m", "original", lambda folder: truncate(folder / "model.safetensors")),
+        ],
+        "not a whole safetensors file",
+    ),
+    "pickled weights": (
+        lambda home, tmp: [
+            "--method",
+            "ft",
+            "--num_forget",
+            60,
+            "--model_path",
+            broken_copy(home, tmp / "m", "original", lambda folder: pickle_over(folder / "model.safetensors")),
+        ],
+        "is a pickle",
+    ),
+    "a bare pickle": (
+        lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path", pickle_over(tmp / "m.pt") or tmp / "m.pt"],
+        "is a pickle",
+    ),
+    "weights with NaN": (
+        lambda home, tmp: [
+            "--method",
+            "ft",
+            "--num_forget",
+            60,
+            "--model_path",
+            broken_copy(home, tmp / "m", "original", lambda folder: nan_weights(folder / "model.safetensors")),
+        ],
+        "NaN or infinite values in fc.weight",
+    ),
+    "weights of another shape": (
+        lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path", broken_copy(home, tmp / "m", "original", other_size)],
+        "belongs to another model",
+    ),
+    "torn args.json": (
+        lambda home, tmp: [
+            "--method",
+            "ft",
+            "--num_forget",
+            60,
+            "--model_path",
+            broken_copy(home, tmp / "m", "original", lambda folder: truncate(folder / "args.json")),
+        ],
+        "not whole JSON",
+    ),
     "mask of another forget set": (lambda home, tmp: ["--num_forget", 61, "--mask_path", home / "mask"], "another forget set"),
     "missing mask": (lambda home, tmp: ["--num_forget", 60, "--mask_path", tmp / "none"], "does not exist"),
     "a model as a mask": (lambda home, tmp: ["--num_forget", 60, "--mask_path", home / "original" / "model.safetensors"], "is no mask"),
-    "truncated mask": (lambda home, tmp: ["--num_forget", 60, "--mask_path", broken_copy(home, tmp / "m", "mask", lambda folder: truncate(folder / "mask.safetensors"))], "not a whole"),
+    "truncated mask": (
+        lambda home, tmp: [
+            "--num_forget",
+            60,
+            "--mask_path",
+            broken_copy(home, tmp / "m", "mask", lambda folder: truncate(folder / "mask.safetensors")),
+        ],
+        "not a whole",
+    ),
     "a loss that explodes": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--lr", 1e30, "--epochs", 3], "lower --lr"),
     "data of another data set": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--data_dir", smaller_data(tmp)], "not what"),
     "no CUDA": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--device", "cuda"], "no CUDA device"),
@@ -117,18 +197,21 @@ def test_wrong_input_ends_in_one_sentence_and_writes_nothing(name, home, tmp_pat
     assert not (tmp_path / "run" / "model.safetensors").exists() and not (tmp_path / "run" / "done.json").exists()
 
 
-@pytest.mark.parametrize("argv, message", [
-    (("train", "--arch", "resnet19"), "invalid choice"),
-    (("train", "--dataset", "mnist"), "invalid choice"),
-    (("train", "--image_size", 16), "--image_size is for"),
-    (("train", "--val_fraction", 1), "must be in [0, 1)"),
-    (("train", "--dataset", "folder", "--data_dir", "/nonexistent"), "is no folder"),
-    (("generate_mask", "--num_forget", 60), "--model_path"),
-    (("evaluate", "--model_path", "/nonexistent"), "does not exist"),
-    (("evaluate", "--model_path", "a", "--num_forget", 60), "need --save_dir"),
-    (("evaluate", "--model_path", "a", "b", "--num_forget", 60, "--save_dir", "c"), "one --model_path"),
-    (("table", "/nonexistent"), "no measured runs"),
-])
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (("train", "--arch", "resnet19"), "invalid choice"),
+        (("train", "--dataset", "mnist"), "invalid choice"),
+        (("train", "--image_size", 16), "--image_size is for"),
+        (("train", "--val_fraction", 1), "must be in [0, 1)"),
+        (("train", "--dataset", "folder", "--data_dir", "/nonexistent"), "is no folder"),
+        (("generate_mask", "--num_forget", 60), "--model_path"),
+        (("evaluate", "--model_path", "/nonexistent"), "does not exist"),
+        (("evaluate", "--model_path", "a", "--num_forget", 60), "need --save_dir"),
+        (("evaluate", "--model_path", "a", "b", "--num_forget", 60, "--save_dir", "c"), "one --model_path"),
+        (("table", "/nonexistent"), "no measured runs"),
+    ],
+)
 def test_wrong_input_of_the_other_scripts(argv, message, tmp_path, capsys):  # mutation: drop any one check
     saves = argv[0] in ("train", "generate_mask")
     assert script(*argv, *(("--save_dir", tmp_path / "run") if saves else ())) != 0
@@ -156,7 +239,14 @@ def test_an_existing_run_is_never_lost(home, tmp_path, capsys):  # mutation: del
 def test_a_full_disk_leaves_no_half_files(home, tmp_path):  # mutation: write straight to the final name
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # model.safetensors has 380 kB
-    done = subprocess.run([sys.executable, str(ROOT / "unlearn.py"), *map(str, unlearn_command(home, tmp_path / "run")[1:])], env=ENVIRONMENT, preexec_fn=limit, capture_output=True, text=True)
+
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "unlearn.py"), *map(str, unlearn_command(home, tmp_path / "run")[1:])],
+        env=ENVIRONMENT,
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1 and "error: could not write" in done.stderr and "Traceback" not in done.stderr
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["args.json", "log.csv"]
 
@@ -165,7 +255,9 @@ def test_a_full_disk_leaves_no_half_files(home, tmp_path):  # mutation: write st
 def interrupted(name, argv, folder, after_step):
     """Start a script with a checkpoint after every epoch, and kill -9 it once its log has passed a step."""
     code = f"import engine, run, {name}; engine.CHECKPOINT_SECONDS = -1; engine.LOG_STEPS = 1; run.cli({name}.main)"
-    process = subprocess.Popen([sys.executable, "-c", code, *map(str, argv)], env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, argv)], env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         log = folder / "log.csv"
@@ -185,15 +277,21 @@ def test_training_resumes_to_the_same_bytes_after_a_kill(tmp_path):  # mutation:
     assert 0 < state["epoch"] < 12 and not (tmp_path / "cut" / "done.json").exists()
     assert script(name, *flags, "--save_dir", tmp_path / "cut", "--resume") == 0
     assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
-    assert json.loads((tmp_path / "cut" / "done.json").read_text())["images_seen"] == json.loads((tmp_path / "whole" / "done.json").read_text())["images_seen"]
+    assert (
+        json.loads((tmp_path / "cut" / "done.json").read_text())["images_seen"]
+        == json.loads((tmp_path / "whole" / "done.json").read_text())["images_seen"]
+    )
     steps = [int(line.split(",")[0]) for line in (tmp_path / "cut" / "log.csv").read_text().splitlines()[1:]]
     assert steps == sorted(set(steps))
 
 
 @pytest.mark.parametrize("method", ["salun", "salun_soft", "be"])
-def test_unlearning_resumes_to_the_same_bytes_after_a_kill(method, home, tmp_path):  # mutation: leaves not gathered after restore; theta_o from the checkpoint
+def test_unlearning_resumes_to_the_same_bytes_after_a_kill(
+    method, home, tmp_path
+):  # mutation: leaves not gathered after restore; theta_o from the checkpoint
     def command(folder, *more):
         return unlearn_command(home, folder, "--epochs", 40 if method == "be" else 6, *more, method=method)
+
     assert script(*command(tmp_path / "whole")) == 0
     interrupted("unlearn", command(tmp_path / "cut")[1:], tmp_path / "cut", after_step=10 if method == "be" else 50)
     assert script(*command(tmp_path / "cut", "--lr", 0.5, "--resume")) != 0  # another flag than before is refused
@@ -205,18 +303,60 @@ def test_two_processes_give_the_result_of_one(home, tmp_path):  # mutation: batc
     """swin_t, which has no BatchNorm: training, mask and a masked method, at equal global batch."""
     results = {}
     for count in (1, 2):
+
         def launch(name, *flags, count=count):
-            launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"] if count == 2 else []  # without GPUs: two on the CPU, over gloo
+            launcher = (
+                ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"] if count == 2 else []
+            )  # without GPUs: two on the CPU, over gloo
             argv = [sys.executable, *launcher, str(ROOT / f"{name}.py"), *map(str, flags), "--device", "cpu"]
             done = subprocess.run(argv, env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
+
         base = tmp_path / str(count)
-        launch("train", "--dataset", "digits", "--arch", "swin_t", "--limit", 75, "--data_dir", home / "data", "--epochs", 1, "--batch_size", 25, "--lr", 0.01, "--schedule", "constant",
-               "--precision", "fp32", "--save_dir", base / "original")
+        launch(
+            "train",
+            "--dataset",
+            "digits",
+            "--arch",
+            "swin_t",
+            "--limit",
+            75,
+            "--data_dir",
+            home / "data",
+            "--epochs",
+            1,
+            "--batch_size",
+            25,
+            "--lr",
+            0.01,
+            "--schedule",
+            "constant",
+            "--precision",
+            "fp32",
+            "--save_dir",
+            base / "original",
+        )
         launch("generate_mask", "--model_path", base / "original", "--num_forget", 11, "--save_dir", base / "mask")
-        launch("unlearn", "--method", "salun", "--model_path", tmp_path / "1" / "original", "--num_forget", 11, "--mask_path", tmp_path / "1" / "mask", "--epochs", 1, "--precision", "fp32",
-               "--save_dir", base / "salun")
-        results[count] = {name: run.read_tensors(base / name / "model.safetensors")[0] for name in ("original", "salun")} | {"mask": run.read_tensors(base / "mask" / "mask.safetensors")[0]}
+        launch(
+            "unlearn",
+            "--method",
+            "salun",
+            "--model_path",
+            tmp_path / "1" / "original",
+            "--num_forget",
+            11,
+            "--mask_path",
+            tmp_path / "1" / "mask",
+            "--epochs",
+            1,
+            "--precision",
+            "fp32",
+            "--save_dir",
+            base / "salun",
+        )
+        results[count] = {name: run.read_tensors(base / name / "model.safetensors")[0] for name in ("original", "salun")} | {
+            "mask": run.read_tensors(base / "mask" / "mask.safetensors")[0]
+        }
         assert json.loads((base / "salun" / "args.json").read_text())["processes"] == count
     start = run.read_tensors(tmp_path / "1" / "original" / "model.safetensors")[0]
     for name in ("original", "salun"):
@@ -230,28 +370,42 @@ def test_two_processes_give_the_result_of_one(home, tmp_path):  # mutation: batc
 
 # --------------------------------------------------------------------------------------------------- the whole, and words
 def test_from_training_to_the_table(home, unlearn, tmp_path, capsys):  # mutation: gap to the original in place of retrain
-    for i, method in enumerate(("retrain", "salun", "ga")):
+    for method in ("retrain", "salun", "ga"):
         for seed in (1, 2):
             folder = unlearn(method, "--epochs", "1", "--seed", str(seed))
             shutil.move(folder, tmp_path / f"{method}_{seed}")
     runs = sorted(path for path in tmp_path.iterdir())
     assert script("evaluate", "--model_path", *runs, "--precision", "fp32") == 0
-    assert script("evaluate", "--model_path", home / "original", "--num_forget", 60, "--save_dir", tmp_path / "original", "--precision", "fp32") == 0
+    assert (
+        script(
+            "evaluate", "--model_path", home / "original", "--num_forget", 60, "--save_dir", tmp_path / "original", "--precision", "fp32"
+        )
+        == 0
+    )
     assert script("evaluate", "--model_path", *runs, "--precision", "fp32") != 0  # numbers that are there are not replaced
     printed = capsys.readouterr().out
     assert "unlearning accuracy: 100 - accuracy on the forget set [better: close to Retrain]" in printed
     assert script("table", tmp_path) == 0
     table = json.loads((tmp_path / "table.json").read_text())
-    assert table["columns"] == ["UA", "RA", "TA", "MIA", "RTE"] and [row["method"] for row in table["rows"]] == ["original", "retrain", "ga", "salun"]
+    assert table["columns"] == ["UA", "RA", "TA", "MIA", "RTE"] and [row["method"] for row in table["rows"]] == [
+        "original",
+        "retrain",
+        "ga",
+        "salun",
+    ]
     rows = {row["method"]: row for row in table["rows"]}
     measured = [json.loads((tmp_path / f"salun_{seed}" / "metrics.json").read_text()) for seed in (1, 2)]
     again = [json.loads((tmp_path / f"retrain_{seed}" / "metrics.json").read_text()) for seed in (1, 2)]
     gaps = []
     for name in ("UA", "RA", "TA", "MIA"):
         values, target = [one[name] for one in measured], np.mean([one[name] for one in again])
-        assert rows["salun"][name] == pytest.approx({"mean": np.mean(values), "sd": np.std(values, ddof=1), "gap": abs(np.mean(values) - target)})
+        assert rows["salun"][name] == pytest.approx(
+            {"mean": np.mean(values), "sd": np.std(values, ddof=1), "gap": abs(np.mean(values) - target)}
+        )
         gaps.append(abs(np.mean(values) - target))
-    assert rows["salun"]["average_gap"] == pytest.approx(np.mean(gaps)) and rows["retrain"]["average_gap"] == 0 and rows["salun"]["runs"] == 2
+    assert (
+        rows["salun"]["average_gap"] == pytest.approx(np.mean(gaps)) and rows["retrain"]["average_gap"] == 0 and rows["salun"]["runs"] == 2
+    )
     assert table["noise_floor"] == pytest.approx(np.mean([abs(again[0][name] - again[1][name]) for name in ("UA", "RA", "TA", "MIA")]))
     assert (tmp_path / "table.png").stat().st_size > 10_000 and "| salun | 2 |" in (tmp_path / "table.md").read_text()
     shutil.move(unlearn("ga", "--epochs", "2"), tmp_path / "ga_more")
@@ -261,13 +415,22 @@ def test_from_training_to_the_table(home, unlearn, tmp_path, capsys):  # mutatio
 
 def test_weights_from_elsewhere_become_an_original(home, tmp_path):  # mutation: re-initialise after loading
     shutil.copy(home / "original" / "model.safetensors", tmp_path / "bare.safetensors")
-    assert script(*tiny("--data_dir", home / "data", "--model_path", tmp_path / "bare.safetensors", "--epochs", 0, "--save_dir", tmp_path / "run")) == 0
+    assert (
+        script(
+            *tiny("--data_dir", home / "data", "--model_path", tmp_path / "bare.safetensors", "--epochs", 0, "--save_dir", tmp_path / "run")
+        )
+        == 0
+    )
     assert run.file_sha(tmp_path / "run" / "model.safetensors") == run.file_sha(tmp_path / "bare.safetensors")
 
 
 def test_args_record_what_a_rerun_needs(home):  # mutation: write args before the forget set is known
     args = json.loads((home / "mask" / "args.json").read_text())
-    assert args["num_forgotten"] == NUM_FORGET and len(args["forget_sha"]) == 64 and args["parent_sha"] == run.file_sha(home / "original" / "model.safetensors")
+    assert (
+        args["num_forgotten"] == NUM_FORGET
+        and len(args["forget_sha"]) == 64
+        and args["parent_sha"] == run.file_sha(home / "original" / "model.safetensors")
+    )
     assert {"torch", "python"} <= set(args["versions"]) and args["machine"] and args["argv"]
     metadata = run.read_tensors(home / "mask" / "mask.safetensors")[1]
     assert metadata["forget_sha"] == args["forget_sha"] and masking is not None

@@ -1,4 +1,5 @@
 """Data, forget sets and batches. Beside each property stands the mutation that would break it."""
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,12 @@ def digits(tmp_path_factory):
 
 def test_digits_are_decoded_once_and_cached(tmp_path):  # mutation: do not write the cache
     first = datasets.load_images("digits", tmp_path)
-    assert first.x_train.shape == (1437, 8, 8, 1) and first.x_test.shape == (360, 8, 8, 1) and first.x_train.dtype == torch.uint8 and first.x_train.max() == 255
+    assert (
+        first.x_train.shape == (1437, 8, 8, 1)
+        and first.x_test.shape == (360, 8, 8, 1)
+        and first.x_train.dtype == torch.uint8
+        and first.x_train.max() == 255
+    )
     with np.load(tmp_path / "digits.npz") as cache:
         assert np.array_equal(cache["x_train"], first.x_train.numpy())
         arrays = dict(cache)
@@ -51,11 +57,18 @@ def test_forget_sets(digits, tmp_path):  # mutation: draw from all images rather
     assert data.forget_sha(listed) == data.forget_sha(listed.flip(0)) != data.forget_sha(listed[:2])
 
 
-@pytest.mark.parametrize("flags, message", [
-    (dict(forget_class=["10"]), "no class 10"), (dict(forget_class=["-1"]), "no class -1"), (dict(forget_class=["cat"]), "no class cat"),
-    (dict(num_forget=5000), "more than"), (dict(num_forget=1294), "at least one"), (dict(num_forget=1e-6), "at least one"),
-    (dict(forget_class=list("0123456789")), "at least one"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (dict(forget_class=["10"]), "no class 10"),
+        (dict(forget_class=["-1"]), "no class -1"),
+        (dict(forget_class=["cat"]), "no class cat"),
+        (dict(num_forget=5000), "more than"),
+        (dict(num_forget=1294), "at least one"),
+        (dict(num_forget=1e-6), "at least one"),
+        (dict(forget_class=list("0123456789")), "at least one"),
+    ],
+)
 def test_impossible_forget_sets_are_refused(digits, flags, message):  # mutation: clamp in place of raising
     train, _ = data.train_and_validation(digits, 1, 0.1)
     assert len(train) == 1294
@@ -63,7 +76,10 @@ def test_impossible_forget_sets_are_refused(digits, flags, message):  # mutation
         data.forget_rows(train, digits.classes, **flags)
 
 
-@pytest.mark.parametrize("text, message", [("1 2 x", "no list of indices"), ("", "at least one index"), ("4 4", "twice"), ("99999", "not among"), ("-1", "not among")])
+@pytest.mark.parametrize(
+    "text, message",
+    [("1 2 x", "no list of indices"), ("", "at least one index"), ("4 4", "twice"), ("99999", "not among"), ("-1", "not among")],
+)
 def test_bad_index_files_are_refused(digits, tmp_path, text, message):  # mutation: skip indices that are out of range
     (tmp_path / "list.txt").write_text(text)
     train, _ = data.train_and_validation(digits, 1, 0)
@@ -111,6 +127,7 @@ def test_augmentation_is_a_crop_and_a_flip():  # mutation: flip after cropping w
 
 def test_random_labels_are_never_the_true_one(digits):  # mutation: draw(num_classes) in other_labels
     from methods.rl import other_labels
+
     split, _ = data.train_and_validation(digits, 1, 0.1)
     counts = torch.zeros(10, 10)
     for batch in batches(split, 1, 0):
@@ -146,7 +163,12 @@ def test_bad_folders_and_caches_are_refused(tmp_path):  # mutation: skip unreada
     make_folder(tmp_path / "bad", {"cat": 2, "dog": 2})
     (tmp_path / "bad" / "dog" / "torn.jpg").write_bytes((tmp_path / "bad" / "dog" / "1.png").read_bytes()[:40])
     make_folder(tmp_path / "empty", {"cat": 2, "dog": 0})
-    for name, message in (("one", "two class folders"), ("bad", "torn.jpg cannot be read"), ("empty", "holds no images"), ("absent", "is no folder")):
+    for name, message in (
+        ("one", "two class folders"),
+        ("bad", "torn.jpg cannot be read"),
+        ("empty", "holds no images"),
+        ("absent", "is no folder"),
+    ):
         with pytest.raises(run.RunError, match=message):
             datasets.load_images("folder", tmp_path / name, 8)
     datasets.load_images("digits", tmp_path)
@@ -154,15 +176,23 @@ def test_bad_folders_and_caches_are_refused(tmp_path):  # mutation: skip unreada
     (tmp_path / "digits.npz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(run.RunError, match="not a whole .npz"):
         datasets.load_images("digits", tmp_path)
-    np.savez(tmp_path / "digits.npz", x_train=np.full((4, 8, 8, 1), np.nan), y_train=np.zeros(4, int), x_test=np.zeros((1, 8, 8, 1), np.uint8), y_test=np.zeros(1, int))
+    np.savez(
+        tmp_path / "digits.npz",
+        x_train=np.full((4, 8, 8, 1), np.nan),
+        y_train=np.zeros(4, int),
+        x_test=np.zeros((1, 8, 8, 1), np.uint8),
+        y_test=np.zeros(1, int),
+    )
     with pytest.raises(run.RunError, match="must be uint8"):
         datasets.load_images("digits", tmp_path)
 
 
 def test_a_data_set_that_cannot_be_downloaded_is_named(tmp_path, monkeypatch):  # mutation: let torchvision's own error through
     import torchvision
+
     def offline(*args, **kwargs):
         raise OSError("no network")
+
     monkeypatch.setattr(torchvision.datasets, "CIFAR100", offline)
     with pytest.raises(run.RunError, match="CIFAR100 is neither in"):
         datasets.load_images("cifar100", tmp_path)

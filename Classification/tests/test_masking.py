@@ -1,4 +1,5 @@
 """The mask: exact, and hard. Beside each property stands the mutation that would break it."""
+
 import math
 
 import pytest
@@ -16,7 +17,11 @@ SOLVERS = {
 
 def saliency(seed=0):
     draw = torch.Generator().manual_seed(seed)
-    return {"a": torch.randn(7, 3, 3, 3, generator=draw).to(memory_format=torch.channels_last), "b": torch.randn(11, generator=draw), "c": torch.randn(40, 30, generator=draw)}
+    return {
+        "a": torch.randn(7, 3, 3, 3, generator=draw).to(memory_format=torch.channels_last),
+        "b": torch.randn(11, generator=draw),
+        "c": torch.randn(40, 30, generator=draw),
+    }
 
 
 def by_sorting(saliency, ratio):
@@ -55,7 +60,9 @@ def test_select_refuses_non_finite(bad):  # mutation: drop the check of the top 
 
 def network():
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Conv2d(2, 6, 3), torch.nn.BatchNorm2d(6), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(6 * 16, 5))
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 6, 3), torch.nn.BatchNorm2d(6), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(6 * 16, 5)
+    )
     return net.to(memory_format=torch.channels_last)
 
 
@@ -69,14 +76,21 @@ def train(net, mask, solver, steps=6):
             optimizer.step()
             optimizer.zero_grad()
             leaves.scatter()
-        return sum(value.numel() * value.element_size() for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value) and value.dim())
+        return sum(
+            value.numel() * value.element_size()
+            for state in optimizer.state.values()
+            for value in state.values()
+            if torch.is_tensor(value) and value.dim()
+        )
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_frozen_weights_stay_bitwise_equal(solver):  # mutation: hand the optimizer net.parameters() and mask gradients instead
     net = network()
     before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
-    mask = masking.select({name: torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) for name, parameter in before.items()}, 0.5)
+    mask = masking.select(
+        {name: torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) for name, parameter in before.items()}, 0.5
+    )
     mask["4.bias"][:] = False  # a parameter frozen whole
     train(net, mask, solver)
     for name, parameter in net.named_parameters():
@@ -86,9 +100,13 @@ def test_frozen_weights_stay_bitwise_equal(solver):  # mutation: hand the optimi
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_salient_weights_move_as_in_dense_training_with_masked_gradients(solver):  # mutation: scatter in row-major order for a channels_last tensor
+def test_salient_weights_move_as_in_dense_training_with_masked_gradients(
+    solver,
+):  # mutation: scatter in row-major order for a channels_last tensor
     masked, dense = network(), network()
-    mask = {name: torch.rand(parameter.shape, generator=torch.Generator().manual_seed(2)) < 0.5 for name, parameter in dense.named_parameters()}
+    mask = {
+        name: torch.rand(parameter.shape, generator=torch.Generator().manual_seed(2)) < 0.5 for name, parameter in dense.named_parameters()
+    }
     train(masked, mask, solver, steps=4)
     start = {name: parameter.detach().clone() for name, parameter in dense.named_parameters()}
     optimizer = SOLVERS[solver](dense.parameters())
@@ -115,7 +133,15 @@ def test_full_mask_equals_no_mask():  # mutation: always make compact leaves
 def test_batchnorm_statistics_lie_outside_the_mask():  # mutation: put the model in eval mode under a mask
     net = network()
     before = net[1].running_mean.clone()
-    train(net, {name: torch.zeros_like(parameter, dtype=torch.bool).index_fill_(0, torch.tensor([0]), True) for name, parameter in net.named_parameters()}, "sgd", steps=2)
+    train(
+        net,
+        {
+            name: torch.zeros_like(parameter, dtype=torch.bool).index_fill_(0, torch.tensor([0]), True)
+            for name, parameter in net.named_parameters()
+        },
+        "sgd",
+        steps=2,
+    )
     assert not torch.equal(net[1].running_mean, before)
 
 
@@ -140,13 +166,18 @@ def test_gradients_accumulate_over_backward_passes():  # mutation: overwrite lea
 def test_mask_file_round_trip_and_size(tmp_path):  # mutation: save the bool tensors unpacked
     class Here:
         save = staticmethod(lambda name, tensors, metadata: run.write_tensors(tmp_path / name, tensors, metadata))
+
     weights = {"w": torch.randn(1000, 1001), "b": torch.randn(13)}
     mask = masking.select(weights, 0.3)
     masking.save(Here, mask, mask_ratio=0.3, forget_sha="f", seconds=1.5)
     loaded, info = masking.load(tmp_path, weights, "f")
     assert all(torch.equal(mask[name], loaded[name]) for name in mask) and info == {"mask_ratio": 0.3, "mask_seconds": 1.5}
     assert (tmp_path / "mask.safetensors").stat().st_size < 1001013 / 8 + 1000
-    for parameters, sha, message in (({"w": weights["w"]}, "f", "another model"), (weights | {"b": torch.zeros(14)}, "f", "another model"), (weights, "g", "another forget set")):
+    for parameters, sha, message in (
+        ({"w": weights["w"]}, "f", "another model"),
+        (weights | {"b": torch.zeros(14)}, "f", "another model"),
+        (weights, "g", "another forget set"),
+    ):
         with pytest.raises(run.RunError, match=message):
             masking.load(tmp_path, parameters, sha)
 

@@ -1,4 +1,5 @@
 """Every method trains and keeps its promise. Beside each property stands the mutation that would break it."""
+
 import copy
 import json
 
@@ -46,7 +47,9 @@ def loss_and_accuracy(opened, split):
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
-def test_method_keeps_its_promise_on_a_class(name, unlearn, opened, class_mask):  # mutation: swap the sign of the forget loss, or forget and retain
+def test_method_keeps_its_promise_on_a_class(
+    name, unlearn, opened, class_mask
+):  # mutation: swap the sign of the forget loss, or forget and retain
     flags, promise = PROMISES[name]
     mask = ["--mask_path", class_mask] if name == "salun" else []
     folder = unlearn(name, *flags, *mask, forget=CLASS)
@@ -67,8 +70,15 @@ def test_every_method_is_tested():
 
 
 @pytest.mark.parametrize("name", sorted(set(methods.METHODS) - methods.TAKES_NO_MASK))
-def test_every_method_under_a_mask_leaves_frozen_weights_bitwise_equal(name, home, unlearn, opened):  # mutation: pass mask=None to fit or to apply_where
-    short = [word for flag, word in (("--epochs", "1"), ("--fisher_samples", "50")) if flag.strip("-") in methods.flags(name) for word in (flag, word)]
+def test_every_method_under_a_mask_leaves_frozen_weights_bitwise_equal(
+    name, home, unlearn, opened
+):  # mutation: pass mask=None to fit or to apply_where
+    short = [
+        word
+        for flag, word in (("--epochs", "1"), ("--fisher_samples", "50"))
+        if flag.strip("-") in methods.flags(name)
+        for word in (flag, word)
+    ]
     folder = unlearn(name, *short, "--mask_path", home / "mask")
     before, after = dict(opened().model.named_parameters()), dict(opened(folder).model.named_parameters())
     mask, _ = masking.load(home / "mask", before, opened().facts["forget_sha"])
@@ -78,7 +88,10 @@ def test_every_method_under_a_mask_leaves_frozen_weights_bitwise_equal(name, hom
 
 
 def test_a_mask_of_ratio_one_equals_no_mask(home, unlearn):  # mutation: floor(ratio * n) - 1
-    assert script("generate_mask", "--model_path", home / "original", "--num_forget", 60, "--mask_ratio", "1.0", "--save_dir", home / "mask_1") == 0
+    assert (
+        script("generate_mask", "--model_path", home / "original", "--num_forget", 60, "--mask_ratio", "1.0", "--save_dir", home / "mask_1")
+        == 0
+    )
     with_mask, without = unlearn("salun", "--epochs", "1", "--mask_path", home / "mask_1"), unlearn("rl", "--epochs", "1")
     assert (with_mask / "model.safetensors").read_bytes() == (without / "model.safetensors").read_bytes()
 
@@ -102,8 +115,11 @@ def test_boundary_expanding_leaves_no_extra_class(unlearn, home, opened):  # mut
     assert not models.head(opened(folder).model)._forward_hooks
 
 
-def test_boundary_shrink_picks_the_nearest_wrong_class(opened):  # mutation: drop the scatter of -inf, or take the prediction on the clean image
+def test_boundary_shrink_picks_the_nearest_wrong_class(
+    opened,
+):  # mutation: drop the scatter of -inf, or take the prediction on the clean image
     from methods.bs import nearest_wrong_class
+
     job = opened()
     labels = nearest_wrong_class(job.model, job.forget, 0.1)[job.forget.rows]
     assert (labels != job.forget.labels()).all()
@@ -115,8 +131,11 @@ def test_boundary_shrink_picks_the_nearest_wrong_class(opened):  # mutation: dro
     assert int(labels[0]) == max(range(10), key=logits.__getitem__)
 
 
-def test_soft_threshold_is_anchored_at_the_original(opened, monkeypatch):  # mutation: take the anchor inside proximal_step, each step or epoch
+def test_soft_threshold_is_anchored_at_the_original(
+    opened, monkeypatch
+):  # mutation: take the anchor inside proximal_step, each step or epoch
     from methods.salun_soft import salun_soft
+
     job = opened()
     origin = copy.deepcopy(job.model)
     seen = []
@@ -134,8 +153,11 @@ def test_soft_threshold_is_anchored_at_the_original(opened, monkeypatch):  # mut
     assert seen == pytest.approx([0.5, 0.75, 1.0], abs=0.001)
 
 
-def test_influence_step_equals_the_explicit_inverse(opened, monkeypatch):  # mutation: forget the division by DAMPING, or s in the Woodbury identity
+def test_influence_step_equals_the_explicit_inverse(
+    opened, monkeypatch
+):  # mutation: forget the division by DAMPING, or s in the Woodbury identity
     from methods import iu
+
     module = __import__("methods.iu", fromlist=["iu"])
     assert callable(iu)
     job = opened()
@@ -161,6 +183,7 @@ def test_influence_step_equals_the_explicit_inverse(opened, monkeypatch):  # mut
 
 def test_dampening_follows_its_equation(opened):  # mutation: swap I and I_f, or drop the clamp at 1
     from methods.ssd import ssd
+
     job = opened()
     before = {name: parameter.detach().clone() for name, parameter in job.model.named_parameters()}
     of_forget, whole = engine.fisher_diagonal(job.model, job.forget), engine.fisher_diagonal(job.model, job.retain)
@@ -175,6 +198,7 @@ def test_dampening_follows_its_equation(opened):  # mutation: swap I and I_f, or
 
 def test_l1_weight_falls_linearly_to_zero(opened):  # mutation: a constant weight
     from methods.l1_sparse import l1_sparse
+
     job, weights = opened(), []
 
     def fit(passes, loss, *, epochs, lr):
@@ -189,6 +213,7 @@ def test_l1_weight_falls_linearly_to_zero(opened):  # mutation: a constant weigh
 
 def test_mixed_passes_relabel_the_forget_set_only(opened):  # mutation: relabel by position in the batch
     from methods.rl import rl
+
     job, terms = opened(), {}
     job.model.eval()
 
@@ -201,7 +226,10 @@ def test_mixed_passes_relabel_the_forget_set_only(opened):  # mutation: relabel 
     rl(job.model, job.forget, job.retain, fit, mix=True, alpha=2.0)
     total = len(job.forget) + len(job.retain)
     with torch.no_grad():
-        retain = torch.nn.functional.cross_entropy(job.model(data.to_float(job.retain.x[job.retain.rows])), job.retain.labels(), reduction="sum") / total
+        retain = (
+            torch.nn.functional.cross_entropy(job.model(data.to_float(job.retain.x[job.retain.rows])), job.retain.labels(), reduction="sum")
+            / total
+        )
     assert float(terms["retain"]) == pytest.approx(2 * float(retain), rel=1e-3)
     assert float(terms["forget"]) > 3 * len(job.forget) / total  # wrong labels on a trained model
 
@@ -209,7 +237,10 @@ def test_mixed_passes_relabel_the_forget_set_only(opened):  # mutation: relabel 
 def test_saliency_is_the_gradient_of_the_mean_loss_whatever_the_batches(opened):  # mutation: average the gradients of batches
     job = opened()
     accelerator = engine.make_accelerator("cpu", "fp32")
-    whole, in_parts = engine.mean_gradient(job.model, job.forget, accelerator, 60), engine.mean_gradient(job.model, job.forget, accelerator, 7)
+    whole, in_parts = (
+        engine.mean_gradient(job.model, job.forget, accelerator, 60),
+        engine.mean_gradient(job.model, job.forget, accelerator, 7),
+    )
     x, y = next(engine.plain_batches(job.forget, 1000))
     expected = torch.autograd.grad(torch.nn.functional.cross_entropy(job.model.eval()(x), y), list(job.model.parameters()))
     for name, gradient in zip(whole, expected, strict=True):

@@ -1,4 +1,5 @@
 """Metrics against hand-made cases. Beside each property stands the mutation that would break it."""
+
 import math
 
 import numpy as np
@@ -30,6 +31,7 @@ def test_attack_tells_members_from_non_members():  # mutation: count members in 
 
 def test_merging_equal_rows_changes_nothing():  # mutation: forget sample_weight
     from sklearn.svm import SVC
+
     draw = np.random.default_rng(1)
     members, outsiders, targets = draw.integers(2, 9, (300, 1)) / 8, draw.integers(0, 8, (300, 1)) / 8, np.arange(9)[:, None] / 8
     plain = SVC(C=3, gamma="auto", kernel="rbf").fit(np.concatenate([members, outsiders]), [1] * 300 + [0] * 300)

@@ -1,4 +1,5 @@
 """Every architecture builds, trains a step under a mask and gives per-sample gradients."""
+
 import pytest
 import torch
 
@@ -33,6 +34,7 @@ def test_architecture(arch):  # mutation: leave the normalisation out of the for
 @pytest.mark.parametrize("arch", ["cnn", "resnet20", "swin_t"])
 def test_per_sample_gradients_equal_single_backward_passes(arch):  # mutation: gradients in train mode
     import data
+
     model, size = build(arch, 16), 16
     split = data.Split(torch.randint(256, (3, size, size, 3), dtype=torch.uint8), torch.tensor([0, 3, 1]), torch.arange(3))
     blocks = list(engine.sample_gradients(model, split))
