@@ -188,10 +188,10 @@ def test_dampening_follows_its_equation(opened):  # mutation: swap I and I_f, or
     before = {name: parameter.detach().clone() for name, parameter in job.model.named_parameters()}
     of_forget, whole = engine.fisher_diagonal(job.model, job.forget), engine.fisher_diagonal(job.model, job.retain)
     answers = iter([whole, of_forget])
-    ssd(job.model, job.forget, job.retain, lambda split: next(answers), None, ssd_alpha=2.0, ssd_lambda=0.7)
+    ssd(job.model, job.forget, job.retain, lambda split: next(answers), None, ssd_alpha=2.0, ssd_lambda=5.0)
     for name, parameter in job.model.named_parameters():
         i, i_f = whole[name], of_forget[name]
-        expected = torch.where(i_f > 2.0 * i, before[name] * (0.7 * i / i_f).clamp(max=1), before[name])
+        expected = torch.where(i_f > 2.0 * i, before[name] * (5.0 * i / i_f).clamp(max=1), before[name])
         assert torch.equal(parameter, expected)
     assert any(not torch.equal(parameter, before[name]) for name, parameter in job.model.named_parameters())
 
