@@ -8,6 +8,8 @@ from training ResNet-20 on CIFAR-10 for --epochs epochs in either precision. Wri
 
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,10 +18,8 @@ import torch
 
 import data
 import datasets
-import engine
 import job
 import masking
-import metrics
 import models
 import run
 
@@ -27,22 +27,11 @@ import run
 class Scratch:
     """Takes the place of a Run where nothing is to be kept."""
 
-    images_seen = 0
-
     def __init__(self, folder):
         self.folder = Path(folder)
 
     def save(self, name, tensors, metadata=None):
         run.write_tensors(self.folder / name, tensors, metadata)
-
-    def seconds(self):
-        return 0.0
-
-    def last_checkpoint(self):
-        return None
-
-    def log(self, **row):
-        pass
 
 
 def in_turns(*functions, rounds):
@@ -129,25 +118,24 @@ def select_large(results):
     results["mask of SD v1's U-Net"] = {"weights": weights, "select_seconds": seconds, "extra_mb": (after - before) / 1024}
 
 
-def make_step(arch, ratio, batch, precision, channels_last=True):
-    """A function that does one SGD step, and the bytes of its optimizer's state after one."""
-    accelerator = engine.make_accelerator("auto", precision)
-    model = models.build(arch, 10, 3, 32, 0).to(accelerator.device)
-    model = model if channels_last else model.to(memory_format=torch.contiguous_format)
+def make_step(arch, ratio, batch, bf16, channels_last, device):
+    """A function that does one SGD step, and the bytes of its optimizer's state."""
+    model = models.build(arch, 10, 3, 32, 0).to(device)
+    x, y = torch.rand(batch, 3, 32, 32, device=device), torch.randint(10, (batch,), device=device)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model, x = model.to(memory_format=layout), x.to(memory_format=layout)
     mask = None if ratio is None else masking.select({name: torch.randn_like(p) for name, p in model.named_parameters()}, ratio)
     leaves = masking.Leaves(dict(model.named_parameters()), mask)
     solver = torch.optim.SGD(leaves.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
-    x, y = torch.rand(batch, 3, 32, 32, device=accelerator.device), torch.randint(10, (batch,), device=accelerator.device)
-    x = x.to(memory_format=torch.channels_last) if channels_last else x
 
     def step():
-        with accelerator.autocast():
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
             loss = torch.nn.functional.cross_entropy(model(x).float(), y)
         loss.backward()
         solver.step()
         solver.zero_grad(set_to_none=True)
         leaves.scatter()
-        if accelerator.device.type == "cuda":
+        if device == "cuda":
             torch.cuda.synchronize()
 
     step()
@@ -156,78 +144,60 @@ def make_step(arch, ratio, batch, precision, channels_last=True):
     )
 
 
-def masked_step(results, rounds):
+def masked_step(results, rounds, device):
     """A masked against a dense step of ResNet-18, batch 256 as in the paper, and the optimizer's memory."""
-    dense, dense_bytes = make_step("resnet18", None, 256, "auto")
-    masked, masked_bytes = make_step("resnet18", 0.5, 256, "auto")
+    dense, dense_bytes = make_step("resnet18", None, 256, True, True, device)
+    masked, masked_bytes = make_step("resnet18", 0.5, 256, True, True, device)
     dense_seconds, masked_seconds = in_turns(dense, masked, rounds=rounds)
-    results["masked step, ResNet-18, batch 256"] = {
-        "dense_seconds": dense_seconds,
-        "masked_seconds": masked_seconds,
-        "time_ratio": masked_seconds / dense_seconds,
-        "optimizer_mb_dense": dense_bytes / 1e6,
-        "optimizer_mb_masked": masked_bytes / 1e6,
-        "memory_ratio": masked_bytes / dense_bytes,
+    results["masked step at ratio 0.5, ResNet-18, batch 256"] = {
+        "dense, seconds": dense_seconds,
+        "masked, seconds": masked_seconds,
+        "time, masked / dense": masked_seconds / dense_seconds,
+        "optimizer, dense, MB": dense_bytes / 1e6,
+        "masked, MB": masked_bytes / 1e6,
+        "memory, masked / dense": masked_bytes / dense_bytes,
     }
 
 
-def precisions(results, rounds):
+def precisions(results, rounds, device):
     """bf16 with channels_last against fp32 in either layout."""
+    variants = {"bf16 channels_last": (True, True), "fp32 channels_last": (False, True), "fp32 plain": (False, False)}
     for arch in ("resnet20", "resnet18"):
-        names = ("bf16 channels_last", "fp32 channels_last", "fp32 plain")
-        steps = [
-            make_step(arch, None, 256, precision, layout)[0] for precision, layout in (("bf16", True), ("fp32", True), ("fp32", False))
-        ]
-        seconds = in_turns(*steps, rounds=rounds)
-        results[f"precision, {arch}, batch 256"] = {f"{name}, seconds": value for name, value in zip(names, seconds, strict=True)} | {
-            "bf16 is faster than fp32 plain": seconds[2] / seconds[0],
-            "bf16 is faster than fp32 channels_last": seconds[1] / seconds[0],
-        }
+        seconds = in_turns(*(make_step(arch, None, 256, *variant, device)[0] for variant in variants.values()), rounds=rounds)
+        results[f"step in three precisions, {arch}, batch 256"] = {
+            f"{name}, seconds": value for name, value in zip(variants, seconds, strict=True)
+        } | {"time, fp32 plain / bf16": seconds[2] / seconds[0], "time, fp32 channels_last / bf16": seconds[1] / seconds[0]}
 
 
-def epoch(results, data_dir, epochs, scratch):
-    """ResNet-20 on CIFAR-10 in either precision: accuracy, and the share of the epoch that data and augmentation take."""
-    images = datasets.load_images("cifar10", data_dir)
-    train, _ = data.train_and_validation(images, 1, 0.1)
-    test = data.Split(images.x_test, images.y_test, torch.arange(len(images.y_test)))
+def epoch(results, data_dir, epochs, folder, device):
+    """ResNet-20 on CIFAR-10 by train.py in either precision: accuracy, and the share of the epoch that data and augmentation take."""
     row = {}
     for precision in ("bf16", "fp32"):
-        accelerator = engine.make_accelerator("auto", precision)
-        model = models.build("resnet20", 10, 3, 32, 1)
-        models.set_normalisation(model, images.x_train)
-        start = time.perf_counter()
-        engine.fit(
-            model.to(accelerator.device),
-            lambda _: [{"train": train}],
-            lambda train, model=model: {"train": engine.cross_entropy(model, train)},
-            epochs=epochs,
-            lr=0.2,
-            batch_size=256,
-            seed=1,
-            accelerator=accelerator,
-            run=scratch,
-            schedule="linear",
-            augment=datasets.DATASETS["cifar10"],
-        )
-        row[f"{precision}, seconds an epoch"] = (time.perf_counter() - start) / epochs
-        row[f"{precision}, test accuracy after {epochs} epochs"] = metrics.accuracy(engine.predict(model, test, accelerator), test.labels())
-        start = time.perf_counter()
-        for _ in data.epoch_batches(train, 256, data.generator("benchmark"), datasets.DATASETS["cifar10"]):
-            pass
-        row[f"{precision}, share of data and augmentation"] = (time.perf_counter() - start) / row[f"{precision}, seconds an epoch"]
-    results["epoch of ResNet-20 on CIFAR-10, 45,000 images"] = row
+        command = f"--dataset cifar10 --arch resnet20 --epochs {epochs} --lr 0.2 --batch_size 256 --schedule linear --precision {precision}"
+        where = ["--data_dir", data_dir, "--save_dir", folder / precision, "--device", device]
+        subprocess.run([sys.executable, "train.py", *command.split(), *map(str, where)], cwd=Path(__file__).parent, check=True)
+        done = run.read_json(folder / precision / "done.json")
+        row[f"{precision}, seconds an epoch"] = done["seconds"] / epochs
+        row[f"{precision}, validation accuracy"] = done["accuracy"]
+    train, _ = data.train_and_validation(datasets.load_images("cifar10", data_dir, device=device), 1, 0.1)
+    start = time.perf_counter()
+    for _ in data.epoch_batches(train, 256, data.generator("benchmark"), datasets.DATASETS["cifar10"]):
+        pass
+    row["data and augmentation, seconds an epoch"] = time.perf_counter() - start
+    row["their share of the bf16 epoch, %"] = 100 * row["data and augmentation, seconds an epoch"] / row["bf16, seconds an epoch"]
+    results[f"{epochs} epochs of ResNet-20 on CIFAR-10, 45,000 images"] = row
 
 
 def main(argv=None):
     args = parse(argv)
     results = {"machine": run.machine(), "versions": run.versions(*job.PACKAGES)}
+    device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as folder:
-        scratch = Scratch(folder)
         select_large(results)
-        select_small(results, scratch)
-        masked_step(results, args.rounds)
-        precisions(results, args.rounds)
-        epoch(results, args.data_dir, args.epochs, scratch)
+        select_small(results, Scratch(folder))
+        masked_step(results, args.rounds, device)
+        precisions(results, args.rounds, device)
+        epoch(results, args.data_dir.expanduser().resolve(), args.epochs, Path(folder), device)
     args.folder.mkdir(parents=True, exist_ok=True)
     run.write_json(args.folder / "benchmark.json", results)
     lines = [
@@ -254,7 +224,7 @@ def parse(argv=None):
     parser = run.parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark"), metavar="FOLDER", help="folder to write into")
     parser.add_argument("--rounds", type=run.positive_int, default=7, help="timed calls of each thing")
-    run.add_flags(parser, data_dir=Path("data"), epochs=2)
+    run.add_flags(parser, "device", data_dir=Path("data"), epochs=2)
     return parser.parse_args(argv)
 
 

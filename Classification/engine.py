@@ -224,14 +224,14 @@ def predict(model, split, accelerator, batch_size=1000):
     """Return the logits (N, K), float32 on the CPU, of a split in eval mode without augmentation."""
     model.eval()
     outputs = []
-    for x, _ in plain_batches(split, batch_size):
+    for x, _ in tqdm(plain_batches(split, batch_size), "predict", -(-len(split) // batch_size), disable=None, mininterval=1):
         with accelerator.autocast():
             outputs.append(model(x).float().cpu())
     return torch.cat(outputs) if outputs else torch.empty(0, 0)
 
 
 def mean_gradient(model, split, accelerator, batch_size=256):
-    """Gradient of the mean cross-entropy over a whole split, {name: tensor} (the saliency of paper Eq. 3 before the absolute value).
+    """Gradient of the mean cross-entropy over a whole split, {name: tensor} whose magnitude is SalUn's saliency.
 
     Eval mode, no augmentation, every sample weighted once, accumulated in float32 in place: no copy beside the gradient.
     """

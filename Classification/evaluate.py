@@ -7,8 +7,6 @@ The forget set is that of the unlearning run. For a run of train.py, the row `or
 flags, and the numbers go to a run folder of their own, --save_dir.
 """
 
-import argparse
-
 import data
 import engine
 import job
@@ -45,30 +43,20 @@ def main(argv=None):
     for path in args.model_path:
         folder, recorded = run.read_run(path)
         if recorded["kind"] != "unlearn":
-            raise run.RunError(
-                f"{folder} is no run of unlearn.py: to measure an original model give --save_dir and what would be forgotten"
-            )
+            raise run.RunError(f"{folder} is no run of unlearn.py: for an original model give --save_dir and what would be forgotten")
         if (folder / "metrics.json").is_file() and not args.overwrite:
             if not args.resume:
                 raise run.RunError(f"{folder} has metrics.json already: pass --overwrite to measure again, --resume to skip it")
             continue
-        opened = job.open_job(folder, {name: recorded[name] for name in job.FORGET_FLAGS}, accelerator, args.data_dir)
+        opened = job.open_job(folder, {name: recorded[name] for name in job.FORGET_FLAGS}, accelerator, args.data_dir, "unlearn")
         done = run.read_json(folder / "done.json")
-        report(
-            folder,
-            measure(opened, args, accelerator)
-            | {
-                "RTE": (done["seconds"] + done["mask_seconds"]) / 60,
-                "peak_memory_mb": done["peak_memory_mb"],
-                "images_seen": done["images_seen"],
-                "changed": 100 * done["fraction_changed"],
-            },
-        )
+        cost = {"RTE": (done["seconds"] + done["mask_seconds"]) / 60, "changed": 100 * done["fraction_changed"]}
+        report(folder, measure(opened, args, accelerator) | cost | {name: done[name] for name in ("peak_memory_mb", "images_seen")})
 
 
 def measure_original(args, accelerator):
     """The row `original`: a model of train.py, measured against what would be forgotten."""
-    record = run.Run(argparse.Namespace(**vars(args)))
+    record = run.Run(args)
     if record.finished:
         return print(f"{record.folder} is finished already")
     opened = job.open_job(args.model_path[0], job.forget_flags(args), accelerator, args.data_dir)
@@ -96,9 +84,8 @@ def measure(opened, args, accelerator):
     }
     if of_forgotten.any():
         result["UA_test"] = 100 - metrics.accuracy(logits[of_forgotten], labels[of_forgotten])
-    return result | metrics.membership(
-        outputs["forget"], outputs["retain"], (logits[~of_forgotten], labels[~of_forgotten]), data.mix("attack", args.seed)
-    )
+    never_seen = logits[~of_forgotten], labels[~of_forgotten]
+    return result | metrics.membership(outputs["forget"], outputs["retain"], never_seen, data.mix("attack", args.seed))
 
 
 def explain(names):

@@ -1,4 +1,4 @@
-"""Find the weights that matter for the forget set: the saliency mask of paper Eq. 3.
+"""Find the weights that matter for the forget set: SalUn's saliency mask.
 
     python generate_mask.py --model_path runs/cifar10/original --num_forget 0.1 --save_dir runs/cifar10/mask
 

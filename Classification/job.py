@@ -14,6 +14,10 @@ import run
 
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "safetensors")
 FORGET_FLAGS = ("forget_class", "num_forget", "forget_indices", "split_seed")
+TRAINING = (  # what a run remembers of its original's training
+    *("dataset", "data_dir", "image_size", "val_fraction", "limit", "split_seed", "seed", "epochs", "batch_size"),
+    *("lr", "schedule", "optimizer", "momentum", "weight_decay"),
+)
 load_images = functools.lru_cache(maxsize=1)(datasets.load_images)
 
 
@@ -32,23 +36,24 @@ class Job:
     facts: dict
 
 
-def open_job(model_path, flags, accelerator, data_dir=None):
+def open_job(model_path, flags, accelerator, data_dir=None, kind="train"):
     """Rebuild the model of a run and split its data. `flags` has the four FORGET_FLAGS.
 
-    The run is one of train.py, or of unlearn.py, which carries its original's description along. Raises RunError for anything
-    missing, unfinished or contradictory.
+    The run must be of that kind: "train", or "unlearn", which carries its original's description along. Raises RunError for
+    anything missing, unfinished or contradictory.
     """
     folder, recorded = run.read_run(model_path)
-    if recorded.get("kind") not in ("train", "unlearn"):
-        raise run.RunError(f"{folder} holds no model: --model_path takes a run of train.py or unlearn.py")
+    if recorded.get("kind") != kind:
+        raise run.RunError(
+            f"{folder} is a run of kind {recorded.get('kind')}, where one of kind {kind} is needed (to forget more, start from "
+            "the original and forget both sets together)"
+        )
     architecture, classes = recorded["architecture"], recorded["classes"]
     training = recorded.get("training", recorded)
     data_dir = Path(data_dir or training["data_dir"])
     images = load_images(training["dataset"], data_dir, training["image_size"], accelerator.device)
-    if images.classes != classes or [images.x_train.shape[3], images.x_train.shape[1]] != [
-        architecture["channels"],
-        architecture["image_size"],
-    ]:
+    shape = {"channels": images.x_train.shape[3], "image_size": images.x_train.shape[1]}
+    if images.classes != classes or any(architecture[name] != size for name, size in shape.items()):
         raise run.RunError(f"the data in {data_dir} is not what {folder} was trained on: other classes or another image size")
     model = models.build(**architecture, seed=0)
     models.load_weights(model, folder / "model.safetensors")
@@ -85,24 +90,6 @@ def open_job(model_path, flags, accelerator, data_dir=None):
         whole_classes,
         facts,
     )
-
-
-TRAINING = (
-    "dataset",
-    "data_dir",
-    "image_size",
-    "val_fraction",
-    "limit",
-    "split_seed",
-    "optimizer",
-    "momentum",
-    "weight_decay",
-    "schedule",
-    "lr",
-    "epochs",
-    "batch_size",
-    "seed",
-)
 
 
 def forget_flags(args):

@@ -1,4 +1,4 @@
-"""The saliency mask: which weights may change, and an optimizer that cannot move any other (paper Eq. 3 and 5).
+"""The saliency mask: which weights may change, and an optimizer that cannot move any other (SalUn's m).
 
 This file carries the same text in Classification, DDPM and SD (`make check` fails when one drifts). True = trainable, everywhere.
 A mask is a dict {parameter name: bool tensor of the parameter's shape}. Buffers (BatchNorm's running statistics) are no

@@ -1,13 +1,14 @@
 """What a forgotten model is measured by: pure functions of logits and labels, all results in percent.
 
-Membership inference (MIA) follows the paper's appendix C.3: an SVC(C = 3, gamma "auto", rbf) is trained to tell training samples
-(members, drawn from the retain set) from samples never trained on, and is then asked about the forget set.
+Membership inference (MIA) is the paper's, described in appendix C.3 of arXiv 2304.04934: an SVC(C = 3, gamma "auto", rbf) learns to
+tell training samples (members, drawn from the retain set) from samples never trained on, and is then asked about the forget set.
 """
 
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 DEFINITIONS = {  # name: (what it is, which way is good)
     "UA": ("unlearning accuracy: 100 - accuracy on the forget set", "close to Retrain"),
@@ -40,7 +41,7 @@ def entropy(probabilities):
 
 
 def modified_entropy(probabilities, labels):
-    """-(1 - p_y) log p_y - sum over i != y of p_i log(1 - p_i) (Song & Mittal 2021, Eq. 8), (N,)."""
+    """-(1 - p_y) log p_y - sum over i != y of p_i log(1 - p_i) (Song & Mittal 2021), (N,)."""
     true = torch.nn.functional.one_hot(labels, probabilities.shape[1]).bool()
     log_p, log_rest = probabilities.clamp_min(1e-30).log(), (1 - probabilities).clamp_min(1e-30).log()
     return -torch.where(true, (1 - probabilities) * log_p, probabilities * log_rest).sum(1)
@@ -87,4 +88,4 @@ def membership(forget, retain, held_out, seed):
     members, non_members, targets = some(*retain), some(*held_out), attack_features(*forget)
     with ThreadPoolExecutor() as pool:  # libsvm releases the interpreter lock
         results = {name: pool.submit(attack, members[name].numpy(), non_members[name].numpy(), targets[name].numpy()) for name in targets}
-    return {name: result.result() for name, result in results.items()}
+        return {name: result.result() for name, result in tqdm(results.items(), "attacks", disable=None)}

@@ -39,7 +39,7 @@ ARTEFACTS = (
     "model",
     "samples",
 )
-NOT_COMPARED = ("save_dir", "resume", "overwrite", "device", "argv")  # flags that may differ when a run is resumed
+NOT_COMPARED = ("save_dir", "resume", "overwrite", "device", "processes", "computed_on")  # flags that may differ when a run is resumed
 
 
 class RunError(Exception):

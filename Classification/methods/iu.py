@@ -9,7 +9,7 @@ BLOCK_BYTES = 2 << 30  # two blocks of per-sample gradients are held at once
 
 
 def iu(model, forget, retain, gradient, samples, seed, mask, *, iu_scale=1.0, fisher_samples=1000):
-    """Influence unlearning with the WoodFisher inverse (Izzo et al. 2021; paper, appendix C): theta_o + iu_scale * F^-1 v.
+    """Influence unlearning with the WoodFisher inverse (the paper's baseline IU): theta_o + iu_scale * F^-1 v.
 
     v = (sum of gradients on the forget set) / N - (sum of gradients on the retain set) * n_f / (N * n_r), N = n_f + n_r, and
     F = DAMPING * I + mean of g g^T over `fisher_samples` single retain samples. F^-1 v is exact for that F: by the Woodbury

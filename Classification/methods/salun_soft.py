@@ -6,7 +6,7 @@ from .rl import rl
 
 
 def salun_soft(model, forget, retain, fit, *, epochs=10, lr=0.013, alpha=1.0, mix=False, mask_ratio=0.5):
-    """SalUn-soft: SalUn's loss + beta * |theta - theta_o|_1 by proximal gradient, in place of a mask (paper, appendix B).
+    """SalUn-soft: SalUn's loss + beta * |theta - theta_o|_1 by proximal gradient, in place of a mask.
 
     After each step theta - theta_o is soft-thresholded at its k-th smallest magnitude. k falls linearly from mask_ratio * n to 0
     over the run, so that at first mask_ratio of the weights return to theta_o and at last all may move. theta_o is the original

@@ -9,7 +9,7 @@ TEMPERATURE = 4.0  # of the distillation, as in the authors' code
 
 
 def scrub(model, forget, retain, fit, *, epochs=10, lr=0.005, alpha=1.0, gamma=1.0, ascent_epochs=3):
-    """SCRUB (Kurmanji et al. 2023, arXiv 2302.09880, Eq. 3): a student leaves its old self on the forget set and follows it elsewhere.
+    """SCRUB (Kurmanji et al. 2023, arXiv 2302.09880): a student leaves its old self on the forget set and follows it elsewhere.
 
     Minimises alpha * KL + gamma * CE on the retain set; in the first `ascent_epochs` epochs a pass that maximises KL on the forget
     set comes before it. KL is between outputs at temperature 4, scaled by its square.

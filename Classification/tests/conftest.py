@@ -58,4 +58,9 @@ def opened(home):
     import job
 
     flags = {"forget_class": None, "num_forget": NUM_FORGET, "forget_indices": None, "split_seed": None}
-    return lambda path=home / "original", **other: job.open_job(path, flags | other, engine.make_accelerator("cpu", "fp32"))
+
+    def call(path=home / "original", **other):
+        kind = "train" if path == home / "original" else "unlearn"
+        return job.open_job(path, flags | other, engine.make_accelerator("cpu", "fp32"), kind=kind)
+
+    return call

@@ -95,7 +95,7 @@ WRONG = {  # name: (arguments of unlearn.py as a function of home and a scratch 
     "missing index file": (lambda home, tmp: ["--method", "ft", "--forget_indices", tmp / "none.txt"], "none.txt"),
     "missing model": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path", tmp / "none"], "does not exist"),
     "a folder that is no run": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path", home / "data"], "no run folder"),
-    "a mask as a model": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path", home / "mask"], "holds no model"),
+    "a mask as a model": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path", home / "mask"], "is a run of kind mask"),
     "unfinished model": (
         lambda home, tmp: [
             "--method",
