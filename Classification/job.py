@@ -74,7 +74,6 @@ def open_job(model_path, flags, accelerator, data_dir=None, kind="train"):
         "parent_sha": run.file_sha(folder / "model.safetensors"),
         "forget_sha": sha,
         "num_forgotten": len(rows),
-        "split_seed": split_seed,
         "processes": accelerator.num_processes,
         "computed_on": str(accelerator.device),
         "autocast": accelerator.mixed_precision,

@@ -254,25 +254,33 @@ class Run:
 
     def __init__(self, args, main_process=True):
         self.folder, self.args, self.main = Path(args.save_dir), args, main_process
-        self.images_seen, self.seconds_before, self._columns = 0, 0.0, None
+        self.images_seen, self.seconds_before, self._columns, self.known = 0, 0.0, None, None
         self.start_clock()
         self.finished = args.resume and (self.folder / "done.json").is_file()
         if args.resume and args.overwrite:
             raise RunError("--resume and --overwrite contradict each other: pass one of them")
-        if not (self.folder / "args.json").is_file():
-            if (
-                main_process
-                and self.folder.exists()
-                and (not self.folder.is_dir() or set(os.listdir(self.folder)) - {".args.json.partial"})
-            ):
-                raise RunError(f"--save_dir {self.folder} exists and is no run folder: name a new or empty folder")
-            self.known = None
+        if not main_process:
             return
-        if not (args.resume or args.overwrite) and main_process:
+        if (self.folder / "args.json").is_file():
+            if not (args.resume or args.overwrite):
+                raise RunError(
+                    f"{self.folder} already holds a run: pass --resume to go on with it, --overwrite to replace it, or another --save_dir"
+                )
+            if args.resume:
+                self.known = read_json(self.folder / "args.json")
+                self._check_same(vars(args))
+        elif self.folder.exists() and (not self.folder.is_dir() or set(os.listdir(self.folder)) - {".args.json.partial"}):
+            raise RunError(f"--save_dir {self.folder} exists and is no run folder: name a new or empty folder")
+
+    def _check_same(self, record):
+        """On --resume, refuse flags or facts other than those the run was started with."""
+        record = json.loads(json.dumps(record, default=str))
+        differing = sorted(name for name in record if name not in NOT_COMPARED and record[name] != self.known.get(name))
+        if differing:
             raise RunError(
-                f"{self.folder} already holds a run: pass --resume to go on with it, --overwrite to replace it, or another --save_dir"
+                f"cannot resume {self.folder}: it was started with other values of {', '.join(differing)}; "
+                "repeat them, pass --overwrite, or name another --save_dir"
             )
-        self.known = None if args.overwrite or not main_process else read_json(self.folder / "args.json")
 
     def start_clock(self):
         self._clock = time.monotonic()
@@ -285,44 +293,26 @@ class Run:
         """Write args.json, or on --resume check that flags and facts are those of the run that was cut off."""
         if not self.main:
             return
-        record = json.loads(json.dumps({**vars(self.args), **facts}, default=str))
         if self.known is not None:
-            differing = sorted(name for name in record if name not in NOT_COMPARED and record[name] != self.known.get(name))
-            if differing:
-                raise RunError(
-                    f"cannot resume {self.folder}: it was started with other values of {', '.join(differing)}; "
-                    "repeat them, pass --overwrite, or name another --save_dir"
-                )
-            return
+            return self._check_same(facts)
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in ARTEFACTS:
             path = self.folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        write_json(
-            self.folder / "args.json",
-            {
-                **record,
-                "argv": sys.argv,
-                "git_commit": git_commit(),
-                "machine": machine(),
-                "versions": versions(*packages),
-                "started": started,
-            },
-        )
+        origin = {"git_commit": git_commit(), "machine": machine(), "versions": versions(*packages), "started": started}
+        write_json(self.folder / "args.json", {**vars(self.args), **facts, "argv": sys.argv, **origin})
 
     def log(self, **row):
         """Append a row to log.csv; a column seen for the first time widens the file."""
         if not self.main:
             return
         path = self.folder / "log.csv"
-        if self._columns is None:
-            self._columns = next(csv.reader(path.open())) if path.is_file() else []
+        self._columns = self._columns or []
         if set(row) - set(self._columns):
-            rows = list(csv.DictReader(path.open())) if path.is_file() else []
+            rows = list(csv.DictReader(path.read_text().splitlines())) if self._columns else []
             self._columns += [name for name in row if name not in self._columns]
-            self._rewrite_log([*rows, row])
-            return
+            return self._rewrite_log([*rows, row])
         with path.open("a", newline="") as file:
             csv.DictWriter(file, self._columns).writerow(row)
 
@@ -345,18 +335,18 @@ class Run:
 
     def last_checkpoint(self):
         """Return (tensors, state) of the last checkpoint on --resume, else None; rows logged after it are dropped from log.csv."""
-        path = self.folder / "checkpoint.safetensors"
-        if not self.args.resume or not path.is_file():
+        path, log = self.folder / "checkpoint.safetensors", self.folder / "log.csv"
+        if not self.args.resume:
             return None
-        tensors, metadata = read_tensors(path)
-        state = json.loads(metadata["state"])
-        log = self.folder / "log.csv"
+        found = read_tensors(path) if path.is_file() else None
+        state = json.loads(found[1]["state"]) if found else {"step": 0}
         if self.main and log.is_file():
-            rows = list(csv.DictReader(log.open()))
-            self._columns = list(rows[0]) if rows else []
-            if rows:
-                self._rewrite_log([row for row in rows if int(row["step"]) <= state["step"]])
-        return tensors, state
+            with log.open(newline="") as file:
+                reader = csv.DictReader(file)
+                rows = [row for row in reader if None not in row.values() and int(row["step"]) <= state["step"]]
+                self._columns = list(reader.fieldnames or [])
+            self._rewrite_log(rows)
+        return (found[0], state) if found else None
 
     def finish(self, **facts):
         """Write done.json, then drop the checkpoint."""

@@ -226,6 +226,7 @@ def test_an_existing_run_is_never_lost(home, tmp_path, capsys):  # mutation: del
     assert script(*unlearn_command(home, folder, "--overwrite", "--lr", "-3")) != 0
     assert script(*unlearn_command(home, folder, "--overwrite", "--mask_path", tmp_path)) != 0
     assert files(folder) == before
+    assert script(*unlearn_command(home, folder, "--resume", "--seed", 5)) != 0 and "other values of seed" in capsys.readouterr().err
     assert script(*unlearn_command(home, folder, "--resume")) == 0 and "finished already" in capsys.readouterr().out
     assert files(folder) == before
     assert script(*unlearn_command(home, folder, "--overwrite", "--seed", 5)) == 0
