@@ -6,6 +6,8 @@ it changes.
 """
 
 import hashlib
+import os
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +162,10 @@ def load_images(dataset, data_dir, image_size=None, device="cpu"):
         data_dir.mkdir(parents=True, exist_ok=True)
         names = ("x_train", "y_train", "x_test", "y_test", "classes")
         arrays = dict(zip(names, DATASETS[dataset].load(data_dir, size), strict=True)) | {"stamp": stamp}
-        run.write_whole(cache, lambda beside: np.savez(beside.open("wb"), **arrays))
+        if os.access(data_dir, os.W_OK):
+            run.write_whole(cache, lambda beside: np.savez(beside.open("wb"), **arrays))
+        else:
+            warnings.warn(f"{data_dir} is read-only: its images are decoded anew in every run", stacklevel=2)
     check_arrays(cache, arrays)
     tensors = [torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in ("x_train", "y_train", "x_test", "y_test")]
     count = int(max(tensors[1].max(), tensors[3].max())) + 1

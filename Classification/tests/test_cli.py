@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -467,3 +468,15 @@ def test_commands_of_the_readme_parse():  # mutation: misspell a flag in the REA
     assert len(lines) >= 4
     for words in lines:
         parse_command(words)
+
+
+@pytest.mark.parametrize(
+    "readme", [path for path in (ROOT / "README.md", ROOT.parent / "README.md") if path.is_file()], ids=lambda path: path.parent.name
+)
+def test_tables_in_the_readme_are_those_that_were_measured(readme):  # mutation: edit a number in the README by hand
+    text = readme.read_text()
+    names = re.findall(r"<!-- (results/\S+) -->", text)
+    assert names
+    for name in names:
+        shown = text.split(f"<!-- {name} -->\n", 1)[1].split("<!-- end -->", 1)[0]
+        assert shown == (ROOT / name).read_text()

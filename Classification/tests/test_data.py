@@ -198,3 +198,39 @@ def test_a_data_set_that_cannot_be_downloaded_is_named(tmp_path, monkeypatch):  
         datasets.load_images("cifar100", tmp_path)
     with pytest.raises(run.RunError, match="tiny-imagenet-200.zip"):
         datasets.load_images("tiny_imagenet", tmp_path)
+
+
+def test_torchvision_data_sets_come_out_in_one_shape(tmp_path, monkeypatch):  # mutation: forget SVHN's transpose
+    import torchvision
+
+    class Fake:
+        def __init__(self, root, download, train=True, split="train"):
+            count = 6 if train and split == "train" else 4
+            self.data = {"SVHN": np.zeros((count, 3, 32, 32), np.uint8), "CIFAR10": np.zeros((count, 32, 32, 3), np.uint8)}.get(
+                type(self).__name__, torch.zeros(count, 28, 28, dtype=torch.uint8)
+            )
+            self.targets = self.labels = list(range(count))
+
+    for name, dataset, shape in (
+        ("SVHN", "svhn", (32, 32, 3)),
+        ("CIFAR10", "cifar10", (32, 32, 3)),
+        ("FashionMNIST", "fashion_mnist", (28, 28, 1)),
+    ):
+        monkeypatch.setattr(torchvision.datasets, name, type(name, (Fake,), {}))
+        images = datasets.load_images(dataset, tmp_path)
+        assert images.x_train.shape == (6, *shape) and images.x_test.shape == (4, *shape) and len(images.classes) == 10
+        assert datasets.load_images(dataset, tmp_path).y_test.tolist() == [0, 1, 2, 3]  # from the cache
+
+
+def test_tiny_imagenet_from_its_archive(tmp_path):  # mutation: sort the annotations
+    root = tmp_path / "tiny-imagenet-200"
+    for wnid, value in (("n02", 50), ("n01", 200)):
+        (root / "train" / wnid / "images").mkdir(parents=True)
+        Image.fromarray(np.full((64, 64, 3), value, np.uint8)).save(root / "train" / wnid / "images" / "0.png")
+    (root / "val" / "images").mkdir(parents=True)
+    for name, value in (("b.png", 50), ("a.png", 200)):
+        Image.fromarray(np.full((64, 64, 3), value, np.uint8)).save(root / "val" / "images" / name)
+    (root / "val" / "val_annotations.txt").write_text("b.png\tn02\t0\t0\t1\t1\na.png\tn01\t0\t0\t1\t1\n")
+    images = datasets.load_images("tiny_imagenet", tmp_path)
+    assert images.classes == ["n01", "n02"] and images.y_train.tolist() == [0, 1] and images.y_test.tolist() == [1, 0]
+    assert images.x_train[0].unique().tolist() == [200] and images.x_test[0].unique().tolist() == [50]
