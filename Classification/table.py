@@ -4,10 +4,12 @@
 
 Takes every run folder below FOLDER that has a metrics.json. Cells are mean ± standard deviation over runs, (gap to the mean of
 Retrain) behind; the average gap is the mean of the gaps of UA, RA, TA and MIA. With two or more retrained models the same
-average between pairs of them is the noise floor: a smaller average gap says nothing.
+average between pairs of them is the noise floor of single models, and 1/sqrt(n) of it about that of means over n runs: a
+smaller average gap says nothing.
 """
 
 import itertools
+import math
 import statistics
 from pathlib import Path
 
@@ -117,7 +119,11 @@ def markdown(rows, floor, runs):
         f"Measured on {machines}. Mean ± standard deviation over seeds; in brackets the gap to the mean of retrain.",
     ]
     if floor is not None:
-        lines.append(f"Noise floor, the average gap between two retrained models: {floor:.2f}.")
+        count = next(row["runs"] for row in rows if row["method"] == "retrain")
+        lines.append(
+            f"Noise floor: two retrained models have an average gap of {floor:.2f}, means over {count} runs one of about "
+            f"{floor / math.sqrt(count):.2f}. A smaller average gap says nothing."
+        )
     lines += ["", *(f"- **{name}**: {metrics.DEFINITIONS[name][0]}; better: {metrics.DEFINITIONS[name][1]}." for name in COLUMNS)]
     return "\n".join(lines) + "\n"
 
@@ -161,7 +167,8 @@ def plot(rows, floor, path):
         color=["tab:orange" if name == "salun" else "tab:blue" for name in names],
     )
     if floor is not None:
-        axes[-1].axvline(floor, color="tab:gray", linestyle="--", linewidth=1, label="noise floor")
+        count = next(row["runs"] for row in rows if row["method"] == "retrain")
+        axes[-1].axvline(floor / math.sqrt(count), color="tab:gray", linestyle="--", linewidth=1, label=f"noise floor of {count}-run means")
         axes[-1].legend(fontsize=8)
     axes[0].set_yticks(range(len(rows)), names)
     axes[0].invert_yaxis()
