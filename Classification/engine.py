@@ -100,13 +100,7 @@ def fit(
                 for batches in batches_of(splits, batch_size, noise, augment, accelerator):
                     for group in solver.param_groups:
                         group["lr"] = lr * SCHEDULES[schedule](step / total)
-                    model.train()
-                    with accelerator.autocast():
-                        terms = loss(**batches)
-                    sum(terms.values()).backward()
-                    average_gradients(trained, accelerator)
-                    solver.step()
-                    solver.zero_grad(set_to_none=True)
+                    terms = train_step(model, loss, batches, solver, trained, accelerator)
                     step += 1
                     if after_step is not None:
                         after_step(leaves, step / total)
@@ -120,6 +114,18 @@ def fit(
                 saved = time.monotonic()
         bar.close()
     model.eval()
+
+
+def train_step(model, loss, batches, solver, trained, accelerator):
+    """One step of the optimizer on what it holds; returns the loss terms."""
+    model.train()
+    with accelerator.autocast():
+        terms = loss(**batches)
+    sum(terms.values()).backward()
+    average_gradients(trained, accelerator)
+    solver.step()
+    solver.zero_grad(set_to_none=True)
+    return terms
 
 
 def steps_in(splits, batch_size):
