@@ -213,7 +213,7 @@ def main(argv=None):
     ]
     run.write_whole(args.folder / "benchmark.md", lambda beside: beside.write_text("\n".join(lines) + "\n"))
     print("\n".join(lines))
-    print(f"written: {args.folder}/benchmark.md, benchmark.json")
+    print(f"written: {args.folder.resolve()}/benchmark.md, benchmark.json")
 
 
 def shown(value):

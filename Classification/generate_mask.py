@@ -4,7 +4,7 @@
 
 Saliency is |gradient of the mean cross-entropy over all of the forget set|, in eval mode, without augmentation, in fp32. The mask
 keeps exactly floor(mask_ratio * n) of the n weights. What is forgotten is given by --forget_class, --num_forget (with
---forget_class: that many of the class) or --forget_indices.
+--forget_class: that many of the class) or --forget_indices. --data_dir and --split_seed default to the original's.
 """
 
 import engine

@@ -51,7 +51,8 @@ def open_job(model_path, flags, accelerator, data_dir=None, kind="train"):
     architecture, classes = recorded["architecture"], recorded["classes"]
     training = recorded.get("training", recorded)
     data_dir = Path(data_dir or training["data_dir"])
-    images = load_images(training["dataset"], data_dir, training["image_size"], accelerator.device)
+    with accelerator.main_process_first():  # which writes the cache that the others read
+        images = load_images(training["dataset"], data_dir, training["image_size"], accelerator.device)
     shape = {"channels": images.x_train.shape[3], "image_size": images.x_train.shape[1]}
     if images.classes != classes or any(architecture[name] != size for name, size in shape.items()):
         raise run.RunError(f"the data in {data_dir} is not what {folder} was trained on: other classes or another image size")

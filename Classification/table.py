@@ -187,7 +187,7 @@ def main(argv=None):
     run.write_json(args.folder / "table.json", {"columns": list(COLUMNS), "noise_floor": floor, "rows": rows})
     plot(rows, floor, args.folder / "table.png")
     print(text)
-    print(f"written: {args.folder}/table.md, table.json, table.png")
+    print(f"written: {args.folder.resolve()}/table.md, table.json, table.png")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ def main(argv=None):
         return print(f"{record.folder} is finished already")
 
     # Data and model
-    images = datasets.load_images(args.dataset, args.data_dir, args.image_size, accelerator.device)
+    with accelerator.main_process_first():  # which writes the cache that the others read
+        images = datasets.load_images(args.dataset, args.data_dir, args.image_size, accelerator.device)
     train, val = data.train_and_validation(images, args.split_seed, args.val_fraction, args.limit)
     shape = {
         "arch": args.arch,

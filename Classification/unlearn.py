@@ -4,7 +4,8 @@
 
 Architecture, data set and training settings come from the run at --model_path; --method retrain trains anew without the forget
 set, the standard the others are held to. What is forgotten is given by --forget_class, --num_forget (with --forget_class: that
-many of the class) or --forget_indices, and must be what the mask was made for.
+many of the class) or --forget_indices, and must be what the mask was made for. --data_dir and --split_seed default to the
+original's.
 """
 
 import functools

@@ -324,7 +324,7 @@ def test_two_processes_give_the_result_of_one(home, tmp_path):  # mutation: batc
             "--limit",
             75,
             "--data_dir",
-            home / "data",
+            tmp_path / f"data{count}",
             "--epochs",
             1,
             "--batch_size",
