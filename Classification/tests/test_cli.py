@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,24 +51,14 @@ def files(folder):
 
 
 # ------------------------------------------------------------------------------------------------------------- wrong input
-def broken_copy(home, target, name, change):
-    shutil.copytree(home / name, target)
-    change(target)
-    return target
-
-
 def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def pickle_over(path):
-    torch.save({"weight": torch.zeros(2)}, path)
-
-
-def other_size(folder):
-    args = json.loads((folder / "args.json").read_text())
+def other_size(path):
+    args = json.loads(path.read_text())
     args["architecture"]["num_classes"] = 7
-    (folder / "args.json").write_text(json.dumps(args))
+    path.write_text(json.dumps(args))
 
 
 def nan_weights(path):
@@ -76,112 +67,53 @@ def nan_weights(path):
     run.write_tensors(path, tensors)
 
 
-WRONG = {  # name: (arguments of unlearn.py as a function of home and a scratch folder, part of the message)
-    "unknown method": (lambda home, tmp: ["--method", "magic", "--num_forget", 60], "invalid choice: 'magic'"),
-    "unknown flag": (lambda home, tmp: ["--num_forgot", 60], "unrecognized arguments"),
-    "salun without a mask": (lambda home, tmp: ["--num_forget", 60], "needs --mask_path"),
-    "retrain with a mask": (
-        lambda home, tmp: ["--method", "retrain", "--num_forget", 60, "--mask_path", home / "mask"],
-        "takes no --mask_path",
-    ),
-    "a flag the method does not read": (lambda home, tmp: ["--method", "ga", "--alpha", 1, "--num_forget", 60], "does not read --alpha"),
-    "nothing to forget": (lambda home, tmp: ["--method", "ft"], "say what to forget"),
-    "two forget sets": (lambda home, tmp: ["--method", "ft", "--forget_class", 3, "--forget_indices", "x.txt"], "contradicts"),
-    "resume and overwrite": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--resume", "--overwrite"], "contradict"),
-    "mask ratio of 0": (lambda home, tmp: ["--method", "salun_soft", "--num_forget", 60, "--mask_ratio", 0], "must be in (0, 1]"),
-    "negative learning rate": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--lr", -1], "must be a positive number"),
-    "half a sample": (lambda home, tmp: ["--method", "ft", "--num_forget", 1.5], "whole number of samples"),
-    "class out of range": (lambda home, tmp: ["--method", "ft", "--forget_class", 10], "there is no class 10"),
-    "more than there is": (lambda home, tmp: ["--method", "ft", "--num_forget", 5000], "more than the 1294 samples"),
-    "missing index file": (lambda home, tmp: ["--method", "ft", "--forget_indices", tmp / "none.txt"], "none.txt"),
-    "missing model": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path", tmp / "none"], "does not exist"),
-    "a folder that is no run": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path", home / "data"], "no run folder"),
-    "a mask as a model": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path", home / "mask"], "is a run of kind mask"),
-    "unfinished model": (
-        lambda home, tmp: [
-            "--method",
-            "ft",
-            "--num_forget",
-            60,
-            "--model_path",
-            broken_copy(home, tmp / "m", "original", lambda folder: (folder / "done.json").unlink()),
-        ],
-        "did not finish",
-    ),
-    "truncated weights": (
-        lambda home, tmp: [
-            "--method",
-            "ft",
-            "--num_forget",
-            60,
-            "--model_path",
-            broken_copy(home, tmp / "m", "original", lambda folder: truncate(folder / "model.safetensors")),
-        ],
-        "not a whole safetensors file",
-    ),
-    "pickled weights": (
-        lambda home, tmp: [
-            "--method",
-            "ft",
-            "--num_forget",
-            60,
-            "--model_path",
-            broken_copy(home, tmp / "m", "original", lambda folder: pickle_over(folder / "model.safetensors")),
-        ],
-        "is a pickle",
-    ),
-    "a bare pickle": (
-        lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path", pickle_over(tmp / "m.pt") or tmp / "m.pt"],
-        "is a pickle",
-    ),
-    "weights with NaN": (
-        lambda home, tmp: [
-            "--method",
-            "ft",
-            "--num_forget",
-            60,
-            "--model_path",
-            broken_copy(home, tmp / "m", "original", lambda folder: nan_weights(folder / "model.safetensors")),
-        ],
-        "NaN or infinite values in fc.weight",
-    ),
-    "weights of another shape": (
-        lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--model_path", broken_copy(home, tmp / "m", "original", other_size)],
-        "belongs to another model",
-    ),
-    "torn args.json": (
-        lambda home, tmp: [
-            "--method",
-            "ft",
-            "--num_forget",
-            60,
-            "--model_path",
-            broken_copy(home, tmp / "m", "original", lambda folder: truncate(folder / "args.json")),
-        ],
-        "not whole JSON",
-    ),
-    "mask of another forget set": (lambda home, tmp: ["--num_forget", 61, "--mask_path", home / "mask"], "another forget set"),
-    "missing mask": (lambda home, tmp: ["--num_forget", 60, "--mask_path", tmp / "none"], "does not exist"),
-    "a model as a mask": (lambda home, tmp: ["--num_forget", 60, "--mask_path", home / "original" / "model.safetensors"], "is no mask"),
-    "truncated mask": (
-        lambda home, tmp: [
-            "--num_forget",
-            60,
-            "--mask_path",
-            broken_copy(home, tmp / "m", "mask", lambda folder: truncate(folder / "mask.safetensors")),
-        ],
-        "not a whole",
-    ),
-    "a loss that explodes": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--lr", 1e30, "--epochs", 3], "lower --lr"),
-    "data of another data set": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--data_dir", smaller_data(tmp)], "not what"),
-    "no CUDA": (lambda home, tmp: ["--method", "ft", "--num_forget", 60, "--device", "cuda"], "no CUDA device"),
+def pickle_over(path):
+    torch.save({"weight": torch.zeros(2)}, path)
+
+
+FT = "--method ft --num_forget 60"
+WRONG = {  # name: (flags of unlearn.py, part of the message)
+    "unknown method": ("--method magic --num_forget 60", "invalid choice: 'magic'"),
+    "unknown flag": ("--num_forgot 60", "unrecognized arguments"),
+    "salun without a mask": ("--num_forget 60", "needs --mask_path"),
+    "retrain with a mask": ("--method retrain --num_forget 60 --mask_path {home}/mask", "takes no --mask_path"),
+    "a flag the method does not read": ("--method ga --alpha 1 --num_forget 60", "does not read --alpha"),
+    "nothing to forget": ("--method ft", "say what to forget"),
+    "two forget sets": ("--method ft --forget_class 3 --forget_indices x.txt", "contradicts"),
+    "resume and overwrite": (f"{FT} --resume --overwrite", "contradict"),
+    "mask ratio of 0": ("--method salun_soft --num_forget 60 --mask_ratio 0", "must be in (0, 1]"),
+    "negative learning rate": (f"{FT} --lr -1", "must be a positive number"),
+    "half a sample": ("--method ft --num_forget 1.5", "whole number of samples"),
+    "class out of range": ("--method ft --forget_class 10", "there is no class 10"),
+    "more than there is": ("--method ft --num_forget 5000", "more than the 1294 samples"),
+    "missing index file": ("--method ft --forget_indices {tmp}/none.txt", "none.txt"),
+    "missing model": (f"{FT} --model_path {{tmp}}/none", "does not exist"),
+    "a folder that is no run": (f"{FT} --model_path {{home}}/data", "no run folder"),
+    "a mask as a model": (f"{FT} --model_path {{home}}/mask", "is a run of kind mask"),
+    "mask of another forget set": ("--num_forget 61 --mask_path {home}/mask", "another forget set"),
+    "missing mask": ("--num_forget 60 --mask_path {tmp}/none", "does not exist"),
+    "a model as a mask": ("--num_forget 60 --mask_path {home}/original/model.safetensors", "is no mask"),
+    "a loss that explodes": (f"{FT} --lr 1e30 --epochs 3", "lower --lr"),
+    "no CUDA": (f"{FT} --device cuda", "no CUDA device"),
+}
+BROKEN = {  # name: (run to copy, its file to break, how, part of the message)
+    "unfinished model": ("original", "done.json", Path.unlink, "did not finish"),
+    "truncated weights": ("original", "model.safetensors", truncate, "not a whole safetensors file"),
+    "pickled weights": ("original", "model.safetensors", pickle_over, "is a pickle"),
+    "weights with NaN": ("original", "model.safetensors", nan_weights, "NaN or infinite values in fc.weight"),
+    "weights of another shape": ("original", "args.json", other_size, "belongs to another model"),
+    "torn args.json": ("original", "args.json", truncate, "not whole JSON"),
+    "truncated mask": ("mask", "mask.safetensors", truncate, "not a whole safetensors file"),
 }
 
 
-def smaller_data(tmp):
-    x, y = np.zeros((40, 8, 8, 3), np.uint8), np.arange(40) % 10
-    np.savez(tmp / "digits.npz", x_train=x, y_train=y, x_test=x, y_test=y)
-    return tmp
+def refuse(home, tmp_path, capsys, flags, message):
+    """Run unlearn.py and expect one sentence, a non-zero status and no result."""
+    model = [] if "--model_path" in flags else ["--model_path", home / "original"]
+    status = script("unlearn", "--precision", "fp32", *model, "--save_dir", tmp_path / "run", *flags)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert status != 0 and len(lines) == 1 and message in lines[0]
+    assert not (tmp_path / "run" / "model.safetensors").exists() and not (tmp_path / "run" / "done.json").exists()
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -189,13 +121,24 @@ def test_wrong_input_ends_in_one_sentence_and_writes_nothing(name, home, tmp_pat
     if name == "no CUDA" and torch.cuda.is_available():
         pytest.skip("CUDA is here")
     flags, message = WRONG[name]
-    (tmp_path / "scratch").mkdir()
-    flags = flags(home, tmp_path / "scratch")
-    model = () if "--model_path" in flags else ("--model_path", home / "original")
-    status = script("unlearn", "--precision", "fp32", *model, "--save_dir", tmp_path / "run", *flags)
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert status != 0 and len(lines) == 1 and message in lines[0]
-    assert not (tmp_path / "run" / "model.safetensors").exists() and not (tmp_path / "run" / "done.json").exists()
+    refuse(home, tmp_path, capsys, flags.format(home=home, tmp=tmp_path).split(), message)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files_end_in_one_sentence(name, home, tmp_path, capsys):  # mutation: strict=False, or torch.load
+    source, file, break_it, message = BROKEN[name]
+    shutil.copytree(home / source, tmp_path / source)
+    break_it(tmp_path / source / file)
+    which = ["--mask_path", tmp_path / source] if source == "mask" else ["--method", "ft", "--model_path", tmp_path / source]
+    refuse(home, tmp_path, capsys, [*which, "--num_forget", 60], message)
+
+
+def test_a_pickle_and_other_data_are_refused(home, tmp_path, capsys):  # mutation: look at the ending of the name only
+    pickle_over(tmp_path / "model.pt")
+    refuse(home, tmp_path, capsys, [*FT.split(), "--model_path", tmp_path / "model.pt"], "is a pickle")
+    x, y = np.zeros((40, 8, 8, 3), np.uint8), np.arange(40) % 10
+    np.savez(tmp_path / "digits.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    refuse(home, tmp_path, capsys, [*FT.split(), "--data_dir", tmp_path], "is not what")
 
 
 @pytest.mark.parametrize(
@@ -306,61 +249,29 @@ def test_two_processes_give_the_result_of_one(home, tmp_path):  # mutation: batc
     results = {}
     for count in (1, 2):
 
-        def launch(name, *flags, count=count):
-            launcher = (
-                ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"] if count == 2 else []
-            )  # without GPUs: two on the CPU, over gloo
-            argv = [sys.executable, *launcher, str(ROOT / f"{name}.py"), *map(str, flags), "--device", "cpu"]
+        def launch(words, count=count):
+            name, *flags = words.split()
+            two = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]  # without GPUs: on the CPU, over gloo
+            launcher = two if count == 2 else []
+            argv = [sys.executable, *launcher, str(ROOT / f"{name}.py"), *flags, "--device", "cpu", "--precision", "fp32"]
             done = subprocess.run(argv, env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
 
-        base = tmp_path / str(count)
+        base, first = tmp_path / str(count), tmp_path / "1"
         launch(
-            "train",
-            "--dataset",
-            "digits",
-            "--arch",
-            "swin_t",
-            "--limit",
-            75,
-            "--data_dir",
-            tmp_path / f"data{count}",
-            "--epochs",
-            1,
-            "--batch_size",
-            25,
-            "--lr",
-            0.01,
-            "--schedule",
-            "constant",
-            "--precision",
-            "fp32",
-            "--save_dir",
-            base / "original",
+            f"train --dataset digits --arch swin_t --limit 75 --data_dir {tmp_path}/data{count} --epochs 1 --batch_size 25 --lr 0.01 "
+            f"--schedule constant --save_dir {base}/original"
         )
-        launch("generate_mask", "--model_path", base / "original", "--num_forget", 11, "--save_dir", base / "mask")
+        launch(f"generate_mask --model_path {base}/original --num_forget 11 --save_dir {base}/mask")
         launch(
-            "unlearn",
-            "--method",
-            "salun",
-            "--model_path",
-            tmp_path / "1" / "original",
-            "--num_forget",
-            11,
-            "--mask_path",
-            tmp_path / "1" / "mask",
-            "--epochs",
-            1,
-            "--precision",
-            "fp32",
-            "--save_dir",
-            base / "salun",
+            f"unlearn --method salun --model_path {first}/original --num_forget 11 --mask_path {first}/mask --epochs 1 "
+            f"--save_dir {base}/salun"
         )
         results[count] = {name: run.read_tensors(base / name / "model.safetensors")[0] for name in ("original", "salun")} | {
             "mask": run.read_tensors(base / "mask" / "mask.safetensors")[0]
         }
         assert json.loads((base / "salun" / "args.json").read_text())["processes"] == count
-    start = run.read_tensors(tmp_path / "1" / "original" / "model.safetensors")[0]
+    start = run.read_tensors(first / "original" / "model.safetensors")[0]
     for name in ("original", "salun"):
         for key, one in results[1][name].items():
             torch.testing.assert_close(results[2][name][key], one, rtol=1e-3, atol=2e-5)
