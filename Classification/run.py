@@ -349,7 +349,8 @@ class Run:
         return (found[0], state) if found else None
 
     def finish(self, **facts):
-        """Write done.json, then drop the checkpoint."""
+        """Write done.json, then drop the checkpoint and what a kill may have left half written."""
         if self.main:
             write_json(self.folder / "done.json", facts)
-            (self.folder / "checkpoint.safetensors").unlink(missing_ok=True)
+            for path in (self.folder / "checkpoint.safetensors", *self.folder.glob(".*.partial")):
+                path.unlink(missing_ok=True)
