@@ -4,7 +4,7 @@ from engine import cross_entropy
 from models import head
 
 
-def be(model, forget, fit, *, epochs=10, lr=1e-4):
+def be(model, forget, fit, *, epochs=10, lr=1e-5):
     """Boundary expanding (Chen et al. 2023, arXiv 2303.11570): train the forget set towards an output class that is new, then drop it.
 
     The extra class is a linear layer beside the model's own head, so the model itself never changes shape and nothing of the

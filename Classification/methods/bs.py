@@ -17,7 +17,7 @@ def nearest_wrong_class(model, split, bound):
     return labels
 
 
-def bs(model, forget, fit, *, epochs=10, lr=1e-4, fgsm_bound=0.1):
+def bs(model, forget, fit, *, epochs=10, lr=1e-5, fgsm_bound=0.1):
     """Boundary shrink (Chen et al. 2023, arXiv 2303.11570): train each forget sample towards the nearest wrong class.
 
     That class is found once, on the original model and the image without augmentation. Reads no retain data.
