@@ -235,7 +235,7 @@ def test_unlearning_resumes_to_the_same_bytes_after_a_kill(
     method, home, tmp_path
 ):  # mutation: leaves not gathered after restore; theta_o from the checkpoint
     def command(folder, *more):
-        return unlearn_command(home, folder, "--epochs", 40 if method == "be" else 6, *more, method=method)
+        return unlearn_command(home, folder, "--epochs", 200 if method == "be" else 10, *more, method=method)
 
     assert script(*command(tmp_path / "whole")) == 0
     interrupted("unlearn", command(tmp_path / "cut")[1:], tmp_path / "cut", after_step=10 if method == "be" else 50)
