@@ -30,7 +30,7 @@ def load_digits(data_dir, image_size):
     return images[train], labels[train], images[test], labels[test], [str(digit) for digit in range(10)]
 
 
-def from_torchvision(name, **options):
+def from_torchvision(name):
     """A loader for a torchvision data set with train= or split= and a download of its own."""
 
     def load(data_dir, image_size):
@@ -40,7 +40,7 @@ def from_torchvision(name, **options):
         for train in (True, False):
             part = {"split": "train" if train else "test"} if name == "SVHN" else {"train": train}
             try:
-                data = getattr(torchvision.datasets, name)(data_dir, download=True, **part, **options)
+                data = getattr(torchvision.datasets, name)(data_dir, download=True, **part)
             except (OSError, RuntimeError) as error:  # URLError is an OSError; torchvision raises RuntimeError on a failed download
                 raise run.RunError(f"{name} is neither in {data_dir} nor could it be downloaded ({error})") from error
             images = np.asarray(data.data)

@@ -94,7 +94,6 @@ FLAGS = {
     "model_path": (["--model_path"], dict(type=Path, metavar="RUN", help="run folder of the model to start from")),
     "mask_path": (["--mask_path"], dict(type=Path, metavar="RUN", help="run of generate_mask.py: train its salient weights only")),
     "data_dir": (["--data_dir", "--data"], dict(type=Path, metavar="DIR", help="folder of the data sets and their .npz caches")),
-    "method": (["--method", "--unlearn"], dict(metavar="METHOD", help="unlearning method")),
     "forget_class": (["--forget_class", "--class_to_replace", "--label_to_forget", "--class_to_forget"],
                      dict(nargs="+", metavar="CLASS", help="forget these classes (numbers or names)")),
     "num_forget": (["--num_forget", "--num_indexes_to_replace"],
@@ -105,7 +104,6 @@ FLAGS = {
     "alpha": (["--alpha"], dict(type=non_negative_float, help="weight of the retain term in forget + alpha * retain, both mean-reduced")),
     "lr": (["--lr", "--unlearn_lr"], dict(type=positive_float, help="learning rate")),
     "epochs": (["--epochs", "--unlearn_epochs"], dict(type=non_negative_int, help="passes over the data the method reads")),
-    "steps": (["--steps"], dict(type=non_negative_int, help="optimizer steps")),
     "batch_size": (["--batch_size"], dict(type=positive_int, help="samples a step, over all processes")),
     "seed": (["--seed"], dict(type=int, help="seed of initialisation, order, augmentation and noise")),
     "device": (["--device"], dict(choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")),
@@ -199,7 +197,7 @@ def file_sha(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def read_run(path, finished=True):
+def read_run(path):
     """Return (folder, args) of a run folder, or of a file inside one. Raises RunError if it is none or did not finish."""
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     if not Path(path).exists():
@@ -208,7 +206,7 @@ def read_run(path, finished=True):
         read_tensors(path)
     if not (folder / "args.json").is_file():
         raise RunError(f"{folder} is no run folder: it holds no args.json")
-    if finished and not (folder / "done.json").is_file():
+    if not (folder / "done.json").is_file():
         raise RunError(f"the run in {folder} did not finish: run its command again with --resume")
     return folder, read_json(folder / "args.json")
 

@@ -14,12 +14,10 @@ import metrics
 import models
 import run
 
-DATA_DIR = "data"
-
 
 def parse(argv=None):
     parser = run.parser(__doc__)
-    run.add_flags(parser, "model_path", required=["save_dir"], data_dir=DATA_DIR)
+    run.add_flags(parser, "model_path", required=["save_dir"], data_dir="data")
     parser.add_argument("--dataset", choices=datasets.DATASETS, default="cifar10", help="data set")
     parser.add_argument("--arch", choices=models.MODELS, default="resnet18", help="model architecture")
     parser.add_argument("--image_size", type=run.positive_int, metavar="PX", help="size of the images of --dataset folder (default: 64)")

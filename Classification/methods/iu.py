@@ -4,7 +4,7 @@ from tqdm import tqdm
 from data import generator
 from masking import apply_where
 
-DAMPING = 1.0  # F starts as the identity, so that the paper's range of its alpha, 1 to 20, carries over to iu_scale
+DAMPING = 1.0  # F starts as the identity, as in the official recursion, so that its alpha is iu_scale
 BLOCK_BYTES = 2 << 30  # two blocks of per-sample gradients are held at once
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # CIFAR-10, ResNet-20, 10 % random forgetting: every method in about an hour and a half on two CPU cores with bf16.
-# Not a table of the paper (that is table1_10.sh); hyper-parameters are the paper's where it gives one, else a middle value of its
-# search range, not tuned. Expect: see "CIFAR-10 on a CPU" in README.md. Finished runs are skipped; a cut-off run is continued.
+# Not a table of the paper (that is table1_10.sh). SalUn has the official learning rate, which RL and SalUn-soft share; all other settings
+# are guesses, none tuned, which favours those three. Expect: see "CIFAR-10 on a CPU" in README.md. Finished runs are skipped; a cut-off run is continued.
 #   SEEDS="1 2 3" bash scripts/cifar10_cpu.sh --data_dir ~/data
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -2,8 +2,9 @@
 # Paper, Table 1, left: CIFAR-10, ResNet-18, 10 % random forgetting (4,500 of 45,000). Needs a GPU for hours; not run by this project.
 # The paper's rows to expect, UA / RA / TA / MIA / average gap: Retrain 5.24 / 100 / 94.26 / 12.88 / 0, SalUn 2.85 / 99.62 / 93.93 / 14.39 / 1.15,
 # SalUn-soft 4.19 / 99.74 / 93.44 / 19.49 / 2.19, RL 7.61 / 99.67 / 92.83 / 37.36 / 7.15. All rows are in README.md.
-# SalUn's row and the training settings are the official release's (lr 0.013, 10 epochs, ratio 0.5; SGD 0.1, 182 epochs); what it does not
-# state is a middle value of the search range given in the paper, so a baseline may gain from a search over --lr.
+# Training and SalUn's settings are the official release's (SGD 0.1, 182 epochs; lr 0.013, 10 epochs, ratio 0.5); RL and SalUn-soft share
+# SalUn's. The baselines' settings are guesses within the search ranges we have of the paper (unverified) or without any; BE's and BS's 1e-5
+# was taken after seeing 1e-4 ruin the model in cifar10_cpu.sh. Search --lr before you call a baseline bad.
 # Finished runs are skipped, a cut-off run is continued; further flags go to every command:
 #   SEEDS="1 2 3" bash scripts/table1_10.sh --data_dir ~/data
 set -euo pipefail

@@ -2,9 +2,10 @@
 # Paper, Table 1, right: CIFAR-10, ResNet-18, 50 % random forgetting (22,500 of 45,000). Needs a GPU for hours; not run by this project.
 # The paper's rows to expect, UA / RA / TA / MIA / average gap: Retrain 7.91 / 100 / 91.72 / 19.29 / 0, SalUn 7.75 / 94.28 / 89.29 / 16.99 / 2.65,
 # SalUn-soft 3.41 / 99.62 / 91.82 / 31.50 / 4.30, RL 4.80 / 99.55 / 91.31 / 41.95 / 6.65. All rows are in README.md.
-# An independent re-run of the fixed release over ten seeds found average gaps of 4.57 for SalUn and 1.71 for SalUn-soft.
-# SalUn's row and the training settings are the official release's (lr 0.013, 10 epochs, ratio 0.5; SGD 0.1, 182 epochs); what it does not
-# state is a middle value of the search range given in the paper, so a baseline may gain from a search over --lr.
+# SalUn's official settings are known for 10 % only and taken over here. An independent ten-seed re-run of the fixed release found average gaps of 4.57 for SalUn and 1.71 for SalUn-soft.
+# Training and SalUn's settings are the official release's (SGD 0.1, 182 epochs; lr 0.013, 10 epochs, ratio 0.5); RL and SalUn-soft share
+# SalUn's. The baselines' settings are guesses within the search ranges we have of the paper (unverified) or without any; BE's and BS's 1e-5
+# was taken after seeing 1e-4 ruin the model in cifar10_cpu.sh. Search --lr before you call a baseline bad.
 # Finished runs are skipped, a cut-off run is continued; further flags go to every command:
 #   SEEDS="1 2 3" bash scripts/table1_50.sh --data_dir ~/data
 set -euo pipefail

@@ -156,10 +156,7 @@ def test_soft_threshold_is_anchored_at_the_original(
 def test_influence_step_equals_the_explicit_inverse(
     opened, monkeypatch
 ):  # mutation: forget the division by DAMPING, or s in the Woodbury identity
-    from methods import iu
-
     module = __import__("methods.iu", fromlist=["iu"])
-    assert callable(iu)
     job = opened()
     few = job.retain.take(job.retain.rows[:30])
     total = sum(parameter.numel() for parameter in job.model.parameters())
