@@ -12,6 +12,7 @@ Every file appears whole or not at all: it is written beside its place and renam
 """
 
 import argparse
+import contextlib
 import csv
 import datetime
 import hashlib
@@ -38,6 +39,7 @@ ARTEFACTS = (
     "done.json",
     "model",
     "samples",
+    "fading.gif",
 )
 NOT_COMPARED = ("save_dir", "resume", "overwrite", "device", "processes", "computed_on")  # flags that may differ when a run is resumed
 
@@ -104,6 +106,7 @@ FLAGS = {
     "alpha": (["--alpha"], dict(type=non_negative_float, help="weight of the retain term in forget + alpha * retain, both mean-reduced")),
     "lr": (["--lr", "--unlearn_lr"], dict(type=positive_float, help="learning rate")),
     "epochs": (["--epochs", "--unlearn_epochs"], dict(type=non_negative_int, help="passes over the data the method reads")),
+    "steps": (["--steps"], dict(type=non_negative_int, help="steps of the optimizer")),
     "batch_size": (["--batch_size"], dict(type=positive_int, help="samples a step, over all processes")),
     "seed": (["--seed"], dict(type=int, help="seed of initialisation, order, augmentation and noise")),
     "device": (["--device"], dict(choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")),
@@ -286,6 +289,13 @@ class Run:
     def seconds(self):
         """Seconds since start_clock(), with those before the checkpoint that was resumed."""
         return self.seconds_before + time.monotonic() - self._clock
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Time that is not counted: pictures drawn while a model trains."""
+        start = time.monotonic()
+        yield
+        self._clock += time.monotonic() - start
 
     def begin(self, packages=("torch",), **facts):
         """Write args.json, or on --resume check that flags and facts are those of the run that was cut off."""

@@ -1,0 +1,212 @@
+"""Splits of a data set, what is forgotten, and batches of noised images.
+
+Images stay in memory as uint8 tensors (N, H, W, C). They become float in [-1, 1], shape (B, C, H, W), a batch at a time on the
+device they live on: no per-image work, no worker processes. What a step sees follows from the seed and the step's number alone,
+so that a run can go on at any step and does not depend on the number of processes.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+import run
+
+
+@dataclass
+class Split:
+    """Some rows of an image tensor. x: all images; y: all labels; rows: int64 positions that belong to the split."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    rows: torch.Tensor
+
+    def __len__(self):
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """names: by label; forgotten: labels. The label after the last one, `null`, stands for no class."""
+
+    names: list
+    forgotten: tuple = ()
+
+    @property
+    def null(self):
+        return len(self.names)
+
+    @property
+    def retained(self):
+        return tuple(label for label in range(len(self.names)) if label not in self.forgotten)
+
+
+def mix(*keys):
+    """A seed made of a purpose and numbers, so that no purpose disturbs another."""
+    return int.from_bytes(hashlib.sha256(repr(keys).encode()).digest()[:8], "little") >> 1
+
+
+def generator(*keys):
+    """A CPU generator of its own for a purpose: equal keys give equal draws."""
+    return torch.Generator().manual_seed(mix(*keys))
+
+
+def class_numbers(names, classes):
+    """Turn class names or numbers into labels. Raises RunError for one that does not exist."""
+    labels = []
+    for name in names:
+        if name in classes and not name.isdigit():
+            labels.append(classes.index(name))
+        elif name.lstrip("-").isdigit() and 0 <= int(name) < len(classes):
+            labels.append(int(name))
+        else:
+            raise run.RunError(
+                f"there is no class {name}: known are 0 to {len(classes) - 1} ({', '.join(classes[:20])}{', ...' * (len(classes) > 20)})"
+            )
+    return labels
+
+
+def select_classes(words, classes):
+    """Labels that a list like "0,3", "cat", "all" or "x0" (all but 0, as in the paper's repository) names, in order, without doubles."""
+    labels = []
+    for word in words:
+        if word == "all":
+            labels += range(len(classes))
+        elif word.startswith("x") and word not in classes:
+            excluded = class_numbers(word[1:].split(","), classes)
+            labels += [label for label in range(len(classes)) if label not in excluded]
+        else:
+            labels += class_numbers(word.split(","), classes)
+    return list(dict.fromkeys(labels))
+
+
+def forget_classes(names, classes):
+    """Return the Classes with the forgotten ones. Raises RunError if one does not exist or none would be retained."""
+    forgotten = tuple(sorted(set(class_numbers(names, classes))))
+    if len(forgotten) == len(classes):
+        raise run.RunError("all classes would be forgotten: at least one must be retained")
+    return Classes(list(classes), forgotten)
+
+
+def targets(classes, target_class=None):
+    """The class c' != c that stands in for each label in Eq. 7 of the paper: int64 (K,).
+
+    For a forgotten class it is `target_class`, or else the next retained one, as in the official release ((c + 1) mod 10);
+    a retained class stands for itself. Raises RunError if the target does not exist or is forgotten too.
+    """
+    count = len(classes.names)
+    table = list(range(count))
+    for label in classes.forgotten:
+        if target_class is None:
+            table[label] = next(other % count for other in range(label + 1, label + count) if other % count in classes.retained)
+        else:
+            table[label] = class_numbers([target_class], classes.names)[0]
+            if table[label] in classes.forgotten:
+                raise run.RunError(f"--target_class {target_class} is to be forgotten itself: name a class that is retained")
+    return torch.tensor(table)
+
+
+def split(images, classes):
+    """Return (forget, retain): the training images of the forgotten classes, and all others."""
+    forgotten = torch.isin(images.y_train.cpu(), torch.tensor(classes.forgotten, dtype=torch.int64))
+    rows = torch.arange(len(forgotten))
+    parts = Split(images.x_train, images.y_train, rows[forgotten]), Split(images.x_train, images.y_train, rows[~forgotten])
+    if classes.forgotten and not (len(parts[0]) and len(parts[1])):
+        raise run.RunError(f"{len(parts[0])} of {len(rows)} training images are of the classes to forget: some must be forgotten and some retained")
+    return parts
+
+
+def forget_sha(rows):
+    """sha256 of the forget set: it travels with masks and runs, and a mismatch is refused."""
+    return hashlib.sha256(rows.sort().values.numpy().astype("<i8").tobytes()).hexdigest()
+
+
+def to_float(x):
+    """uint8 (B, H, W, C) to float (B, C, H, W) in [-1, 1]."""
+    return x.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def to_uint8(x):
+    """float (B, C, H, W) in [-1, 1], clipped, to uint8 (B, H, W, C)."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+@dataclass
+class Batch:
+    """This process's slice of a global batch.
+
+    x: images, float (B, C, H, W) in [-1, 1]; y: labels (B,); t: timesteps (B,), antithetic over the global batch; noise: standard
+    normal, like x; uniform: (B,) in [0, 1), for class dropout. mean(values) takes per-sample values (B,) to this process's share of
+    their mean over the global batch: shares averaged over processes give that mean.
+    """
+
+    x: torch.Tensor
+    y: torch.Tensor
+    t: torch.Tensor
+    noise: torch.Tensor
+    uniform: torch.Tensor
+    weight: float
+
+    def mean(self, values):
+        return values.mean() * self.weight
+
+
+class Stream:
+    """The endless series of batches of a split: whole random passes after one another, cut into batches of equal size.
+
+    batch(step) is what process `rank` of `world` sees of a step: timesteps t and T - 1 - t in pairs (antithetic, as in the
+    official release), noise and flips are drawn for the whole global batch, on the CPU, from seed, name and step.
+    """
+
+    def __init__(self, split, name, *, batch_size, seed, timesteps, flip=False, rank=0, world=1):
+        self.split, self.name, self.batch_size, self.seed, self.timesteps = split, name, batch_size, seed, timesteps
+        self.flip, self.rank, self.world, self._orders = flip, rank, world, {}
+
+    def _order(self, epoch):
+        if epoch not in self._orders:
+            self._orders = {key: order for key, order in self._orders.items() if key == epoch - 1}
+            draw = generator("order", self.seed, self.name, epoch)
+            self._orders[epoch] = self.split.rows[torch.randperm(len(self.split), generator=draw)]
+        return self._orders[epoch]
+
+    def rows(self, step):
+        """int64 (batch_size,): the images of a step's global batch."""
+        parts, start, stop = [], step * self.batch_size, (step + 1) * self.batch_size
+        while start < stop:
+            epoch, offset = divmod(start, len(self.split))
+            parts.append(self._order(epoch)[offset : offset + stop - start])
+            start += len(parts[-1])
+        return torch.cat(parts)
+
+    def batch(self, step):
+        size, rows, device = self.batch_size, self.rows(step), self.split.x.device
+        first, last = size * self.rank // self.world, size * (self.rank + 1) // self.world
+        part = slice(first, last) if last > first else slice(0, 1)  # with weight 0: every process takes part in every step
+        draw = generator("batch", self.seed, self.name, step)
+        half = torch.randint(self.timesteps, ((size + 1) // 2,), generator=draw)
+        t = torch.cat([half, self.timesteps - 1 - half])[:size]
+        uniform, mirrored = torch.rand(size, generator=draw), torch.rand(size, generator=draw) < 0.5
+        _, height, width, channels = self.split.x.shape
+        noise = torch.randn(size, channels, height, width, generator=draw)
+        mine = rows[part].to(device)
+        x = to_float(self.split.x[mine])
+        if self.flip:
+            x = torch.where(mirrored[part].to(device).view(-1, 1, 1, 1), x.flip(3), x)
+        values = (value[part].to(device) for value in (t, noise, uniform))
+        return Batch(x, self.split.y[mine], *values, weight=(last - first) * self.world / size)
+
+
+def whole_pass(split, batch_size, seed, timesteps, number=0, rank=0, world=1):
+    """Yield (x, y, t, noise) over a split once, every image weighted once, in order, without augmentation.
+
+    Timesteps are stratified over the split: the i-th of n images in a random order has t = floor(T * (i + u) / n), u uniform in
+    [0, 1), so that each pass covers the whole noise range evenly. All draws follow from the seed and the pass's number.
+    """
+    draw, count = generator("pass", seed, number), len(split)
+    places = torch.randperm(count, generator=draw) + torch.rand(count, generator=draw).double()
+    t = (timesteps * places / count).long().clamp_max(timesteps - 1)
+    for positions in torch.arange(count).tensor_split(world)[rank].split(batch_size):
+        rows = split.rows[positions].to(split.x.device)
+        x = to_float(split.x[rows])
+        noise = torch.stack([torch.randn(x.shape[1:], generator=generator("noise", seed, number, int(i))) for i in positions])
+        yield x, split.y[rows], t[positions].to(x.device), noise.to(x.device)

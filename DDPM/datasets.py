@@ -1,0 +1,205 @@
+"""Data sets, decoded once into memory.
+
+First use decodes a data set and keeps `<data_dir>/<dataset>.npz` with x_train, y_train, x_test, y_test (images uint8 of shape
+(N, H, W, C), labels integers); where that file is, it is used as it is. A folder of one's own images is decoded again when
+it changes.
+"""
+
+import hashlib
+import os
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import run
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
+
+
+def load_digits(data_dir, image_size):
+    from sklearn.datasets import load_digits as digits  # 8x8 digits that come with scikit-learn
+
+    images, labels = digits(return_X_y=True)
+    images = np.round(images * 255 / 16).astype(np.uint8).reshape(-1, 8, 8, 1)
+    order = np.random.default_rng(0).permutation(len(labels))
+    train, test = order[:1437], order[1437:]
+    return images[train], labels[train], images[test], labels[test], [str(digit) for digit in range(10)]
+
+
+def from_torchvision(name):
+    """A loader for a torchvision data set with train= and a download of its own."""
+
+    def load(data_dir, image_size):
+        import torchvision
+
+        arrays = []
+        for train in (True, False):
+            try:
+                data = getattr(torchvision.datasets, name)(data_dir, train=train, download=True)
+            except (OSError, RuntimeError) as error:  # URLError is an OSError; torchvision raises RuntimeError on a failed download
+                raise run.RunError(f"{name} is neither in {data_dir} nor could it be downloaded ({error})") from error
+            images = np.asarray(data.data)
+            arrays += [images.reshape(*images.shape[:3], -1), np.asarray(data.targets)]
+        return *arrays, list(data.classes)
+
+    return load
+
+
+def load_stl10(data_dir, image_size):
+    """The labelled part of STL-10 by torchvision, 96 px scaled to `image_size`."""
+    import torchvision
+    from PIL import Image
+
+    arrays = []
+    for part in ("train", "test"):
+        try:
+            data = torchvision.datasets.STL10(data_dir, split=part, download=True)
+        except (OSError, RuntimeError) as error:
+            raise run.RunError(f"STL10 is neither in {data_dir} nor could it be downloaded ({error})") from error
+        images = [Image.fromarray(image.transpose(1, 2, 0)).resize((image_size, image_size), Image.Resampling.BICUBIC) for image in data.data]
+        arrays += [np.stack([np.asarray(image) for image in images]), np.asarray(data.labels)]
+    return *arrays, list(data.classes)
+
+
+def load_folder(data_dir, image_size):
+    """A user's own images: <data_dir>/train/<class>/* with test/ or val/ beside it, or <data_dir>/<class>/*, a tenth held out to test."""
+    root = Path(data_dir)
+    train_root = root / "train" if (root / "train").is_dir() else root
+    test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), None) if train_root != root else None
+    classes = class_folders(train_root)
+    train = list_images(train_root, classes)
+    if test_root is None:
+        order = np.random.default_rng(0).permutation(len(train))
+        held_out = set(order[: max(1, len(train) // 10)].tolist())
+        train, test = [row for i, row in enumerate(train) if i not in held_out], [row for i, row in enumerate(train) if i in held_out]
+    else:
+        unknown = set(class_folders(test_root)) - set(classes)
+        if unknown:
+            raise run.RunError(f"{test_root} has classes that {train_root} lacks: {', '.join(sorted(unknown))}")
+        test = list_images(test_root, classes)
+    return *decode(train, image_size), *decode(test, image_size), classes
+
+
+def class_folders(root):
+    names = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    if len(names) < 2:
+        raise run.RunError(f"{root} must hold at least two class folders of images; it holds {len(names)} folders")
+    return names
+
+
+def list_images(root, classes):
+    rows = []
+    for label, name in enumerate(classes):
+        images = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in IMAGE_ENDINGS) if (root / name).is_dir() else []
+        if not images and root.name not in ("test", "val"):
+            raise run.RunError(f"class folder {root / name} holds no images")
+        rows += [(path, label) for path in images]
+    return rows
+
+
+def decode(rows, size):
+    """Return (uint8 images (N, size, size, 3), labels (N,)): shorter side scaled to `size`, then the centre cut out."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+    from tqdm import tqdm
+
+    images = np.empty((len(rows), size, size, 3), np.uint8)
+    for i, (path, _) in enumerate(tqdm(rows, "decode", disable=None)):
+        try:
+            with Image.open(path) as image:
+                images[i] = np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNGs
+            raise run.RunError(f"{path} cannot be read as an image ({error}): mend or remove it") from error
+    return images, np.array([label for _, label in rows], np.int64)
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a data set is decoded, its image size, and whether its images may be mirrored."""
+
+    load: object
+    size: int
+    flip: bool
+
+
+DATASETS = {
+    "cifar10": Source(from_torchvision("CIFAR10"), 32, True),
+    "stl10": Source(load_stl10, 64, True),
+    "fashion_mnist": Source(from_torchvision("FashionMNIST"), 28, False),
+    "digits": Source(load_digits, 8, False),
+    "folder": Source(load_folder, 64, True),
+}
+
+
+@dataclass
+class Images:
+    """A whole data set. x_*: uint8 (N, H, W, C); y_*: int64 (N,); classes: names by label."""
+
+    x_train: torch.Tensor
+    y_train: torch.Tensor
+    x_test: torch.Tensor
+    y_test: torch.Tensor
+    classes: list
+
+
+def load_images(dataset, data_dir, image_size=None, device="cpu"):
+    """Return the Images of a data set. Raises RunError for missing, truncated or contradictory data."""
+    data_dir = Path(data_dir).expanduser()
+    size = image_size or DATASETS[dataset].size
+    cache = data_dir / (f"folder_{size}.npz" if dataset == "folder" else f"{dataset}.npz")
+    stamp = folder_stamp(data_dir) if dataset == "folder" else ""
+    arrays = read_cache(cache)
+    if arrays is None or str(arrays.get("stamp", "")) != stamp:
+        if dataset == "folder" and not data_dir.is_dir():
+            raise run.RunError(f"--data_dir {data_dir} is no folder")
+        data_dir.mkdir(parents=True, exist_ok=True)
+        names = ("x_train", "y_train", "x_test", "y_test", "classes")
+        arrays = dict(zip(names, DATASETS[dataset].load(data_dir, size), strict=True)) | {"stamp": stamp}
+        if os.access(data_dir, os.W_OK):
+            run.write_whole(cache, lambda beside: np.savez(beside.open("wb"), **arrays))
+        else:
+            warnings.warn(f"{data_dir} is read-only: its images are decoded anew in every run", stacklevel=2)
+    check_arrays(cache, arrays)
+    tensors = [torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in ("x_train", "y_train", "x_test", "y_test")]
+    count = int(max(tensors[1].max(), tensors[3].max())) + 1
+    classes = [str(name) for name in arrays["classes"]] if "classes" in arrays else [str(label) for label in range(count)]
+    if count > len(classes):
+        raise run.RunError(f"{cache} has label {count - 1} but only {len(classes)} class names")
+    x_train, y_train, x_test, y_test = (tensor.to(device) for tensor in tensors)
+    return Images(x_train, y_train.long(), x_test, y_test.long(), classes)
+
+
+def read_cache(cache):
+    if not cache.is_file():
+        return None
+    try:
+        with np.load(cache, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise run.RunError(f"{cache} is not a whole .npz file ({error}): remove it and it is made again") from error
+
+
+def check_arrays(cache, arrays):
+    for part in ("train", "test"):
+        x, y = arrays.get(f"x_{part}"), arrays.get(f"y_{part}")
+        if x is None or y is None:
+            raise run.RunError(f"{cache} lacks x_{part} or y_{part}")
+        if x.dtype != np.uint8 or x.ndim != 4 or x.shape[-1] not in (1, 3):
+            raise run.RunError(f"x_{part} in {cache} must be uint8 of shape (N, H, W, 1 or 3), not {x.dtype} {x.shape}")
+        if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer) or (len(y) and y.min() < 0):
+            raise run.RunError(f"y_{part} in {cache} must be {len(x)} labels of at least 0, not {y.dtype} {y.shape}")
+        if not len(x):
+            raise run.RunError(f"{cache} holds no {part} images")
+
+
+def folder_stamp(data_dir):
+    """Names, sizes and times of all images below a folder, hashed: a changed folder is decoded again."""
+    rows = sorted(
+        (str(path.relative_to(data_dir)), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in data_dir.rglob("*")
+        if path.suffix.lower() in IMAGE_ENDINGS
+    )
+    return hashlib.sha256(repr(rows).encode()).hexdigest()

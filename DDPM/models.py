@@ -1,0 +1,140 @@
+"""The U-Net, its noise schedule, and the classifiers that judge its samples.
+
+The U-Net is diffusers' UNet2DModel. Its class embedding has one entry more than there are classes: the last one, the null
+class, stands for no class (classifier-free guidance, Ho & Salimans 2022).
+"""
+
+import torch
+from torch import nn
+
+import run
+
+TIMESTEPS = 1000
+NOISE = {"num_train_timesteps": TIMESTEPS, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}  # Ho et al. 2020
+
+# widths of the levels, residual blocks a level, the largest feature map with attention in px, dropout
+UNETS = {
+    "unet128": dict(widths=(128, 256, 256, 256), layers=2, attention=16, dropout=0.1),  # the paper's, CIFAR-10
+    "unet128_deep": dict(widths=(128, 256, 256, 256, 512), layers=2, attention=16, dropout=0.1),  # the official release's for STL-10
+    "unet48": dict(widths=(48, 96, 96), layers=1, attention=7, dropout=0.0),  # Fashion-MNIST on a CPU
+    "unet32": dict(widths=(32, 64), layers=1, attention=4, dropout=0.0),  # 8x8 digits
+}
+
+
+def build_unet(arch, num_classes, channels, image_size, seed):
+    """Return a freshly initialised UNet2DModel that takes (x_t (B, C, H, W), t (B,), class_labels (B,)). Same seed, same weights.
+
+    Attention is at the first level whose feature map is at most `attention` px. Raises RunError for an image size that the
+    levels cannot halve.
+    """
+    from diffusers import UNet2DModel
+
+    spec = UNETS[arch]
+    widths = spec["widths"]
+    if image_size % 2 ** (len(widths) - 1):
+        raise run.RunError(f"{arch} halves its images {len(widths) - 1} times, which {image_size} px do not allow: take another --arch or --image_size")
+    level = next((level for level in range(len(widths)) if image_size >> level <= spec["attention"]), len(widths) - 1)
+    down = ["AttnDownBlock2D" if i == level else "DownBlock2D" for i in range(len(widths))]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet2DModel(
+            sample_size=image_size,
+            in_channels=channels,
+            out_channels=channels,
+            block_out_channels=widths,
+            layers_per_block=spec["layers"],
+            down_block_types=tuple(down),
+            up_block_types=tuple(name.replace("Down", "Up") for name in reversed(down)),
+            num_class_embeds=num_classes + 1,
+            norm_num_groups=min(32, widths[0] // 4),
+            attention_head_dim=None,  # one head, as in Ho et al. 2020
+            dropout=spec["dropout"],
+        )
+
+
+def noise_scheduler():
+    """diffusers' DDPMScheduler, whose add_noise(x, noise, t) makes x_t. Its variance is the "fixed large" one of the paper's settings."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(**NOISE, variance_type="fixed_large")
+
+
+class Classifier(nn.Module):
+    """Takes images, float (B, C, H, W) in [-1, 1]; features(x) is what its last layer, fc, sees. Normalisation is part of it."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.register_buffer("pixel_mean", torch.zeros(1, channels, 1, 1))
+        self.register_buffer("pixel_std", torch.ones(1, channels, 1, 1))
+
+    def features(self, x):
+        return self.body((x - self.pixel_mean) / self.pixel_std)
+
+    def forward(self, x):
+        return self.fc(self.features(x))
+
+    def set_normalisation(self, x):
+        """Take mean and standard deviation of each channel from uint8 images (N, H, W, C)."""
+        x = x.double() / 127.5 - 1
+        self.pixel_mean.copy_(x.mean((0, 1, 2)).view(1, -1, 1, 1))
+        self.pixel_std.copy_(x.std((0, 1, 2), correction=0).clamp_min(1e-3).view(1, -1, 1, 1))
+
+
+class SmallCNN(Classifier):
+    """Three convolutions with BatchNorm, 128 features: enough for 8x8 digits and Fashion-MNIST."""
+
+    def __init__(self, num_classes, channels):
+        super().__init__(channels)
+        widths = (channels, 32, 64, 128)
+        layers = []
+        for i in range(3):
+            layers += [nn.Conv2d(widths[i], widths[i + 1], 3, padding=1, bias=False), nn.BatchNorm2d(widths[i + 1]), nn.ReLU()]
+        self.body = nn.Sequential(*layers[:6], nn.MaxPool2d(2), *layers[6:], nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc = nn.Linear(128, num_classes)
+
+
+class ResNet34(Classifier):
+    """torchvision's ResNet-34 on images scaled to 224 px, as the paper's evaluation has it. 512 features."""
+
+    def __init__(self, num_classes, channels):
+        from torchvision.models import resnet34
+
+        super().__init__(3)  # one channel is repeated
+        self.body = resnet34()
+        self.body.fc = nn.Identity()
+        self.fc = nn.Linear(512, num_classes)
+
+    def features(self, x):
+        x = nn.functional.interpolate(x, size=(224, 224), mode="bilinear", align_corners=False, antialias=True)
+        return super().features(x).flatten(1)
+
+    def set_normalisation(self, x):
+        """ImageNet's statistics, which the pretrained weights expect, whatever x."""
+        self.pixel_mean.copy_((torch.tensor([0.485, 0.456, 0.406]) * 2 - 1).view(1, 3, 1, 1))
+        self.pixel_std.copy_((torch.tensor([0.229, 0.224, 0.225]) * 2).view(1, 3, 1, 1))
+
+
+CLASSIFIERS = {"resnet34": ResNet34, "cnn": SmallCNN}
+
+
+def build_classifier(arch, num_classes, channels, seed):
+    """Return a freshly initialised Classifier. The same seed gives the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CLASSIFIERS[arch](num_classes, channels)
+
+
+def load_weights(model, path):
+    """Load model.safetensors into a model. Raises RunError when they do not fit or are not finite."""
+    tensors, _ = run.read_tensors(path)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != wanted:
+        example = next(name for name in {**wanted, **found} if wanted.get(name) != found.get(name))
+        raise run.RunError(
+            f"{path} belongs to another model: {example} is {found.get(example, 'absent')} there and {wanted.get(example, 'absent')} here"
+        )
+    bad = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
+    if bad:
+        raise run.RunError(f"{path} holds NaN or infinite values in {bad}")
+    model.load_state_dict(tensors)

@@ -1,0 +1,118 @@
+"""Drawing images from a model: samplers, seeds, files and grids.
+
+Every image has a seed of its own made of the run's seed, its class and its index. Its starting noise, and the noise that a
+stochastic sampler adds, depend on nothing else, so that batch size, number of processes and interruptions do not matter.
+"""
+
+import torch
+from tqdm import tqdm
+
+import data
+import engine
+import models
+import run
+
+
+def make_scheduler(sampler, steps):
+    """diffusers' scheduler for "ddim" (Song et al. 2021) or "ddpm" (Ho et al. 2020), spread over `steps` steps."""
+    from diffusers import DDIMScheduler
+
+    if steps > models.TIMESTEPS:
+        raise run.RunError(f"--steps {steps} is more than the {models.TIMESTEPS} steps of the noise schedule")
+    scheduler = DDIMScheduler(**models.NOISE) if sampler == "ddim" else models.noise_scheduler()
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def guided(model, x, t, labels, null, guidance):
+    """(1 + w) eps(x | c) - w eps(x | null), w = guidance (Ho & Salimans 2022): one batched forward pass; at 0 of half the size."""
+    if guidance == 0:
+        return engine.predict(model, x, t, labels)
+    conditional, unconditional = engine.predict_together(model, (x, t, labels), (x, t, torch.full_like(labels, null)))
+    return (1 + guidance) * conditional - guidance * unconditional
+
+
+@torch.no_grad()
+def draw(model, keys, shape, accelerator, *, null, seed, steps, sampler="ddim", guidance=2.0, eta=0.0, progress=None):
+    """Return uint8 images (N, H, W, C) for keys [(label, index)], N of `shape` (C, H, W), in one batch. No step is kept in memory."""
+    model.eval()
+    scheduler, device = make_scheduler(sampler, steps), accelerator.device
+    draws = [data.generator("image", seed, *key) for key in keys]
+    x = torch.stack([torch.randn(shape, generator=each) for each in draws]).to(device)
+    labels = torch.tensor([label for label, _ in keys], device=device)
+    extra = {"eta": eta} if sampler == "ddim" else {}
+    for t in scheduler.timesteps:
+        with accelerator.autocast():
+            noise = guided(model, x, t.to(device).expand(len(keys)), labels, null, guidance)
+        x = scheduler.step(noise, t, x, generator=draws, **extra).prev_sample
+        if progress is not None:
+            progress.update(len(keys))
+    if not torch.isfinite(x).all():
+        raise run.RunError("the model draws NaN or infinite values: it was ruined by its training or unlearning; lower --lr there")
+    return data.to_uint8(x).cpu()
+
+
+def file_name(label, index):
+    return f"{label}_{index:05d}.png"
+
+
+def draw_files(model, keys, shape, folder, accelerator, *, batch_size, steps, **options):
+    """Draw the images of `keys` that `folder` lacks, each process its share, into PNGs named <class>_<index>.png."""
+    missing = [key for key in keys if not (folder / file_name(*key)).is_file()]
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    with tqdm(total=len(mine) * steps, desc="sample", unit="image steps", disable=None, mininterval=1) as bar:
+        for start in range(0, len(mine), batch_size):
+            some = mine[start : start + batch_size]
+            for key, image in zip(some, draw(model, some, shape, accelerator, steps=steps, progress=bar, **options), strict=True):
+                write_png(folder / file_name(*key), image)
+
+
+def draw_split(model, labels, count, images, accelerator, *, batch_size=256, **options):
+    """Draw `count` images of each label, shared among the processes, as a data.Split shaped like the uint8 `images` (N, H, W, C)."""
+    keys = [(label, index) for label in labels for index in range(count)]
+    height, width, channels = images.shape[1:]
+    blocks = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
+    x = torch.zeros(len(keys), height, width, channels, dtype=torch.int32, device=accelerator.device)
+    for number, block in enumerate(tqdm(blocks, "draw", disable=None if accelerator.is_main_process else True)):
+        if number % accelerator.num_processes == accelerator.process_index:
+            drawn = draw(model, block, (channels, height, width), accelerator, **options)
+            x[number * batch_size : number * batch_size + len(block)] = drawn.int().to(x.device)
+    x = accelerator.reduce(x, "sum").to(torch.uint8)
+    return data.Split(x, torch.tensor([label for label, _ in keys], device=x.device), torch.arange(len(keys)))
+
+
+# ---------------------------------------------------------------------------------------------------------------- pictures
+def to_image(x):
+    """A PIL image of a uint8 array (H, W, 1 or 3)."""
+    from PIL import Image
+
+    x = x.numpy() if torch.is_tensor(x) else x
+    return Image.fromarray(x[..., 0] if x.shape[-1] == 1 else x)
+
+
+def write_png(path, x):
+    run.write_whole(path, lambda beside: to_image(x).save(beside, format="PNG"))
+
+
+def grid(images, columns, scale=None, gap=1):
+    """Lay uint8 images (N, H, W, C) out in rows of `columns`, enlarged by whole pixels to about 48 px each; returns (h, w, C)."""
+    count, height, width, channels = images.shape
+    scale = scale or max(1, 48 // height)
+    big = images.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    rows = -(-count // columns)
+    canvas = torch.full((rows * (height * scale + gap) - gap, columns * (width * scale + gap) - gap, channels), 255, dtype=torch.uint8)
+    for i, image in enumerate(big):
+        top, left = i // columns * (height * scale + gap), i % columns * (width * scale + gap)
+        canvas[top : top + height * scale, left : left + width * scale] = image
+    return canvas
+
+
+def write_gif(path, frames, milliseconds=250):
+    """Write frames (paths of PNGs) as an endless GIF that rests on its last one."""
+    from PIL import Image
+
+    pictures = [Image.open(frame).convert("RGB").quantize(64) for frame in frames]
+    durations = [milliseconds] * (len(pictures) - 1) + [6 * milliseconds]
+    run.write_whole(
+        path, lambda beside: pictures[0].save(beside, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    )
