@@ -94,6 +94,7 @@ def fit(
     grad_clip=1.0,
     flip=False,
     ema=None,
+    lr_factors=None,
     combine=None,
     after_step=None,
     save_every=None,
@@ -103,7 +104,7 @@ def fit(
 
     splits: {name: Split}; every step draws a Batch of `batch_size` from each. loss: called with {name: Batch} as keywords; returns
     {term: scalar}, whose sum is minimised; or, with combine({term: [gradient of each leaf]}) -> [gradient], what that makes of
-    the terms' gradients. ema: decay of the average of the weights that the model holds in the end. after_step(leaves, progress):
+    the terms' gradients. lr_factors: {parameter name: factor of its learning rate}, 1 for the others. ema: decay of the average of the weights that the model holds in the end. after_step(leaves, progress):
     may edit the leaves in place. draw(step): called every `save_every` steps with the weights as they would be saved.
     Raises RunError when the loss is not finite. With --resume the run's last checkpoint is continued, to the same bytes.
     """
@@ -122,7 +123,10 @@ def fit(
     }
     with masking.Leaves(dict(model.named_parameters()), mask) as leaves:
         trained = leaves.parameters()
-        solver = OPTIMIZERS[optimizer](trained, lr, weight_decay)
+        groups = {}
+        for name, leaf in leaves.leaves.items():
+            groups.setdefault((lr_factors or {}).get(name, 1.0), []).append(leaf)
+        solver = OPTIMIZERS[optimizer]([{"params": part, "factor": factor} for factor, part in groups.items()], lr, weight_decay)
         average = average_weights(model, ema)
         first = restore(run, model, solver, leaves, average)
         log, saved = Log(run, accelerator), time.monotonic()
@@ -131,7 +135,7 @@ def fit(
         for step in range(first, steps):
             torch.manual_seed(data.mix("dropout", seed, step, accelerator.process_index))
             for group in solver.param_groups:
-                group["lr"] = lr * SCHEDULES[schedule](step / steps)
+                group["lr"] = lr * group["factor"] * SCHEDULES[schedule](step / steps)
             batches = {name: stream.batch(step) for name, stream in streams.items()}
             terms = train_step(loss, batches, solver, trained, accelerator, grad_clip, combine)
             if after_step is not None:
@@ -140,7 +144,7 @@ def fit(
             if average is not None:
                 average.step(model.parameters())
             run.images_seen += batch_size * len(batches)
-            log.add(step + 1, solver.param_groups[0]["lr"], terms, last=step + 1 == steps)
+            log.add(step + 1, lr * SCHEDULES[schedule](step / steps), terms, last=step + 1 == steps)
             bar.update()
             if draw is not None and (step + 1) % save_every == 0:
                 show(draw, step + 1, model, average, run)

@@ -1,0 +1,160 @@
+"""What a model that has forgotten a class is measured by, from samples of all classes.
+
+Quality (FID, IS, KID, precision, recall) is torch-fidelity's, between samples and training images of the retained classes. With a
+classifier's features in place of Inception's the same numbers carry other names: feature_distance is no FID.
+"""
+
+import torch
+from torch.utils.data import Dataset
+
+import run
+
+DEFINITIONS = {  # name: (what it is, which way is good)
+    "UA": ("unlearning accuracy: share of the forgotten classes' samples that the classifier does not take for their class, %", "high"),
+    "forget_entropy": ("mean entropy of the classifier's output on samples of the forgotten classes, nats", "close to Retrain"),
+    "forget_probability": ("mean probability that the classifier gives the forgotten class on its samples, %", "low"),
+    "remaining_accuracy": ("share of the other classes' samples that the classifier takes for their class, %: collateral damage", "high"),
+    "FID": ("Frechet Inception distance of the other classes' samples to their training images", "low"),
+    "IS": ("inception score of the other classes' samples", "high"),
+    "KID": ("kernel Inception distance", "low"),
+    "precision": ("share of samples that lie among the training images, % (Kynkaanniemi et al. 2019)", "high"),
+    "recall": ("share of training images that lie among the samples, %", "high"),
+    "feature_distance": ("Frechet distance as in FID, in the features of the classifier: not a FID, comparable within one table only", "low"),
+    "feature_IS": ("as IS, by the classifier's output", "high"),
+    "feature_KID": ("as KID, in the features of the classifier", "low"),
+    "feature_precision": ("as precision, in the features of the classifier", "high"),
+    "feature_recall": ("as recall, in the features of the classifier", "high"),
+    "RTE": ("run-time efficiency: minutes of unlearning, the mask's included", "low"),
+    "peak_memory_mb": ("largest memory of the unlearning process (CPU: resident set, GPU: allocated), MB", "low"),
+    "images_seen": ("images that went through the model while unlearning", "low"),
+    "changed": ("share of the weights that differ from the original model's, %", "low at equal forgetting"),
+}
+
+
+@torch.no_grad()
+def judge(classifier, images, batch_size=250):
+    """Logits (N, K), float32 on the CPU, of uint8 images (N, H, W, C)."""
+    import data
+
+    classifier.eval()
+    device = next(classifier.parameters()).device
+    return torch.cat([classifier(data.to_float(part.to(device))).float().cpu() for part in images.split(batch_size)])
+
+
+def accuracy(logits, labels):
+    """Top-1 accuracy in percent of logits (N, K) for labels (N,). NaN for no samples."""
+    return 100 * (logits.argmax(1) == labels).double().mean().item()
+
+
+def forgetting(logits, labels, forgotten):
+    """{"UA", "forget_entropy", "forget_probability", "remaining_accuracy", "accuracy_<label>"...} of samples asked for as `labels` (N,).
+
+    The accuracy of a class is the share of its samples that the classifier takes for it, %. remaining_accuracy is the mean over all
+    retained samples. Raises RunError if there are no samples of the forgotten or of the other classes.
+    """
+    of_forgotten = torch.isin(labels, torch.tensor(forgotten))
+    if not of_forgotten.any() or of_forgotten.all():
+        raise run.RunError(
+            f"the samples show {'only' if of_forgotten.any() else 'none of'} the forgotten classes: draw forgotten and other classes with sample.py"
+        )
+    p = logits[of_forgotten].double().softmax(1)
+    result = {
+        "UA": 100 - accuracy(logits[of_forgotten], labels[of_forgotten]),
+        "forget_entropy": -(p * p.clamp_min(1e-30).log()).sum(1).mean().item(),
+        "forget_probability": 100 * p.gather(1, labels[of_forgotten][:, None]).mean().item(),
+        "remaining_accuracy": accuracy(logits[~of_forgotten], labels[~of_forgotten]),
+    }
+    for label in labels.unique().tolist():
+        result[f"accuracy_{label}"] = accuracy(logits[labels == label], labels[labels == label])
+    return result
+
+
+class Pictures(Dataset):
+    """uint8 images (N, H, W, C) as torch-fidelity wants them: (3, H, W) each for Inception, (C, H, W) for a classifier of our own."""
+
+    def __init__(self, images, three_channels):
+        self.images = images.cpu().permute(0, 3, 1, 2).expand(-1, 3 if three_channels else images.shape[3], -1, -1)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return self.images[i]
+
+
+def register_features(classifier):
+    """Make a classifier's features and logits known to torch-fidelity; returns their name there. classifier: has features(x) and fc."""
+    from torch_fidelity import FeatureExtractorBase, register_feature_extractor
+
+    class ClassifierFeatures(FeatureExtractorBase):
+        def __init__(self, name, features_list, **options):
+            super().__init__(name, features_list)
+            self.classifier = classifier
+
+        @staticmethod
+        def get_provided_features_list():
+            return "features", "logits"
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric):
+            return "logits" if metric == "isc" else "features"
+
+        @staticmethod
+        def can_be_compiled():
+            return False
+
+        def forward(self, x):
+            features = self.classifier.features(x.float() / 127.5 - 1)
+            return tuple(features if name == "features" else self.classifier.fc(features) for name in self.features_list)
+
+    name = f"classifier-{id(classifier)}"
+    register_feature_extractor(name, ClassifierFeatures)
+    return name
+
+
+def fidelity(samples, reference, *, extractor="inception-v3-compat", weights=None, cuda=False, cache=None, cache_name=None):
+    """Quality of uint8 samples against reference images, both (N, H, W, C), by torch-fidelity.
+
+    extractor: Inception, or a name by register_features(). weights: file of Inception's weights, downloaded without one. cache: a
+    folder for the reference's features under `cache_name`. Returns FID, IS, KID, precision and recall (%), all but with Inception's
+    features under names that start with feature_. Raises RunError if Inception cannot be had or there are too few images.
+    """
+    from torch_fidelity import calculate_metrics
+
+    inception = extractor == "inception-v3-compat"
+    fewest = min(len(samples), len(reference))
+    if fewest < 10:
+        raise run.RunError(f"{fewest} images are too few for a distance between sets of images: draw at least 10 of the other classes")
+    try:
+        found = calculate_metrics(
+            input1=Pictures(samples, inception),
+            input2=Pictures(reference, inception),
+            feature_extractor=extractor,
+            feature_extractor_weights_path=None if weights is None else str(weights),
+            isc=True,
+            fid=True,
+            kid=True,
+            prc=True,
+            kid_subset_size=min(1000, fewest),
+            cuda=cuda,
+            save_cpu_ram=True,  # no worker processes, distances in blocks
+            input2_cache_name=cache_name,
+            cache=cache is not None,
+            cache_root=None if cache is None else str(cache),
+            verbose=False,
+        )
+    except OSError as error:
+        if not inception:
+            raise
+        raise run.RunError(
+            f"Inception's weights could not be read or downloaded ({error}): pass --inception_weights FILE, or --features classifier, "
+            "whose distances are not FIDs"
+        ) from error
+    values = {
+        "FID": found["frechet_inception_distance"],
+        "IS": found["inception_score_mean"],
+        "KID": found["kernel_inception_distance_mean"],
+        "precision": 100 * found["precision"],
+        "recall": 100 * found["recall"],
+    }
+    return values if inception else {"feature_distance" if name == "FID" else f"feature_{name}": value for name, value in values.items()}
