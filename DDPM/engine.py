@@ -16,6 +16,7 @@ from run import RunError
 
 CHECKPOINT_SECONDS = 60  # a step that ends this long after the last checkpoint is followed by one
 LOG_STEPS = 20  # steps a row of log.csv
+FISHER_BATCH = 64  # timesteps of an image that go through the model together
 
 OPTIMIZERS = {
     "adam": lambda leaves, lr, weight_decay: torch.optim.Adam(leaves, lr, weight_decay=weight_decay),
@@ -305,14 +306,16 @@ def fisher_diagonal(model, scheduler, split, accelerator, *, timesteps, seed):
     """
     model.eval()
     total = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
-    t = ((torch.arange(timesteps) + 0.5) * models.TIMESTEPS / timesteps).long().to(accelerator.device)
+    t = ((torch.arange(timesteps) + 0.5) * models.TIMESTEPS / timesteps).long()
     rows = split.rows.tensor_split(accelerator.num_processes)[accelerator.process_index]
     for row in tqdm(rows.tolist(), "fisher", disable=None, mininterval=1):
-        x = data.to_float(split.x[row : row + 1]).expand(timesteps, -1, -1, -1)
-        noise = torch.randn(x.shape, generator=data.generator("fisher", seed, row)).to(x.device)
-        with accelerator.autocast():
-            prediction = predict(model, scheduler.add_noise(x, noise, t), t, split.y[row].expand(timesteps))
-        squared_error(prediction, noise).mean().backward()
+        x, label = data.to_float(split.x[row : row + 1]), split.y[row]
+        noises = torch.randn(timesteps, *x.shape[1:], generator=data.generator("fisher", seed, row))
+        for part in torch.arange(timesteps).split(FISHER_BATCH):
+            times, noise = t[part].to(x.device), noises[part].to(x.device)
+            with accelerator.autocast():
+                prediction = predict(model, scheduler.add_noise(x.expand_as(noise), noise, times), times, label.expand(len(part)))
+            (squared_error(prediction, noise).sum() / timesteps).backward()
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
                 total[name].addcmul_(parameter.grad, parameter.grad)

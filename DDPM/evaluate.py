@@ -56,13 +56,13 @@ def main(argv=None):
         measure = functools.partial(measure_samples, args=args, accelerator=accelerator, classifier=classifier, cache=cache)
         if args.save_dir is not None:
             return measure_apart(args, accelerator, measure)
-        for path in args.sample_path[accelerator.process_index :: accelerator.num_processes]:
-            folder, recorded = open_samples(path)
+        runs = [open_samples(path, args, accelerator) for path in args.sample_path]  # together: the first process writes the cache
+        for folder, recorded, images in runs[accelerator.process_index :: accelerator.num_processes]:
             if (folder / "metrics.json").is_file() and not args.overwrite:
                 if not args.resume:
                     raise run.RunError(f"{folder} has metrics.json already: pass --overwrite to measure again, --resume to skip it")
                 continue
-            report(folder, measure(folder, recorded))
+            report(folder, measure(folder, recorded, images))
     accelerator.wait_for_everyone()
 
 
@@ -71,23 +71,27 @@ def measure_apart(args, accelerator, measure):
     record = run.Run(args, accelerator.is_main_process)
     if record.finished:
         return print(f"{record.folder} is finished already")
-    folder, recorded = open_samples(args.sample_path[0])
+    folder, recorded, images = open_samples(args.sample_path[0], args, accelerator)
     if accelerator.is_main_process:
-        result = measure(folder, recorded)
+        result = measure(folder, recorded, images)
         record.begin(PACKAGES, kind="evaluation", model=recorded["model"], **{name: recorded[name] for name in DRAWN})
         report(record.folder, result)
         record.finish(seconds=record.seconds())
     accelerator.wait_for_everyone()
 
 
-DRAWN = ("classes", "num_per_class", "sampler", "steps", "guidance", "eta")  # of a sample run: what its numbers depend on
+DRAWN = ("num_per_class", "sampler", "steps", "guidance", "eta")  # of a sample run: what its numbers depend on
 
 
-def open_samples(path):
+def open_samples(path, args, accelerator):
+    """(folder, args of the run, Images of the data set that its model was trained on)."""
     folder, recorded = run.read_run(path)
     if recorded.get("kind") != "samples":
         raise run.RunError(f"{folder} is a run of kind {recorded.get('kind')}, where one of sample.py is needed")
-    return folder, recorded
+    model = recorded["model"]
+    origin = model["training"] if model["kind"] == "unlearn" else model
+    source = [origin[name] for name in ("image_size", "limit", "seed")]
+    return folder, recorded, job.open_images(origin["dataset"], args.data_dir or origin["data_dir"], *source, accelerator)
 
 
 @functools.lru_cache(maxsize=1)
@@ -135,19 +139,14 @@ def forgotten_classes(model, names, folder):
     return data.Classes(model["classes"], tuple(model["forgotten"]))
 
 
-def measure_samples(folder, recorded, *, args, accelerator, classifier, cache):
+def measure_samples(folder, recorded, images, *, args, accelerator, classifier, cache):
     """All metrics of one sample run, {name: value}."""
     judge, features, judge_args = classifier
     model, done = recorded["model"], recorded["model_done"]
     classes = forgotten_classes(model, args.forget_class, folder)
     if judge_args["classes"] != classes.names:
         raise run.RunError(f"the classifier {args.classifier} knows other classes than the model of {folder}")
-    origin = model["training"] if model["kind"] == "unlearn" else model
-    source = [origin[name] for name in ("dataset", "data_dir", "image_size", "limit", "seed")]
-    source[1] = args.data_dir or source[1]
-    images = job.open_images(*source, accelerator)
-    shape = (images.x_train.shape[1], images.x_train.shape[2], images.x_train.shape[3])
-    samples, labels = read_samples(folder / "samples", shape)
+    samples, labels = read_samples(folder / "samples", tuple(images.x_train.shape[1:]))
     of_retained = torch.isin(labels, torch.tensor(classes.retained))
     _, retain = data.split(images, classes)
     result = {"classifier_sha": judge_args["sha"], "forgotten": list(classes.forgotten), "samples": len(labels)}

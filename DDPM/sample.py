@@ -77,7 +77,6 @@ def draw_from(args, record, accelerator):
         kind="samples",
         parent=str(folder),
         parent_sha=run.file_sha(folder / "model.safetensors"),
-        classes=classes.names,
         model=recorded,
         model_done=run.read_json(folder / "done.json"),
         **job.where(accelerator),

@@ -44,12 +44,12 @@ def collect(folder):
                 "facts": {
                     "dataset": training["dataset"],
                     "architecture": model["architecture"]["arch"],
-                    "classes": recorded["classes"],
+                    "classes": model["classes"],
                     "forgotten": measured["forgotten"],
                     "sampler": f"{recorded['sampler']}, {recorded['steps']} steps, guidance {recorded['guidance']:g}",
-                    "num_per_class": recorded["num_per_class"],
                     "features": "Inception" if "FID" in measured else "the classifier",
                 },
+                "num_per_class": recorded["num_per_class"],
                 "samples": Path(recorded["sample_path"][0] if recorded["kind"] == "evaluation" else path.parent) / "samples",
                 "on": f"{model['machine']}, {'bf16' if model['autocast'] == 'bf16' else 'fp32'}, torch {model['versions']['torch']}",
                 **{name: value for name, value in measured.items() if name not in ("forgotten", "samples", "classifier_sha")},
@@ -114,7 +114,7 @@ def markdown(rows, runs, by_options):
     lines += [
         "",
         f"{facts['dataset']}, {facts['architecture']}; forgotten: {', '.join(names[label] for label in forgotten)}; {facts['sampler']}; "
-        f"{' and '.join(map(str, facts['num_per_class']))} samples a class; features of {facts['features']}; seeds {', '.join(map(str, seeds))}.",
+        f"{' or '.join(map(str, sorted({count for row in runs for count in row['num_per_class']})))} samples a class; features of {facts['features']}; seeds {', '.join(map(str, seeds))}.",
         f"Models made on {' and '.join(sorted({row['on'] for row in runs}))}. Mean ± standard deviation over seeds; in brackets the gap to "
         "the mean of retrain.",
         "",

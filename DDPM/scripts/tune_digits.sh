@@ -4,12 +4,13 @@
 # Finished runs are skipped, a cut-off run is continued; further flags go to every command.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+DATA_DIR=${DATA_DIR:-data}
 OUT=${OUT:-runs/tune_digits}
 
 R=$OUT/seed100
 forget="--model_path $R/original --forget_class 3 --batch_size 64 --precision fp32 --seed 100"
-python train.py --dataset digits --arch unet32 --steps 900 --lr 1e-3 --batch_size 64 --schedule linear --optimizer adamw --ema 0.99 --precision fp32 --seed 100 --save_dir $R/original --resume "$@"
-python train_classifier.py --dataset digits --arch cnn --lr 1e-3 --head_lr_factor 1 --epochs 15 --batch_size 64 --precision fp32 --seed 100 --save_dir $R/classifier --resume "$@"
+python train.py --dataset digits --data_dir "$DATA_DIR" --arch unet32 --steps 900 --lr 1e-3 --batch_size 64 --schedule linear --optimizer adamw --ema 0.99 --precision fp32 --seed 100 --save_dir $R/original --resume "$@"
+python train_classifier.py --dataset digits --data_dir "$DATA_DIR" --arch cnn --lr 1e-3 --head_lr_factor 1 --epochs 15 --batch_size 64 --precision fp32 --seed 100 --save_dir $R/classifier --resume "$@"
 python generate_mask.py --model_path $R/original --forget_class 3 --mask_ratio 0.5 --epochs 10 --seed 100 --save_dir $R/mask --resume "$@"
 for lr in 1e-4 3e-4 1e-3; do
   python unlearn.py --method rl $forget --steps 200 --alpha 1 --lr $lr --save_dir $R/rl_$lr --resume "$@"

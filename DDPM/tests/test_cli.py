@@ -1,0 +1,442 @@
+"""The scripts as a user meets them: wrong input, interruptions, several processes, tables. Mutations stand beside."""
+
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import run
+from helpers import FORGOTTEN, script, tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def unlearn_command(home, folder, *more, method="salun"):
+    flags = ("--model_path", home / "original", "--forget_class", FORGOTTEN, "--batch_size", 16, "--precision", "fp32")
+    mask = ("--mask_path", home / "mask") if method == "salun" else ()
+    return ("unlearn", "--method", method, *flags, *mask, "--steps", 4, "--save_dir", folder, *more)
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+# --------------------------------------------------------------------------------------------------------- wrong input
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def change_args(**changes):
+    def change(path):
+        args = json.loads(path.read_text())
+        args["architecture"] |= changes
+        path.write_text(json.dumps(args))
+
+    return change
+
+
+def nan_weights(path):
+    tensors, _ = run.read_tensors(path)
+    tensors["conv_in.bias"][0] = float("nan")
+    run.write_tensors(path, tensors)
+
+
+def pickle_over(path):
+    torch.save({"weight": torch.zeros(2)}, path)
+
+
+RL = "--method rl --forget_class 3"
+WRONG = {  # name: (flags of unlearn.py, part of the message)
+    "unknown method": ("--method magic --forget_class 3", "invalid choice: 'magic'"),
+    "unknown flag": (f"{RL} --stepz 3", "unrecognized arguments"),
+    "salun without a mask": ("--forget_class 3", "needs --mask_path"),
+    "retrain with a mask": ("--method retrain --forget_class 3 --mask_path {home}/mask", "takes no --mask_path"),
+    "a flag the method does not read": ("--method ga --forget_class 3 --alpha 1", "does not read --alpha"),
+    "a target for a method without one": ("--method esd --forget_class 3 --target_class 1", "does not read --target_class"),
+    "nothing to forget": ("--method rl", "--forget_class"),
+    "a class the model never knew": ("--method rl --forget_class 10", "there is no class 10"),
+    "all classes": ("--method rl --forget_class 0 1 2 3 4 5 6 7 8 9", "at least one must be retained"),
+    "a target that is forgotten": (f"{RL} 4 --target_class 4", "to be forgotten itself"),
+    "a target that does not exist": (f"{RL} --target_class cat", "there is no class cat"),
+    "resume and overwrite": (f"{RL} --resume --overwrite", "contradict"),
+    "negative learning rate": (f"{RL} --lr -1", "must be a positive number"),
+    "missing model": (f"{RL} --model_path {{tmp}}/none", "does not exist"),
+    "a folder that is no run": (f"{RL} --model_path {{home}}/data", "no run folder"),
+    "a mask as a model": (f"{RL} --model_path {{home}}/mask", "is no original model"),
+    "a classifier as a model": (f"{RL} --model_path {{home}}/classifier", "is no original model"),
+    "mask of another class": ("--forget_class 4 --mask_path {home}/mask", "another forget set"),
+    "missing mask": ("--forget_class 3 --mask_path {tmp}/none", "does not exist"),
+    "a model as a mask": ("--forget_class 3 --mask_path {home}/original/model.safetensors", "is no mask"),
+    "a loss that explodes": ("--method ga --forget_class 3 --lr 1e30 --steps 40", "lower --lr"),
+    "no CUDA": (f"{RL} --device cuda", "no CUDA device"),
+}
+BROKEN = {  # name: (run to copy, its file to break, how, part of the message)
+    "unfinished model": ("original", "done.json", Path.unlink, "did not finish"),
+    "truncated weights": ("original", "model.safetensors", truncate, "not a whole safetensors file"),
+    "pickled weights": ("original", "model.safetensors", pickle_over, "is a pickle"),
+    "weights with NaN": ("original", "model.safetensors", nan_weights, "NaN or infinite values in conv_in.bias"),
+    "another image size": ("original", "args.json", change_args(image_size=16), "another image size"),
+    "another class count": ("original", "args.json", change_args(num_classes=7), "other classes"),
+    "weights of another U-Net": ("original", "args.json", change_args(arch="unet32"), "belongs to another model"),
+    "torn args.json": ("original", "args.json", truncate, "not whole JSON"),
+    "truncated mask": ("mask", "mask.safetensors", truncate, "not a whole safetensors file"),
+}
+
+
+def refuse(home, tmp_path, capsys, flags, message):
+    """Run unlearn.py and expect one sentence, a non-zero status and no result."""
+    model = [] if "--model_path" in flags else ["--model_path", home / "original"]
+    status = script("unlearn", "--precision", "fp32", *model, "--save_dir", tmp_path / "run", *flags)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert status != 0 and len(lines) == 1 and message in lines[0]
+    assert not (tmp_path / "run" / "model.safetensors").exists() and not (tmp_path / "run" / "done.json").exists()
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_ends_in_one_sentence_and_writes_nothing(name, home, tmp_path, capsys):  # mutation: drop any one check
+    if name == "no CUDA" and torch.cuda.is_available():
+        pytest.skip("CUDA is here")
+    flags, message = WRONG[name]
+    refuse(home, tmp_path, capsys, flags.format(home=home, tmp=tmp_path).split(), message)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files_end_in_one_sentence(name, home, tmp_path, capsys):  # mutation: strict=False, or torch.load
+    source, file, break_it, message = BROKEN[name]
+    shutil.copytree(home / source, tmp_path / source)
+    break_it(tmp_path / source / file)
+    which = ["--mask_path", tmp_path / source] if source == "mask" else ["--method", "rl", "--model_path", tmp_path / source]
+    refuse(home, tmp_path, capsys, [*which, "--forget_class", FORGOTTEN], message)
+
+
+OTHERS = {  # name: (command, part of the message)
+    "unknown U-Net": ("train --dataset digits --arch unet7 --save_dir {tmp}/run", "invalid choice"),
+    "unknown data": ("train --dataset mnist --save_dir {tmp}/run", "invalid choice"),
+    "retain only what": ("train --dataset digits --retain_only --save_dir {tmp}/run", "belong together"),
+    "forget without retrain": ("train --dataset digits --forget_class 3 --save_dir {tmp}/run", "belong together"),
+    "size of a fixed data set": ("train --dataset digits --image_size 16 --save_dir {tmp}/run", "--image_size is for"),
+    "a U-Net too deep": ("train --dataset digits --arch unet128_deep --data_dir {home}/data --save_dir {tmp}/run", "do not allow"),
+    "no data": ("train --dataset folder --data_dir {tmp}/none --save_dir {tmp}/run", "is no folder"),
+    "mask without a pass": ("generate_mask --model_path {home}/original --forget_class 3 --epochs 0 --save_dir {tmp}/run", "at least 1"),
+    "guidance below 0": ("sample --model_path {home}/original --guidance -1 --save_dir {tmp}/run", "a number of at least 0"),
+    "too many steps": ("sample --model_path {home}/original --steps 1001 --save_dir {tmp}/run", "more than the 1000 steps"),
+    "samples of no class": ("sample --model_path {home}/original --classes x12 --save_dir {tmp}/run", "there is no class 12"),
+    "numbers without classes": ("sample --model_path {home}/original --num_per_class 1 2 --save_dir {tmp}/run", "one number, or one for each"),
+    "two models, one folder": ("sample --model_path {home}/original {home}/original --save_dir {tmp}/run", "need as many --save_dir"),
+    "samples of a classifier": ("sample --model_path {home}/classifier --save_dir {tmp}/run", "run of kind classifier"),
+    "eta for ddpm": ("sample --model_path {home}/original --sampler ddpm --eta 1 --save_dir {tmp}/run", "--eta is for"),
+    "weights for the small net": ("train_classifier --dataset digits --arch cnn --pretrained imagenet --save_dir {tmp}/run", "no weights for cnn"),
+    "missing weights": ("train_classifier --dataset digits --pretrained {tmp}/none --data_dir {home}/data --save_dir {tmp}/run", "does not exist"),
+    "other weights": (
+        "train_classifier --dataset digits --pretrained {home}/original/model.safetensors --data_dir {home}/data --save_dir {tmp}/run",
+        "does not hold the weights of torchvision's resnet34",
+    ),
+    "missing samples": ("evaluate --sample_path {tmp}/none --classifier {home}/classifier", "does not exist"),
+    "a model as samples": ("evaluate --sample_path {home}/original --classifier {home}/classifier", "where one of sample.py is needed"),
+    "a model as a classifier": ("evaluate --sample_path {home}/original --classifier {home}/original", "no run of train_classifier.py"),
+    "no Inception file": (
+        "evaluate --sample_path {home}/original --classifier {home}/classifier --inception_weights {tmp}/none",
+        "does not exist",
+    ),
+    "Inception and classifier": (
+        "evaluate --sample_path {home}/original --classifier {home}/classifier --inception_weights {home} --features classifier",
+        "contradicts",
+    ),
+    "a folder without runs": ("table {tmp}", "no measured runs"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_wrong_input_of_the_other_scripts(name, home, tmp_path, capsys):  # mutation: drop any one check
+    words, message = OTHERS[name]
+    assert script(*words.format(home=home, tmp=tmp_path).split()) != 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(lines) == 1 and message in lines[0] and not (tmp_path / "run" / "done.json").exists()
+
+
+@pytest.fixture(scope="module")
+def samples(home):
+    flags = ("--model_path", home / "original", "--num_per_class", 3, "--steps", 5, "--batch_size", 30)
+    assert script("sample", *flags, "--save_dir", home / "samples") == 0
+    return home / "samples"
+
+
+BAD_SAMPLES = {  # name: (what happens to the folder, flags, part of the message)
+    "empty folder": (lambda folder: [path.unlink() for path in folder.iterdir()], ["--forget_class", 3], "holds no samples"),
+    "mixed sizes": (lambda folder: Image.new("L", (9, 8)).save(folder / "3_00007.png"), ["--forget_class", 3], "where the model draws (8, 8, 1)"),
+    "a colour picture": (lambda folder: Image.new("RGB", (8, 8)).save(folder / "3_00007.png"), ["--forget_class", 3], "(8, 8, 3)"),
+    "a torn picture": (lambda folder: truncate(folder / "4_00000.png"), ["--forget_class", 3], "4_00000.png cannot be read"),
+    "none of the class": (lambda folder: [path.unlink() for path in folder.glob("3_*")], ["--forget_class", 3], "none of the forgotten"),
+    "the class alone": (lambda folder: [path.unlink() for path in folder.glob("[!3]_*")], ["--forget_class", 3], "only the forgotten"),
+    "an original without a class": (lambda folder: None, [], "say with --forget_class"),
+    "a class out of range": (lambda folder: None, ["--forget_class", 99], "there is no class 99"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SAMPLES)
+def test_bad_samples_end_in_one_sentence(name, home, samples, tmp_path, capsys):  # mutation: skip what does not fit
+    break_it, flags, message = BAD_SAMPLES[name]
+    shutil.copytree(samples, tmp_path / "run")
+    break_it(tmp_path / "run" / "samples")
+    command = ("evaluate", "--sample_path", tmp_path / "run", "--classifier", home / "classifier", "--features", "classifier", *flags)
+    assert script(*command) != 0 and message in capsys.readouterr().err
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_a_class_the_model_did_not_forget_is_refused(home, samples, unlearn, tmp_path, capsys):  # mutation: trust --forget_class
+    model = unlearn("rl", "--steps", 1)
+    assert script("sample", "--model_path", model, "--num_per_class", 3, "--steps", 2, "--save_dir", tmp_path / "s") == 0
+    command = ("evaluate", "--sample_path", tmp_path / "s", "--classifier", home / "classifier", "--features", "classifier")
+    assert script(*command, "--forget_class", 4) != 0 and "forgot class [3], not --forget_class 4" in capsys.readouterr().err
+    assert script("unlearn", "--method", "rl", "--model_path", model, "--forget_class", 4, "--save_dir", tmp_path / "twice") != 0
+    assert "forget all the classes together" in capsys.readouterr().err
+
+
+def test_an_existing_run_is_never_lost(home, tmp_path, capsys):  # mutation: delete the old run in Run.__init__
+    folder = tmp_path / "run"
+    assert script(*unlearn_command(home, folder)) == 0
+    before = files(folder)
+    assert script(*unlearn_command(home, folder)) != 0 and "already holds a run" in capsys.readouterr().err
+    assert script(*unlearn_command(home, folder, "--overwrite", "--lr", "-3")) != 0
+    assert script(*unlearn_command(home, folder, "--overwrite", "--mask_path", tmp_path)) != 0
+    assert files(folder) == before
+    assert script(*unlearn_command(home, folder, "--resume", "--seed", 5)) != 0 and "other values of seed" in capsys.readouterr().err
+    assert script(*unlearn_command(home, folder, "--resume")) == 0 and "finished already" in capsys.readouterr().out
+    assert files(folder) == before
+    assert script(*unlearn_command(home, folder, "--overwrite", "--seed", 5)) == 0
+    assert files(folder)["model.safetensors"] != before["model.safetensors"]
+
+
+# ------------------------------------------------------------------------------------------------- kills and processes
+def interrupted(argv, folder, ready):
+    """Start a script that keeps a checkpoint after every step, and kill -9 it once ready(folder) is true."""
+    name, *flags = map(str, argv)
+    code = f"import helpers, engine, run, {name}; engine.CHECKPOINT_SECONDS = -1; engine.LOG_STEPS = 1; run.cli({name}.main)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *flags], env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline and not ready(folder):
+        time.sleep(0.002)
+    assert process.poll() is None, process.stderr.read().decode()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def past(step):
+    def ready(folder):
+        log = folder / "log.csv"
+        return log.is_file() and (folder / "checkpoint.safetensors").is_file() and log.read_text().count("\n") > step
+
+    return ready
+
+
+def test_training_resumes_to_the_same_bytes_after_a_kill(home, tmp_path):  # mutation: do not restore the optimizer, the EMA, or the step
+    def command(folder, *more):
+        return tiny("--data_dir", home / "data", "--steps", 60, "--optimizer", "adamw", "--save_every", 20, "--save_dir", folder, *more)
+
+    assert script(*command(tmp_path / "whole")) == 0
+    interrupted(command(tmp_path / "cut"), tmp_path / "cut", past(25))
+    state = json.loads(run.read_tensors(tmp_path / "cut" / "checkpoint.safetensors")[1]["state"])
+    assert 0 < state["step"] < 60 and not (tmp_path / "cut" / "done.json").exists()
+    assert script(*command(tmp_path / "cut", "--resume")) == 0
+    whole, cut = files(tmp_path / "whole"), files(tmp_path / "cut")
+    assert set(whole) == set(cut) and {"samples/step_000020.png", "samples/step_000060.png"} < set(cut)
+    assert all(whole[name] == cut[name] for name in whole if name.startswith(("model", "samples")))
+    assert json.loads(cut["done.json"])["images_seen"] == json.loads(whole["done.json"])["images_seen"] == 60 * 32
+
+
+@pytest.mark.parametrize("method", ["salun", "salun_soft", "sa"])
+def test_unlearning_resumes_to_the_same_bytes_after_a_kill(method, home, tmp_path):  # mutation: theta_o from the checkpoint
+    def command(folder, *more):
+        extra = ("--replay", 2, "--fisher_timesteps", 4, "--ewc", 1e-4) if method == "sa" else ()
+        return unlearn_command(home, folder, "--steps", 40, *extra, *more, method=method)
+
+    assert script(*command(tmp_path / "whole")) == 0
+    interrupted(command(tmp_path / "cut"), tmp_path / "cut", past(10))
+    assert script(*command(tmp_path / "cut", "--lr", 0.5, "--resume")) != 0  # another flag than before is refused
+    assert script(*command(tmp_path / "cut", "--resume")) == 0
+    assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def test_sampling_goes_on_after_a_kill(home, tmp_path):  # mutation: write PNGs under their final names piece by piece
+    def command(folder, *more):
+        flags = ("--model_path", home / "original", "--num_per_class", 20, "--steps", 10, "--batch_size", 5, "--sampler", "ddpm")
+        return ("sample", *flags, "--save_dir", folder, *more)
+
+    assert script(*command(tmp_path / "whole")) == 0
+    interrupted(command(tmp_path / "cut"), tmp_path / "cut", lambda folder: len(list(folder.glob("samples/*.png"))) > 20)
+    assert len(list((tmp_path / "cut" / "samples").glob("*.png"))) < 200
+    assert script(*command(tmp_path / "cut", "--resume")) == 0
+    whole, cut = files(tmp_path / "whole" / "samples"), files(tmp_path / "cut" / "samples")
+    assert set(whole) == {name for name in cut if not name.startswith(".")}
+    pixels = [np.asarray(Image.open(tmp_path / which / "samples" / "7_00011.png")) for which in ("whole", "cut")]
+    assert np.abs(pixels[0].astype(int) - pixels[1]).max() <= 1
+
+
+def test_two_processes_give_the_result_of_one(home, tmp_path):  # mutation: batch.mean without its weight, or no average_gradients
+    """Training, mask, methods with one and with several gradients a step, own samples and Fisher, samples and their evaluation."""
+    results, single = {}, tmp_path / "1"
+    for count in (1, 2):
+
+        def launch(words, count=count):
+            two = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]  # without GPUs: on the CPU, over gloo
+            flags = ["--device", "cpu", *([] if words.startswith("evaluate") else ["--precision", "fp32"])]
+            argv = [sys.executable, *(two if count == 2 else []), str(ROOT / "tests" / "helpers.py"), *words.split(), *flags]
+            done = subprocess.run(argv, env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+
+        base = tmp_path / str(count)
+        start = f"--model_path {single}/original --forget_class 3"
+        launch(f"train --dataset digits --arch tiny --steps 6 --batch_size 13 --lr 1e-3 --data_dir {home}/data --save_dir {base}/original")
+        launch(f"generate_mask {start} --save_dir {base}/mask")
+        launch(f"unlearn --method salun {start} --mask_path {single}/mask --steps 4 --batch_size 13 --lr 1e-3 --save_dir {base}/salun")
+        launch(f"unlearn --method erasediff {start} --steps 3 --batch_size 8 --lr 1e-3 --save_dir {base}/erasediff")
+        launch(f"unlearn --method sa {start} --steps 2 --batch_size 8 --replay 2 --fisher_timesteps 3 --save_dir {base}/sa")
+        launch(f"sample --model_path {single}/original --num_per_class 3 --steps 4 --batch_size 7 --save_dir {base}/samples")
+        launch(f"evaluate --sample_path {base}/samples --classifier {home}/classifier --features classifier --forget_class 3")
+        names = ("original", "salun", "erasediff", "sa")
+        results[count] = {name: run.read_tensors(base / name / "model.safetensors")[0] for name in names}
+        results[count]["mask"] = run.read_tensors(base / "mask" / "mask.safetensors")[0]
+        assert json.loads((base / "salun" / "args.json").read_text())["processes"] == count
+    origin = run.read_tensors(single / "original" / "model.safetensors")[0]
+    for name in names:
+        for key, one in results[1][name].items():
+            torch.testing.assert_close(results[2][name][key], one, rtol=1e-3, atol=5e-5)
+    assert max((results[1]["salun"][key] - origin[key]).abs().max().item() for key in origin) > 1e-3  # far more than the tolerance
+    differing = sum(int(np.unpackbits(one.numpy() ^ results[2]["mask"][key].numpy()).sum()) for key, one in results[1]["mask"].items())
+    assert differing < 2e-3 * sum(one.numel() * 8 for one in results[1]["mask"].values())
+    for path in (single / "samples" / "samples").iterdir():
+        other = tmp_path / "2" / "samples" / "samples" / path.name
+        assert np.abs(np.asarray(Image.open(path)).astype(int) - np.asarray(Image.open(other))).max() <= 1
+    numbers = [json.loads((tmp_path / str(count) / "samples" / "metrics.json").read_text()) for count in (1, 2)]
+    assert numbers[0]["feature_distance"] == pytest.approx(numbers[1]["feature_distance"], rel=0.02)
+
+
+# --------------------------------------------------------------------------------------------------- the whole, and words
+def test_from_training_to_the_table(home, samples, unlearn, tmp_path, capsys):  # mutation: gap to the original in place of retrain
+    models = {"retrain": unlearn("retrain", "--steps", 20), "salun": unlearn("salun", "--steps", 5, "--save_every", 2), "ga": unlearn("ga", "--steps", 2)}
+    assert Image.open(models["salun"] / "fading.gif").n_frames == 3
+    assert sorted(path.name for path in (models["salun"] / "samples").iterdir()) == [f"step_{step:06d}.png" for step in (0, 2, 4)]
+    drawn = [tmp_path / "runs" / name for name in models]
+    assert script("sample", "--model_path", *models.values(), "--num_per_class", 3, "--steps", 5, "--batch_size", 30, "--save_dir", *drawn) == 0
+    judge = ("--classifier", home / "classifier", "--features", "classifier")
+    assert script("evaluate", "--sample_path", *drawn, *judge) == 0
+    apart = ("evaluate", "--sample_path", samples, "--forget_class", FORGOTTEN, *judge, "--save_dir", tmp_path / "runs" / "original")
+    assert script(*apart) == 0 and not (samples / "metrics.json").exists()
+    assert script("evaluate", "--sample_path", *drawn, *judge) != 0  # numbers that are there are not replaced
+    assert "[better: high]" in capsys.readouterr().out
+    assert script("table", tmp_path / "runs") == 0
+    table = json.loads((tmp_path / "runs" / "table.json").read_text())
+    assert table["columns"] == ["UA", "forget_entropy", "forget_probability", "remaining_accuracy", "feature_distance", "RTE"]
+    rows = {row["method"]: row for row in table["rows"]}
+    assert list(rows) == ["original", "retrain", "ga", "salun"]
+    measured = {name: json.loads((tmp_path / "runs" / name / "metrics.json").read_text()) for name in models}
+    gaps = [abs(measured["salun"][name] - measured["retrain"][name]) for name in ("UA", "remaining_accuracy")]
+    assert rows["salun"]["UA"] == pytest.approx({"mean": measured["salun"]["UA"], "sd": 0.0, "gap": gaps[0]})
+    assert rows["salun"]["average_gap"] == pytest.approx(np.mean(gaps)) and rows["retrain"]["average_gap"] == 0
+    done = json.loads((models["salun"] / "done.json").read_text())
+    assert measured["salun"]["RTE"] == pytest.approx((done["seconds"] + done["mask_seconds"]) / 60) and done["mask_seconds"] > 0
+    text = (tmp_path / "runs" / "table.md").read_text()
+    assert "| salun | 1 |" in text and "Collateral damage" in text and "FID" not in text.replace("not a FID", "").replace("as in FID", "")
+    for name in ("table.png", "methods.png", "before_after_salun.png", "before_after_retrain.png"):
+        assert min(Image.open(tmp_path / "runs" / name).size) > 100
+
+
+def test_before_and_after_shows_what_is_in_the_files(samples, tmp_path):  # mutation: swap the strips; shift the labels
+    import pictures
+
+    after = tmp_path / "after"
+    shutil.copytree(samples / "samples", after)
+    for path in after.glob("3_*.png"):
+        Image.new("L", (8, 8), 255).save(path)
+    names = [str(digit) for digit in range(10)]
+    pictures.before_after(tmp_path / "p.png", samples / "samples", after, names, [3], "salun", columns=3, size=32)
+    found = np.asarray(Image.open(tmp_path / "p.png").convert("L"))
+    strip, margin, head = 34, 92, 22
+    top = head + 3 * (2 * strip + 10)
+    above, below = found[top : top + 32, margin : margin + 32], found[top + strip : top + strip + 32, margin : margin + 32]
+    first = np.asarray(Image.open(samples / "samples" / "3_00000.png")).repeat(4, 0).repeat(4, 1)
+    assert np.array_equal(above[:31], first[:31]) and (below == 255).all()  # the frame begins on the last row
+    frame = np.asarray(Image.open(tmp_path / "p.png").convert("RGB")).astype(int)[top + strip : top + 2 * strip, margin - 3 : margin - 1]
+    assert (frame[..., 0] - frame[..., 1] > 100).all()
+
+
+def test_weights_from_elsewhere_become_an_original(home, tmp_path):  # mutation: re-initialise after loading
+    shutil.copy(home / "original" / "model.safetensors", tmp_path / "bare.safetensors")
+    flags = ("--data_dir", home / "data", "--model_path", tmp_path / "bare.safetensors", "--steps", 0, "--save_dir", tmp_path / "run")
+    assert script(*tiny(*flags)) == 0
+    assert run.file_sha(tmp_path / "run" / "model.safetensors") == run.file_sha(tmp_path / "bare.safetensors")
+
+
+def test_resnet34_takes_weights_from_a_file(home, tmp_path):  # mutation: load the last layer too
+    from torchvision.models import resnet34
+
+    weights = resnet34(num_classes=1000).state_dict()
+    run.write_tensors(tmp_path / "weights.safetensors", weights)
+    flags = f"--dataset digits --limit 8 --epochs 0 --pretrained {tmp_path}/weights.safetensors --data_dir {home}/small --save_dir {tmp_path}/run"
+    (home / "small").mkdir(exist_ok=True)
+    with np.load(home / "data" / "digits.npz") as arrays:
+        np.savez(home / "small" / "digits.npz", **{name: arrays[name] if name == "classes" else arrays[name][:12] for name in arrays if name != "stamp"})
+    assert script("train_classifier", *flags.split()) == 0
+    found = run.read_tensors(tmp_path / "run" / "model.safetensors")[0]
+    assert torch.equal(found["body.layer4.2.conv2.weight"], weights["layer4.2.conv2.weight"]) and found["fc.weight"].shape == (10, 512)
+
+
+def parse_command(words):
+    """Parse 'python NAME.py FLAGS...' with the script's own parser, which exits on a mistake."""
+    importlib.import_module(words[1].removesuffix(".py")).parse(words[2:])
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "scripts").glob("*.sh")))
+def test_commands_of_the_shell_scripts_parse(name, tmp_path):  # mutation: misspell a flag in any script
+    recorder = tmp_path / "bin" / "python"
+    recorder.parent.mkdir()
+    recorder.write_text(f'#!/bin/bash\nprintf "%q " python "$@" >> {tmp_path}/commands\nprintf "\\n" >> {tmp_path}/commands\n')
+    recorder.chmod(0o755)
+    out = tmp_path / "out"
+    (out / "seed100").mkdir(parents=True)
+    environment = {**os.environ, "PATH": f"{recorder.parent}:{os.environ['PATH']}", "OUT": str(out), "SEEDS": "1 2", "CLASS": "5"}
+    subprocess.run(["bash", str(ROOT / "scripts" / name), "--device", "cpu"], env=environment, check=True, capture_output=True)
+    commands = [shlex.split(line) for line in (tmp_path / "commands").read_text().splitlines()]
+    assert commands
+    for words in commands:
+        parse_command(words)
+    assert any("--seed" in words for words in commands)
+    asked = {words[words.index("--forget_class") + 1] for words in commands if "--forget_class" in words}
+    assert asked == ({"3"} if name in ("tune_digits.sh",) else {"5"}) or name == "benchmark.sh"
+
+
+def test_commands_of_the_readme_parse():  # mutation: misspell a flag in the README
+    lines, inside = [], False
+    for line in (ROOT / "README.md").read_text().replace("\\\n", " ").splitlines():
+        inside = inside != line.startswith("```")
+        if inside and line.split("#")[0].strip().startswith("python "):
+            lines.append(line.split("#")[0])
+    assert len(lines) >= 5
+    for line in lines:
+        expanded = subprocess.run(["bash", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
+        parse_command(expanded)
+
+
+@pytest.mark.parametrize("readme", [path for path in (ROOT / "README.md", ROOT.parent / "README.md") if path.is_file()], ids=lambda path: path.parent.name)
+def test_tables_in_the_readme_are_those_that_were_measured(readme):  # mutation: edit a number in the README by hand
+    text, prefix = readme.read_text(), "" if readme.parent == ROOT else f"{ROOT.name}/"
+    names = re.findall(rf"<!-- {prefix}(results/\S+) -->", text)
+    assert names
+    for name in names:
+        shown = text.split(f"<!-- {prefix}{name} -->\n", 1)[1].split("<!-- end -->", 1)[0]
+        assert shown == (ROOT / name).read_text()

@@ -1,0 +1,89 @@
+"""Numbers that can be known beforehand. Beside each property stands the mutation that would break it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import metrics
+import run
+
+
+class Flat(torch.nn.Module):
+    """A 'classifier' whose features are the pixels themselves."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(4, 3)
+        torch.manual_seed(0)
+        torch.nn.init.normal_(self.fc.weight)
+
+    def features(self, x):
+        return ((x + 1) * 127.5).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def flat():
+    return metrics.register_features(Flat())
+
+
+def gaussian(mean, sd, count=6000, seed=0):
+    draws = np.random.default_rng(seed).normal(mean, sd, (count, 2, 2, 1))
+    return torch.from_numpy(draws.round().clip(0, 255).astype(np.uint8))
+
+
+def test_distance_of_two_known_gaussians(flat):  # mutation: leave out the trace of the covariances, or swap in the standard deviations
+    found = metrics.fidelity(gaussian(120, 10), gaussian(130, 20, seed=1), extractor=flat)
+    assert found["feature_distance"] == pytest.approx(4 * (10**2 + (20 - 10) ** 2), rel=0.06)  # |mu1 - mu2|^2 + sum (sd1 - sd2)^2
+    assert "FID" not in found
+    same = metrics.fidelity(gaussian(120, 10), gaussian(120, 10, seed=2), extractor=flat)
+    assert same["feature_distance"] < 1 and same["feature_precision"] > 90 and same["feature_recall"] > 90
+
+
+def test_precision_and_recall_are_not_swapped(flat):  # mutation: hand samples and reference over in the other order
+    found = metrics.fidelity(gaussian(128, 3, 1500), gaussian(128, 30, 1500, seed=1), extractor=flat)  # narrow samples in wide data
+    assert found["feature_precision"] > 90 and found["feature_recall"] < 20
+
+
+def test_forgetting_by_hand():  # mutation: UA as the accuracy itself; the entropy in bits
+    logits = torch.tensor([[9.0, 0, 0], [0, 9, 0], [0, 0, 0], [0, 9, 0], [0, 0, 9], [9, 0, 0]]).repeat(2, 1)
+    labels = torch.tensor([0, 0, 0, 1, 2, 2]).repeat(2)
+    found = metrics.forgetting(logits[:6], labels[:6], (0,))
+    p = logits[:3].double().softmax(1)
+    assert found["UA"] == pytest.approx(100 / 3)  # the tie of the third goes to class 0
+    assert found["forget_probability"] == pytest.approx(100 * p[:, 0].mean().item())
+    assert found["forget_entropy"] == pytest.approx(-(p * p.log()).sum(1).mean().item())
+    assert found["remaining_accuracy"] == pytest.approx(200 / 3) and found["accuracy_1"] == 100 and found["accuracy_2"] == 50
+    both = metrics.forgetting(logits, labels, (0, 2))
+    assert both["UA"] == pytest.approx(100 * 2 / 5) and both["remaining_accuracy"] == 100
+    for forgotten, message in (((0, 1, 2), "only"), ((5,), "none of")):
+        with pytest.raises(run.RunError, match=message):
+            metrics.forgetting(logits, labels, forgotten)
+
+
+def test_too_few_images_and_no_inception_are_said(flat, monkeypatch):  # mutation: drop the check; let URLError through
+    with pytest.raises(run.RunError, match="too few"):
+        metrics.fidelity(gaussian(1, 1, 5), gaussian(1, 1, 50), extractor=flat)
+    import torch_fidelity.feature_extractor_inceptionv3 as inception
+
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(inception, "load_state_dict_from_url", offline)
+    with pytest.raises(run.RunError, match="--inception_weights"):
+        metrics.fidelity(gaussian(1, 1, 20), gaussian(1, 1, 20))
+
+
+def test_inception_from_a_file(tmp_path, monkeypatch):  # mutation: ignore --inception_weights; one channel given to Inception
+    """Random weights of Inception's shape: the path, not the number."""
+    import torch_fidelity.feature_extractor_inceptionv3 as inception
+
+    built = {}
+    monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *args, **kwargs: built)
+    monkeypatch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: built.update(torch.nn.Module.state_dict(self)))
+    inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    monkeypatch.undo()
+    torch.save(built, tmp_path / "inception.pth")
+    found = metrics.fidelity(gaussian(100, 20, 12), gaussian(100, 20, 12, seed=1), weights=tmp_path / "inception.pth")
+    assert set(found) == {"FID", "IS", "KID", "precision", "recall"} and all(math.isfinite(value) for value in found.values())
