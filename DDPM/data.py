@@ -112,7 +112,9 @@ def split(images, classes):
     rows = torch.arange(len(forgotten))
     parts = Split(images.x_train, images.y_train, rows[forgotten]), Split(images.x_train, images.y_train, rows[~forgotten])
     if classes.forgotten and not (len(parts[0]) and len(parts[1])):
-        raise run.RunError(f"{len(parts[0])} of {len(rows)} training images are of the classes to forget: some must be forgotten and some retained")
+        raise run.RunError(
+            f"{len(parts[0])} of {len(rows)} training images are of the classes to forget: some must be forgotten and some retained"
+        )
     return parts
 
 

@@ -60,7 +60,9 @@ def load_stl10(data_dir, image_size):
             data = torchvision.datasets.STL10(data_dir, split=part, download=True)
         except (OSError, RuntimeError) as error:
             raise run.RunError(f"STL10 is neither in {data_dir} nor could it be downloaded ({error})") from error
-        images = [Image.fromarray(image.transpose(1, 2, 0)).resize((image_size, image_size), Image.Resampling.BICUBIC) for image in data.data]
+        images = [
+            Image.fromarray(image.transpose(1, 2, 0)).resize((image_size, image_size), Image.Resampling.BICUBIC) for image in data.data
+        ]
         arrays += [np.stack([np.asarray(image) for image in images]), np.asarray(data.labels)]
     return *arrays, list(data.classes)
 

@@ -43,7 +43,7 @@ def make_accelerator(device, precision):
 
 
 def place(model, accelerator):
-    """Move a model to this process's device, in channels_last where that is faster: on GPUs (on CPUs group normalisation makes it slower)."""
+    """Move a model to this process's device, in channels_last on GPUs only (on a CPU it was slower)."""
     on_gpu = accelerator.device.type == "cuda"
     return model.to(accelerator.device, memory_format=torch.channels_last if on_gpu else torch.contiguous_format)
 
@@ -105,9 +105,10 @@ def fit(
 
     splits: {name: Split}; every step draws a Batch of `batch_size` from each. loss: called with {name: Batch} as keywords; returns
     {term: scalar}, whose sum is minimised; or, with combine({term: [gradient of each leaf]}) -> [gradient], what that makes of
-    the terms' gradients. lr_factors: {parameter name: factor of its learning rate}, 1 for the others. ema: decay of the average of the weights that the model holds in the end. after_step(leaves, progress):
-    may edit the leaves in place. draw(step): called every `save_every` steps with the weights as they would be saved.
-    Raises RunError when the loss is not finite. With --resume the run's last checkpoint is continued, to the same bytes.
+    the terms' gradients. lr_factors: {parameter name: factor of its learning rate}, 1 for the others. ema: decay of the average of
+    the weights, which the model holds in the end. after_step(leaves, progress): may edit the leaves in place. draw(step): called
+    every `save_every` steps with the weights as they would be saved. Raises RunError when the loss is not finite. With --resume
+    the run's last checkpoint is continued, to the same bytes.
     """
     streams = {
         name: data.Stream(
@@ -232,7 +233,8 @@ class Log:
         for name, value in means.items():
             if not math.isfinite(value):
                 raise RunError(
-                    f"the {name} loss became {value} by step {self.row['step']}: lower --lr, or look for NaN in the data; no weights were written"
+                    f"the {name} loss became {value} by step {self.row['step']}: lower --lr, or look for NaN in the data; "
+                    "no weights were written"
                 )
         self.run.log(**self.row, **means, seconds=round(self.run.seconds(), 3))
         self.sums, self.count = {}, 0

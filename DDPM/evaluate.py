@@ -1,7 +1,7 @@
 """Measure from samples how far a class is forgotten, and what happened to the others. Writes metrics.json into each sample run.
 
     python evaluate.py --sample_path runs/c10/samples/{retrain,salun} --classifier runs/c10/classifier
-    python evaluate.py --sample_path runs/c10/samples/original --forget_class 0 --classifier runs/c10/classifier --save_dir runs/c10/original_0
+    python evaluate.py --sample_path runs/c10/samples/original --forget_class 0 --classifier runs/c10/classifier --save_dir runs/c10/before
 
 What was forgotten is known from the model that drew the samples; --forget_class says it for samples of the original, the row `original`
 of the tables. With --save_dir their numbers go to a run folder of their own, so that one set of samples serves several classes.
@@ -32,7 +32,10 @@ def parse(argv=None):
     parser.add_argument("--classifier", type=path, required=True, metavar="RUN", help="run of train_classifier.py")
     run.add_flags(parser, "save_dir", "data_dir", "forget_class")
     parser.add_argument(
-        "--features", choices=("inception", "classifier"), default="inception", help="classifier: for where Inception cannot be had; no FID then"
+        "--features",
+        choices=("inception", "classifier"),
+        default="inception",
+        help="classifier: for where Inception cannot be had; no FID then",
     )
     parser.add_argument("--inception_weights", type=path, metavar="FILE", help="torch-fidelity's Inception weights (default: downloaded)")
     run.add_flags(parser, "resume", "overwrite", "device")
@@ -110,7 +113,9 @@ def read_samples(folder, shape):
     """Return (uint8 images (N, H, W, C), labels (N,)) of the PNGs in a sample folder, in the order of their names."""
     from PIL import Image, UnidentifiedImageError
 
-    named = sorted((tuple(map(int, found.groups())), path) for path in folder.glob("*.png") if (found := re.fullmatch(r"(\d+)_(\d+)\.png", path.name)))
+    named = sorted(
+        (tuple(map(int, found.groups())), path) for path in folder.glob("*.png") if (found := re.fullmatch(r"(\d+)_(\d+)\.png", path.name))
+    )
     if not named:
         raise run.RunError(f"{folder} holds no samples named <class>_<index>.png: draw them with sample.py")
     images = np.empty((len(named), *shape), np.uint8)
@@ -119,10 +124,14 @@ def read_samples(folder, shape):
             with Image.open(path) as image:
                 pixels = np.asarray(image)
         except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNGs
-            raise run.RunError(f"{path} cannot be read as an image ({error}): remove it and draw it again with sample.py --resume") from error
+            raise run.RunError(
+                f"{path} cannot be read as an image ({error}): remove it and draw it again with sample.py --resume"
+            ) from error
         pixels = pixels.reshape(*pixels.shape[:2], -1)
         if pixels.shape != shape:
-            raise run.RunError(f"{path} is {pixels.shape}, where the model draws {shape} (height, width, channels): remove what sample.py did not draw")
+            raise run.RunError(
+                f"{path} is {pixels.shape}, where the model draws {shape} (height, width, channels): remove what sample.py did not draw"
+            )
         images[i] = pixels
     return torch.from_numpy(images), torch.tensor([label for (label, _), _ in named])
 

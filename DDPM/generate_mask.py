@@ -38,13 +38,7 @@ def main(argv=None):
     # Saliency, and the mask of its largest entries
     record.start_clock()
     saliency = engine.mean_gradient(
-        opened.model,
-        models.noise_scheduler(),
-        opened.forget,
-        accelerator,
-        passes=args.epochs,
-        batch_size=args.batch_size,
-        seed=args.seed,
+        opened.model, models.noise_scheduler(), opened.forget, accelerator, passes=args.epochs, batch_size=args.batch_size, seed=args.seed
     )
     mask = masking.select(saliency, args.mask_ratio)
     seconds = record.seconds()

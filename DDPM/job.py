@@ -71,7 +71,9 @@ def open_job(model_path, forget_class, accelerator, data_dir=None):
         recorded["dataset"], data_dir or recorded["data_dir"], recorded["image_size"], recorded["limit"], recorded["seed"], accelerator
     )
     if images.classes != recorded["classes"] or shape_of(images).items() - recorded["architecture"].items():
-        raise run.RunError(f"the data in {data_dir or recorded['data_dir']} is not what {folder} was trained on: other classes or another image size")
+        raise run.RunError(
+            f"the data in {data_dir or recorded['data_dir']} is not what {folder} was trained on: other classes or another image size"
+        )
     classes = data.forget_classes(forget_class, images.classes)
     forget, retain = data.split(images, classes)
     model, _, _ = open_model(folder, accelerator)
@@ -90,8 +92,4 @@ def open_job(model_path, forget_class, accelerator, data_dir=None):
 
 
 def where(accelerator):
-    return {
-        "processes": accelerator.num_processes,
-        "computed_on": str(accelerator.device),
-        "autocast": accelerator.mixed_precision,
-    }
+    return {"processes": accelerator.num_processes, "computed_on": str(accelerator.device), "autocast": accelerator.mixed_precision}

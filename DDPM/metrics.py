@@ -19,7 +19,10 @@ DEFINITIONS = {  # name: (what it is, which way is good)
     "KID": ("kernel Inception distance", "low"),
     "precision": ("share of samples that lie among the training images, % (Kynkaanniemi et al. 2019)", "high"),
     "recall": ("share of training images that lie among the samples, %", "high"),
-    "feature_distance": ("Frechet distance as in FID, in the features of the classifier: not a FID, comparable within one table only", "low"),
+    "feature_distance": (
+        "Frechet distance as in FID, in the features of the classifier: not a FID, comparable within one table only",
+        "low",
+    ),
     "feature_IS": ("as IS, by the classifier's output", "high"),
     "feature_KID": ("as KID, in the features of the classifier", "low"),
     "feature_precision": ("as precision, in the features of the classifier", "high"),
@@ -55,7 +58,8 @@ def forgetting(logits, labels, forgotten):
     of_forgotten = torch.isin(labels, torch.tensor(forgotten))
     if not of_forgotten.any() or of_forgotten.all():
         raise run.RunError(
-            f"the samples show {'only' if of_forgotten.any() else 'none of'} the forgotten classes: draw forgotten and other classes with sample.py"
+            f"the samples show {'only' if of_forgotten.any() else 'none of'} the forgotten classes: draw forgotten and other classes "
+            "with sample.py"
         )
     p = logits[of_forgotten].double().softmax(1)
     result = {

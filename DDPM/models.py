@@ -32,7 +32,9 @@ def build_unet(arch, num_classes, channels, image_size, seed):
     spec = UNETS[arch]
     widths = spec["widths"]
     if image_size % 2 ** (len(widths) - 1):
-        raise run.RunError(f"{arch} halves its images {len(widths) - 1} times, which {image_size} px do not allow: take another --arch or --image_size")
+        raise run.RunError(
+            f"{arch} halves its images {len(widths) - 1} times, which {image_size} px do not allow: take another --arch or --image_size"
+        )
     level = next((level for level in range(len(widths)) if image_size >> level <= spec["attention"]), len(widths) - 1)
     down = ["AttnDownBlock2D" if i == level else "DownBlock2D" for i in range(len(widths))]
     with torch.random.fork_rng(devices=[]):

@@ -24,7 +24,13 @@ def parse(argv=None):
     parser.add_argument("--save_dir", nargs="+", type=path, required=True, metavar="RUN", help="run folder to write, one for each model")
     parser.add_argument("--classes", "--classes_to_generate", nargs="+", default=["all"], metavar="CLASS", help="classes to draw")
     parser.add_argument(
-        "--num_per_class", "--n_samples_per_class", nargs="+", type=run.positive_int, default=[500], metavar="N", help="images of each class"
+        "--num_per_class",
+        "--n_samples_per_class",
+        nargs="+",
+        type=run.positive_int,
+        default=[500],
+        metavar="N",
+        help="images of each class",
     )
     parser.add_argument("--sampler", choices=("ddim", "ddpm"), default="ddim", help="ddpm adds noise at every step")
     parser.add_argument("--steps", type=run.positive_int, default=1000, help="sampling steps, of 1000 in training")

@@ -102,7 +102,13 @@ def markdown(rows, runs, by_options):
     lines = [f"| {' | '.join(headers)} |", "|" + "---|" * len(headers)]
     for row in rows:
         gap = "" if row["average_gap"] is None else f"{row['average_gap']:.2f}"
-        cells = [row["method"], *([row["options"]] if by_options else []), str(row["runs"]), *(cell(row, column) for column in columns), gap]
+        cells = [
+            row["method"],
+            *([row["options"]] if by_options else []),
+            str(row["runs"]),
+            *(cell(row, column) for column in columns),
+            gap,
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     retained = [label for label in range(len(names)) if label not in forgotten and f"accuracy_{label}" in rows[0]]
     lines += ["", "Collateral damage: share of each retained class's samples that the classifier takes for it, %.", ""]
@@ -111,10 +117,11 @@ def markdown(rows, runs, by_options):
         shown = row["method"] + (f" {row['options']}" if by_options else "")
         lines.append(f"| {shown} | {' | '.join(format(row[f'accuracy_{label}']['mean'], '.1f') for label in retained)} |")
     seeds = sorted({row["seed"] for row in runs})
+    counts = " or ".join(map(str, sorted({count for row in runs for count in row["num_per_class"]})))
     lines += [
         "",
         f"{facts['dataset']}, {facts['architecture']}; forgotten: {', '.join(names[label] for label in forgotten)}; {facts['sampler']}; "
-        f"{' or '.join(map(str, sorted({count for row in runs for count in row['num_per_class']})))} samples a class; features of {facts['features']}; seeds {', '.join(map(str, seeds))}.",
+        f"{counts} samples a class; features of {facts['features']}; seeds {', '.join(map(str, seeds))}.",
         f"Models made on {' and '.join(sorted({row['on'] for row in runs}))}. Mean ± standard deviation over seeds; in brackets the gap to "
         "the mean of retrain.",
         "",

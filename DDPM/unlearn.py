@@ -35,7 +35,9 @@ def parse(argv=None):
     parser.add_argument("--method", "--unlearn", choices=methods.METHODS, default="salun", help="unlearning method")
     run.add_flags(parser, "lr", "steps", "alpha", "mask_ratio")
     parser.add_argument(
-        "--target_class", metavar="CLASS", help="rl, salun, salun_soft: what stands in for the forgotten classes (default: the next retained one)"
+        "--target_class",
+        metavar="CLASS",
+        help="rl, salun, salun_soft: what stands in for the forgotten classes (default: the next retained one)",
     )
     parser.add_argument("--negative_guidance", type=run.non_negative_float, help="esd: strength of the guidance away from the class")
     parser.add_argument("--replay", type=run.positive_int, metavar="N", help="esd, sa: own samples drawn of each class")

@@ -16,16 +16,7 @@ from .sa import sa
 from .salun import salun
 from .salun_soft import salun_soft
 
-METHODS = {
-    "retrain": retrain,
-    "ga": ga,
-    "rl": rl,
-    "esd": esd,
-    "sa": sa,
-    "salun": salun,
-    "salun_soft": salun_soft,
-    "erasediff": erasediff,
-}
+METHODS = {"retrain": retrain, "ga": ga, "rl": rl, "esd": esd, "sa": sa, "salun": salun, "salun_soft": salun_soft, "erasediff": erasediff}
 NEEDS_MASK = {"salun"}
 TAKES_NO_MASK = {"retrain"}  # starts from fresh weights
 

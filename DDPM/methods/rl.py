@@ -20,9 +20,6 @@ def rl(model, forget, retain, fit, scheduler, classes, training, targets, *, ste
         model.train()
         labels = dropped(retain, classes.null, training["class_dropout"])
         prediction, kept = predict_together(model, (forget_t, forget.t, forget.y), (retain_t, retain.t, labels))
-        return {
-            "forget": forget.mean(squared_error(prediction, target)),
-            "retain": alpha * retain.mean(squared_error(kept, retain.noise)),
-        }
+        return {"forget": forget.mean(squared_error(prediction, target)), "retain": alpha * retain.mean(squared_error(kept, retain.noise))}
 
     fit({"forget": forget, "retain": retain}, loss, steps=steps, lr=lr)

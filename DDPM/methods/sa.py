@@ -5,7 +5,9 @@ import models
 from engine import predict_together, squared_error
 
 
-def sa(model, fit, scheduler, classes, own_samples, fisher, seed, *, steps=1000, lr=1e-4, alpha=1.0, replay=500, ewc=10.0, fisher_timesteps=50):
+def sa(
+    model, fit, scheduler, classes, own_samples, fisher, seed, *, steps=1000, lr=1e-4, alpha=1.0, replay=500, ewc=10.0, fisher_timesteps=50
+):
     """Selective amnesia (Heng & Soh 2023, arXiv 2305.10120): the forgotten classes are mapped to images of uniform noise, the others are
     replayed from the original's own samples, and sum F_i (theta_i - theta_o,i)^2 holds the weights back. Reads no training images.
 

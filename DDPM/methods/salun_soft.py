@@ -6,9 +6,7 @@ import torch
 from .rl import rl
 
 
-def salun_soft(
-    model, forget, retain, fit, scheduler, classes, training, targets, *, steps=1000, lr=1e-4, alpha=3.072, mask_ratio=0.5
-):
+def salun_soft(model, forget, retain, fit, scheduler, classes, training, targets, *, steps=1000, lr=1e-4, alpha=3.072, mask_ratio=0.5):
     """SalUn-soft: SalUn's loss + beta * |theta - theta_o|_1 by proximal gradient, in place of a mask.
 
     After each step theta - theta_o is soft-thresholded at its k-th smallest magnitude. k falls linearly from mask_ratio * n to 0

@@ -20,7 +20,7 @@ def home(tmp_path_factory):
     data_dir = ("--data_dir", home / "data")
     assert script(*tiny(*data_dir, "--save_dir", home / "original")) == 0
     assert script("generate_mask", "--model_path", home / "original", "--forget_class", FORGOTTEN, "--save_dir", home / "mask") == 0
-    flags = "--dataset digits --arch cnn --lr 3e-3 --head_lr_factor 1 --epochs 3 --batch_size 64 --precision fp32".split()
+    flags = ("--dataset", "digits", "--arch", "cnn", "--lr", "3e-3", "--head_lr_factor", "1", "--epochs", "3", "--batch_size", "64")
     assert script("train_classifier", *flags, *data_dir, "--save_dir", home / "classifier") == 0
     return home
 

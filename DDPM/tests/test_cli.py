@@ -134,12 +134,21 @@ OTHERS = {  # name: (command, part of the message)
     "guidance below 0": ("sample --model_path {home}/original --guidance -1 --save_dir {tmp}/run", "a number of at least 0"),
     "too many steps": ("sample --model_path {home}/original --steps 1001 --save_dir {tmp}/run", "more than the 1000 steps"),
     "samples of no class": ("sample --model_path {home}/original --classes x12 --save_dir {tmp}/run", "there is no class 12"),
-    "numbers without classes": ("sample --model_path {home}/original --num_per_class 1 2 --save_dir {tmp}/run", "one number, or one for each"),
+    "numbers without classes": (
+        "sample --model_path {home}/original --num_per_class 1 2 --save_dir {tmp}/run",
+        "one number, or one for each",
+    ),
     "two models, one folder": ("sample --model_path {home}/original {home}/original --save_dir {tmp}/run", "need as many --save_dir"),
     "samples of a classifier": ("sample --model_path {home}/classifier --save_dir {tmp}/run", "run of kind classifier"),
     "eta for ddpm": ("sample --model_path {home}/original --sampler ddpm --eta 1 --save_dir {tmp}/run", "--eta is for"),
-    "weights for the small net": ("train_classifier --dataset digits --arch cnn --pretrained imagenet --save_dir {tmp}/run", "no weights for cnn"),
-    "missing weights": ("train_classifier --dataset digits --pretrained {tmp}/none --data_dir {home}/data --save_dir {tmp}/run", "does not exist"),
+    "weights for the small net": (
+        "train_classifier --dataset digits --arch cnn --pretrained imagenet --save_dir {tmp}/run",
+        "no weights for cnn",
+    ),
+    "missing weights": (
+        "train_classifier --dataset digits --pretrained {tmp}/none --data_dir {home}/data --save_dir {tmp}/run",
+        "does not exist",
+    ),
     "other weights": (
         "train_classifier --dataset digits --pretrained {home}/original/model.safetensors --data_dir {home}/data --save_dir {tmp}/run",
         "does not hold the weights of torchvision's resnet34",
@@ -176,7 +185,11 @@ def samples(home):
 
 BAD_SAMPLES = {  # name: (what happens to the folder, flags, part of the message)
     "empty folder": (lambda folder: [path.unlink() for path in folder.iterdir()], ["--forget_class", 3], "holds no samples"),
-    "mixed sizes": (lambda folder: Image.new("L", (9, 8)).save(folder / "3_00007.png"), ["--forget_class", 3], "where the model draws (8, 8, 1)"),
+    "mixed sizes": (
+        lambda folder: Image.new("L", (9, 8)).save(folder / "3_00007.png"),
+        ["--forget_class", 3],
+        "where the model draws (8, 8, 1)",
+    ),
     "a colour picture": (lambda folder: Image.new("RGB", (8, 8)).save(folder / "3_00007.png"), ["--forget_class", 3], "(8, 8, 3)"),
     "a torn picture": (lambda folder: truncate(folder / "4_00000.png"), ["--forget_class", 3], "4_00000.png cannot be read"),
     "none of the class": (lambda folder: [path.unlink() for path in folder.glob("3_*")], ["--forget_class", 3], "none of the forgotten"),
@@ -328,11 +341,18 @@ def test_two_processes_give_the_result_of_one(home, tmp_path):  # mutation: batc
 
 # --------------------------------------------------------------------------------------------------- the whole, and words
 def test_from_training_to_the_table(home, samples, unlearn, tmp_path, capsys):  # mutation: gap to the original in place of retrain
-    models = {"retrain": unlearn("retrain", "--steps", 20), "salun": unlearn("salun", "--steps", 5, "--save_every", 2), "ga": unlearn("ga", "--steps", 2)}
+    models = {
+        "retrain": unlearn("retrain", "--steps", 20),
+        "salun": unlearn("salun", "--steps", 5, "--save_every", 2),
+        "ga": unlearn("ga", "--steps", 2),
+    }
     assert Image.open(models["salun"] / "fading.gif").n_frames == 3
     assert sorted(path.name for path in (models["salun"] / "samples").iterdir()) == [f"step_{step:06d}.png" for step in (0, 2, 4)]
     drawn = [tmp_path / "runs" / name for name in models]
-    assert script("sample", "--model_path", *models.values(), "--num_per_class", 3, "--steps", 5, "--batch_size", 30, "--save_dir", *drawn) == 0
+    assert (
+        script("sample", "--model_path", *models.values(), "--num_per_class", 3, "--steps", 5, "--batch_size", 30, "--save_dir", *drawn)
+        == 0
+    )
     judge = ("--classifier", home / "classifier", "--features", "classifier")
     assert script("evaluate", "--sample_path", *drawn, *judge) == 0
     apart = ("evaluate", "--sample_path", samples, "--forget_class", FORGOTTEN, *judge, "--save_dir", tmp_path / "runs" / "original")
@@ -387,11 +407,14 @@ def test_resnet34_takes_weights_from_a_file(home, tmp_path):  # mutation: load t
 
     weights = resnet34(num_classes=1000).state_dict()
     run.write_tensors(tmp_path / "weights.safetensors", weights)
-    flags = f"--dataset digits --limit 8 --epochs 0 --pretrained {tmp_path}/weights.safetensors --data_dir {home}/small --save_dir {tmp_path}/run"
+    flags = f"--dataset digits --limit 8 --epochs 0 --data_dir {home}/small --save_dir {tmp_path}/run"
     (home / "small").mkdir(exist_ok=True)
     with np.load(home / "data" / "digits.npz") as arrays:
-        np.savez(home / "small" / "digits.npz", **{name: arrays[name] if name == "classes" else arrays[name][:12] for name in arrays if name != "stamp"})
-    assert script("train_classifier", *flags.split()) == 0
+        np.savez(
+            home / "small" / "digits.npz",
+            **{name: arrays[name] if name == "classes" else arrays[name][:12] for name in arrays if name != "stamp"},
+        )
+    assert script("train_classifier", *flags.split(), "--pretrained", tmp_path / "weights.safetensors") == 0
     found = run.read_tensors(tmp_path / "run" / "model.safetensors")[0]
     assert torch.equal(found["body.layer4.2.conv2.weight"], weights["layer4.2.conv2.weight"]) and found["fc.weight"].shape == (10, 512)
 
@@ -428,11 +451,15 @@ def test_commands_of_the_readme_parse():  # mutation: misspell a flag in the REA
             lines.append(line.split("#")[0])
     assert len(lines) >= 5
     for line in lines:
-        expanded = subprocess.run(["bash", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
+        expanded = subprocess.run(["bash", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True, check=True).stdout.split("\n")[
+            :-1
+        ]
         parse_command(expanded)
 
 
-@pytest.mark.parametrize("readme", [path for path in (ROOT / "README.md", ROOT.parent / "README.md") if path.is_file()], ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "readme", [path for path in (ROOT / "README.md", ROOT.parent / "README.md") if path.is_file()], ids=lambda path: path.parent.name
+)
 def test_tables_in_the_readme_are_those_that_were_measured(readme):  # mutation: edit a number in the README by hand
     text, prefix = readme.read_text(), "" if readme.parent == ROOT else f"{ROOT.name}/"
     names = re.findall(rf"<!-- {prefix}(results/\S+) -->", text)

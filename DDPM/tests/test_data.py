@@ -128,11 +128,39 @@ def test_a_folder_of_ones_own_images(tmp_path, capsys):  # mutation: keep the im
         for i in range(12):
             (tmp_path / "own" / name).mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((20 + i, 30, 3), 100 * label, np.uint8)).save(tmp_path / "own" / name / f"{i}.png")
-    flags = ("--dataset", "folder", "--data_dir", tmp_path / "own", "--arch", "tiny", "--steps", 2, "--batch_size", 4, "--precision", "fp32")
+    flags = (
+        "--dataset",
+        "folder",
+        "--data_dir",
+        tmp_path / "own",
+        "--arch",
+        "tiny",
+        "--steps",
+        2,
+        "--batch_size",
+        4,
+        "--precision",
+        "fp32",
+    )
     assert script("train", *flags, "--image_size", 16, "--save_dir", tmp_path / "run") == 0
     args = run.read_json(tmp_path / "run" / "args.json")
     assert args["classes"] == ["cats", "dogs"] and args["architecture"]["image_size"] == 16 and args["architecture"]["channels"] == 3
-    assert script("sample", "--model_path", tmp_path / "run", "--classes", "dogs", "--num_per_class", 1, "--steps", 2, "--save_dir", tmp_path / "s") == 0
+    assert (
+        script(
+            "sample",
+            "--model_path",
+            tmp_path / "run",
+            "--classes",
+            "dogs",
+            "--num_per_class",
+            1,
+            "--steps",
+            2,
+            "--save_dir",
+            tmp_path / "s",
+        )
+        == 0
+    )
     assert Image.open(tmp_path / "s" / "samples" / "1_00000.png").size == (16, 16)
     capsys.readouterr()
     assert script("train", *flags, "--image_size", 15, "--save_dir", tmp_path / "odd") != 0

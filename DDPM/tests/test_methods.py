@@ -132,7 +132,9 @@ def test_saliency_is_the_gradient_over_the_whole_forget_set(opened):  # mutation
             total = total + (engine.predict(job.model, SCHEDULER.add_noise(x, noise, t), t, y) - noise).square().mean() / 20
     total.backward()
     for name, parameter in job.model.named_parameters():
-        torch.testing.assert_close(found[name], torch.zeros_like(parameter) if parameter.grad is None else parameter.grad, rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(
+            found[name], torch.zeros_like(parameter) if parameter.grad is None else parameter.grad, rtol=1e-3, atol=1e-7
+        )
 
 
 def test_what_a_method_does_not_name_it_never_sees(unlearn, monkeypatch):  # mutation: hand the retain set to ga

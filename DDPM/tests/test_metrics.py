@@ -81,7 +81,9 @@ def test_inception_from_a_file(tmp_path, monkeypatch):  # mutation: ignore --inc
 
     built = {}
     monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *args, **kwargs: built)
-    monkeypatch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: built.update(torch.nn.Module.state_dict(self)))
+    monkeypatch.setattr(
+        inception.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: built.update(torch.nn.Module.state_dict(self))
+    )
     inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
     monkeypatch.undo()
     torch.save(built, tmp_path / "inception.pth")

@@ -48,9 +48,7 @@ def test_guidance_is_ho_and_salimans(model):  # mutation: the other convention, 
     with torch.no_grad():
         conditional, null = engine.predict(model, x, t, y), engine.predict(model, x, t, torch.full_like(y, 10))
         for w in (0.0, 0.5, 2.0):
-            torch.testing.assert_close(
-                sampling.guided(model, x, t, y, 10, w), (1 + w) * conditional - w * null, rtol=1e-4, atol=1e-5
-            )
+            torch.testing.assert_close(sampling.guided(model, x, t, y, 10, w), (1 + w) * conditional - w * null, rtol=1e-4, atol=1e-5)
 
 
 def test_guidance_takes_one_forward_pass_a_step(model, accelerator):  # mutation: two calls of the model
@@ -86,7 +84,20 @@ def test_no_step_stays_in_memory(model, accelerator, monkeypatch):  # mutation: 
 
 def test_a_broken_run_draws_what_is_missing(home, tmp_path):  # mutation: draw all again; or take seeds from the position in the batch
     def command(*more):
-        flags = ("--model_path", home / "original", "--classes", "x0,1,2,4,5,6", "3", "--num_per_class", 3, 5, "--steps", 6, "--batch_size", 4)
+        flags = (
+            "--model_path",
+            home / "original",
+            "--classes",
+            "x0,1,2,4,5,6",
+            "3",
+            "--num_per_class",
+            3,
+            5,
+            "--steps",
+            6,
+            "--batch_size",
+            4,
+        )
         return ("sample", *flags, "--save_dir", tmp_path / "run", *more)
 
     assert script(*command()) == 0
