@@ -38,7 +38,13 @@ def parse(argv=None):
         help="classifier: for where Inception cannot be had; no FID then",
     )
     parser.add_argument("--inception_weights", type=path, metavar="FILE", help="torch-fidelity's Inception weights (default: downloaded)")
-    run.add_flags(parser, "resume", "overwrite", "device")
+    parser.add_argument(
+        "--num_reference",
+        type=run.positive_int,
+        metavar="N",
+        help="reference images, drawn by --seed (default: all; distances need N^2 steps)",
+    )
+    run.add_flags(parser, "resume", "overwrite", "device", seed=1)
     args = parser.parse_args(argv)
     if args.save_dir is not None and (len(args.sample_path) > 1 or not args.forget_class):
         parser.error("--save_dir takes the numbers of one --sample_path, of an original model, and needs --forget_class")
@@ -97,7 +103,6 @@ def open_samples(path, args, accelerator):
     return folder, recorded, job.open_images(origin["dataset"], args.data_dir or origin["data_dir"], *source, accelerator)
 
 
-@functools.lru_cache(maxsize=1)
 def open_classifier(path, accelerator):
     """(model, name of its features for torch-fidelity, args of its run)."""
     folder, recorded = run.read_run(path)
@@ -157,20 +162,29 @@ def measure_samples(folder, recorded, images, *, args, accelerator, classifier, 
         raise run.RunError(f"the classifier {args.classifier} knows other classes than the model of {folder}")
     samples, labels = read_samples(folder / "samples", tuple(images.x_train.shape[1:]))
     of_retained = torch.isin(labels, torch.tensor(classes.retained))
-    _, retain = data.split(images, classes)
-    result = {"classifier_sha": judge_args["sha"], "forgotten": list(classes.forgotten), "samples": len(labels)}
+    reference = data.split(images, classes)[1].rows
+    if args.num_reference is not None:
+        order = torch.randperm(len(reference), generator=data.generator("reference", args.seed))
+        reference = reference[order[: args.num_reference]].sort().values
+    result = {
+        "classifier_sha": judge_args["sha"],
+        "forgotten": list(classes.forgotten),
+        "samples": len(labels),
+        "reference_images": len(reference),
+        "reference_sha": data.forget_sha(reference),
+    }
     result |= metrics.forgetting(metrics.judge(judge, samples), labels, classes.forgotten)
     result |= metrics.fidelity(
         samples[of_retained],
-        images.x_train[retain.rows.to(images.x_train.device)],
+        images.x_train[reference.to(images.x_train.device)],
         **({"extractor": features} if args.features == "classifier" else {"weights": args.inception_weights}),
         cuda=accelerator.device.type == "cuda",
         cache=cache,
-        cache_name="-".join(["reference", data.forget_sha(retain.rows)[:16]]),
+        cache_name=f"reference-{result['reference_sha']}",
     )
     if model["method"] != "original":
         result["RTE"] = (done["seconds"] + done.get("mask_seconds", 0.0)) / 60
-        result |= {name: done[name] for name in ("peak_memory_mb", "images_seen")}
+        result |= {name: float(done[name]) for name in ("peak_memory_mb", "images_seen")}
         if "fraction_changed" in done:
             result["changed"] = 100 * done["fraction_changed"]
     return result

@@ -87,7 +87,8 @@ def draw_from(args, record, accelerator):
         model_done=run.read_json(folder / "done.json"),
         **job.where(accelerator),
     )
-    (record.folder / "samples").mkdir(exist_ok=True, parents=True)
+    if accelerator.is_main_process:
+        (record.folder / "samples").mkdir(exist_ok=True)
     accelerator.wait_for_everyone()
 
     # Draw

@@ -40,7 +40,9 @@ def draw(model, keys, shape, accelerator, *, null, seed, steps, sampler="ddim", 
     draws = [data.generator("image", seed, *key) for key in keys]
     x = torch.stack([torch.randn(shape, generator=each) for each in draws]).to(device)
     labels = torch.tensor([label for label, _ in keys], device=device)
-    extra = {"eta": eta} if sampler == "ddim" else {}
+    # Guidance overshoots: x_0 is clipped to the range of pixels, and the noise must be the one that belongs to the clipped x_0. Without
+    # this DDIM leaves noise in the samples, the more of it the more steps it takes.
+    extra = {"eta": eta, "use_clipped_model_output": True} if sampler == "ddim" else {}
     for t in scheduler.timesteps:
         with accelerator.autocast():
             noise = guided(model, x, t.to(device).expand(len(keys)), labels, null, guidance)

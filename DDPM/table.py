@@ -48,11 +48,12 @@ def collect(folder):
                     "forgotten": measured["forgotten"],
                     "sampler": f"{recorded['sampler']}, {recorded['steps']} steps, guidance {recorded['guidance']:g}",
                     "features": "Inception" if "FID" in measured else "the classifier",
+                    "reference_images": measured["reference_images"],
                 },
                 "num_per_class": recorded["num_per_class"],
                 "samples": Path(recorded["sample_path"][0] if recorded["kind"] == "evaluation" else path.parent) / "samples",
                 "on": f"{model['machine']}, {'bf16' if model['autocast'] == 'bf16' else 'fp32'}, torch {model['versions']['torch']}",
-                **{name: value for name, value in measured.items() if name not in ("forgotten", "samples", "classifier_sha")},
+                **{name: value for name, value in measured.items() if isinstance(value, float)},
             }
         )
     if not runs:
@@ -79,7 +80,7 @@ def summarise(runs, by_options):
     rows = []
     for (method, options), group in settings.items():
         row = {"method": method, "options": options, "runs": len(group), "seeds": sorted(run["seed"] for run in group)}
-        for name in (name for name in group[0] if isinstance(group[0][name], float | int) and name != "seed"):
+        for name in (name for name in group[0] if isinstance(group[0][name], float)):
             values = [run[name] for run in group]
             row[name] = {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else 0.0}
             if retrain and name in retrain[0]:
@@ -121,7 +122,8 @@ def markdown(rows, runs, by_options):
     lines += [
         "",
         f"{facts['dataset']}, {facts['architecture']}; forgotten: {', '.join(names[label] for label in forgotten)}; {facts['sampler']}; "
-        f"{counts} samples a class; features of {facts['features']}; seeds {', '.join(map(str, seeds))}.",
+        f"{counts} samples a class against {facts['reference_images']:,} training images, features of {facts['features']}; "
+        f"seeds {', '.join(map(str, seeds))}.",
         f"Models made on {' and '.join(sorted({row['on'] for row in runs}))}. Mean ± standard deviation over seeds; in brackets the gap to "
         "the mean of retrain.",
         "",

@@ -22,7 +22,7 @@ for seed in ${SEEDS:-1 2 3}; do
   python unlearn.py --method salun      $forget --steps 200 --alpha 1 --lr 1e-4 --mask_path $R/mask --save_dir $R/salun --resume "$@"
   python unlearn.py --method salun_soft $forget --steps 200 --alpha 1 --lr 1e-4 --save_dir $R/salun_soft --resume "$@"
   python unlearn.py --method erasediff  $forget --steps 200 --lr 1e-3 --save_dir $R/erasediff --resume "$@"
-  python sample.py --model_path $R/{original,retrain,ga,rl,esd,sa,salun,salun_soft,erasediff} --num_per_class 50 --steps 25 --guidance 0.5 --batch_size 500 --seed "$seed" --save_dir $R/samples/{original,retrain,ga,rl,esd,sa,salun,salun_soft,erasediff} --resume "$@"
+  python sample.py --model_path $R/{original,retrain,ga,rl,esd,sa,salun,salun_soft,erasediff} --num_per_class 50 --steps 25 --guidance 2 --batch_size 500 --seed "$seed" --save_dir $R/samples/{original,retrain,ga,rl,esd,sa,salun,salun_soft,erasediff} --resume "$@"
   python evaluate.py --sample_path $R/samples/{original,retrain,ga,rl,esd,sa,salun,salun_soft,erasediff} --forget_class $CLASS --classifier $R/classifier --features classifier --resume "$@"
 done
 python table.py $OUT
