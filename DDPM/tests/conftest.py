@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from helpers import FORGOTTEN, script, tiny  # noqa: E402
+from helpers import FORGOTTEN, cpu, script, tiny  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -42,12 +42,11 @@ def unlearn(home, tmp_path_factory):
 @pytest.fixture(scope="session")
 def opened(home):
     """opened(run folder) -> the Job of the original with that run's weights: what the scripts see."""
-    import engine
     import job
     import models
 
     def call(folder=home / "original"):
-        found = job.open_job(home / "original", [str(FORGOTTEN)], engine.make_accelerator("cpu", "fp32"))
+        found = job.open_job(home / "original", [str(FORGOTTEN)], cpu())
         models.load_weights(found.model, folder / "model.safetensors")
         return found
 

@@ -4,11 +4,18 @@ import sys
 
 from accelerate.state import AcceleratorState
 
+import engine
 import models
 import run
 
 models.UNETS["tiny"] = dict(widths=(8, 16), layers=1, attention=4, dropout=0.0)
 FORGOTTEN = 3
+
+
+def cpu():
+    """An accelerator as a new process would make it: on the CPU in fp32."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return engine.make_accelerator("cpu", "fp32")
 
 
 def script(name, *argv):

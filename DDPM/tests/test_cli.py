@@ -354,8 +354,9 @@ def test_from_training_to_the_table(home, samples, unlearn, tmp_path, capsys):  
         == 0
     )
     judge = ("--classifier", home / "classifier", "--features", "classifier")
-    assert script("evaluate", "--sample_path", *drawn, *judge) == 0
-    apart = ("evaluate", "--sample_path", samples, "--forget_class", FORGOTTEN, *judge, "--save_dir", tmp_path / "runs" / "original")
+    assert script("evaluate", "--sample_path", *drawn, *judge, "--num_reference", 300) == 0
+    apart = ("evaluate", "--sample_path", samples, "--forget_class", FORGOTTEN, *judge, "--num_reference", 300)
+    apart = (*apart, "--save_dir", tmp_path / "runs" / "original")
     assert script(*apart) == 0 and not (samples / "metrics.json").exists()
     assert script("evaluate", "--sample_path", *drawn, *judge) != 0  # numbers that are there are not replaced
     assert "[better: high]" in capsys.readouterr().out
@@ -365,6 +366,7 @@ def test_from_training_to_the_table(home, samples, unlearn, tmp_path, capsys):  
     rows = {row["method"]: row for row in table["rows"]}
     assert list(rows) == ["original", "retrain", "ga", "salun"]
     measured = {name: json.loads((tmp_path / "runs" / name / "metrics.json").read_text()) for name in models}
+    assert measured["salun"]["reference_images"] == 300
     gaps = [abs(measured["salun"][name] - measured["retrain"][name]) for name in ("UA", "remaining_accuracy")]
     assert rows["salun"]["UA"] == pytest.approx({"mean": measured["salun"]["UA"], "sd": 0.0, "gap": gaps[0]})
     assert rows["salun"]["average_gap"] == pytest.approx(np.mean(gaps)) and rows["retrain"]["average_gap"] == 0

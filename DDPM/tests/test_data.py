@@ -10,7 +10,7 @@ import datasets
 import job
 import models
 import run
-from helpers import script
+from helpers import cpu, script
 
 
 def split(count=50):
@@ -177,8 +177,7 @@ def test_attention_sits_where_the_paper_has_it():  # mutation: compare with the 
 
 
 def test_limit_takes_the_same_images_again(home):  # mutation: the first images
-    import engine
 
-    accelerator = engine.make_accelerator("cpu", "fp32")
+    accelerator = cpu()
     once, again = (job.open_images("digits", home / "data", None, 100, 1, accelerator) for _ in range(2))
     assert len(once.y_train) == 100 and torch.equal(once.x_train, again.x_train)

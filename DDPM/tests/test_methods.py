@@ -15,7 +15,7 @@ import masking
 import methods
 import models
 import run
-from helpers import FORGOTTEN, script, tiny
+from helpers import FORGOTTEN, cpu, script, tiny
 
 SCHEDULER = models.noise_scheduler()
 # Settings strong enough to move a tiny model in seconds.
@@ -123,7 +123,7 @@ def test_the_mask_is_deterministic_for_a_seed(home, tmp_path):  # mutation: torc
 def test_saliency_is_the_gradient_over_the_whole_forget_set(opened):  # mutation: mean of batch means, train mode, or the null class
     job = opened()
     few = data.Split(job.forget.x, job.forget.y, job.forget.rows[:10])
-    accelerator = engine.make_accelerator("cpu", "fp32")
+    accelerator = cpu()
     found = engine.mean_gradient(job.model, SCHEDULER, few, accelerator, passes=2, batch_size=4, seed=1)
     total = 0
     for number in range(2):
@@ -212,7 +212,7 @@ def test_fisher_is_the_mean_square_of_single_gradients(opened, monkeypatch):  # 
     job = opened()
     few = data.Split(job.retain.x, job.retain.y, job.retain.rows[:3])
     monkeypatch.setattr(engine, "FISHER_BATCH", 4)
-    found = engine.fisher_diagonal(job.model, SCHEDULER, few, engine.make_accelerator("cpu", "fp32"), timesteps=6, seed=1)
+    found = engine.fisher_diagonal(job.model, SCHEDULER, few, cpu(), timesteps=6, seed=1)
     t, total = ((torch.arange(6) + 0.5) * 1000 / 6).long(), 0
     for row in few.rows.tolist():
         model = copy.deepcopy(job.model)
@@ -244,7 +244,7 @@ def test_class_dropout_trains_the_null_class(opened):  # mutation: uniform <= 0,
 def test_the_gradient_is_clipped_to_its_norm():  # mutation: clip each value, or after the step
     torch.manual_seed(0)
     leaf = torch.zeros(3, requires_grad=True)
-    accelerator = engine.make_accelerator("cpu", "fp32")
+    accelerator = cpu()
     solver = torch.optim.SGD([leaf], 1.0)
     engine.train_step(lambda: {"a": (leaf * torch.tensor([3.0, 4, 0])).sum()}, {}, solver, [leaf], accelerator, 1.0, None)
     torch.testing.assert_close(leaf.detach(), torch.tensor([-0.6, -0.8, 0]))

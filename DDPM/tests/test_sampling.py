@@ -6,9 +6,10 @@ import weakref
 import pytest
 import torch
 
+import data
 import engine
 import sampling
-from helpers import script
+from helpers import cpu, script
 
 KEYS = [(label, index) for label in (0, 3, 7) for index in range(4)]
 SHAPE = (1, 8, 8)
@@ -21,7 +22,7 @@ def model(opened):
 
 @pytest.fixture(scope="module")
 def accelerator():
-    return engine.make_accelerator("cpu", "fp32")
+    return cpu()
 
 
 def draw(model, accelerator, keys=KEYS, **options):
@@ -117,3 +118,15 @@ def test_ten_steps_differ_from_twenty_and_1001_are_refused(model, accelerator): 
     assert not torch.equal(draw(model, accelerator, steps=10), draw(model, accelerator, steps=20))
     with pytest.raises(Exception, match="more than the 1000 steps"):
         draw(model, accelerator, steps=1001)
+
+
+def test_noise_belongs_to_the_clipped_image(model, accelerator, monkeypatch):  # mutation: use_clipped_model_output=False
+    """A prediction that overshoots, as guidance makes it: DDIM by hand with x_0 clipped and the noise that leads from there to x_t."""
+    monkeypatch.setattr(sampling, "guided", lambda model, x, *rest: 3 * x)
+    scheduler = sampling.make_scheduler("ddim", 4)
+    x = torch.stack([torch.randn(SHAPE, generator=data.generator("image", 1, *key)) for key in KEYS])
+    for t in scheduler.timesteps.tolist():
+        a, before = scheduler.alphas_cumprod[t], scheduler.alphas_cumprod[t - 250] if t >= 250 else torch.tensor(1.0)
+        x_0 = ((x - (1 - a).sqrt() * 3 * x) / a.sqrt()).clamp(-1, 1)
+        x = before.sqrt() * x_0 + (1 - before).sqrt() * (x - a.sqrt() * x_0) / (1 - a).sqrt()
+    assert_same(draw(model, accelerator, steps=4), data.to_uint8(x))
