@@ -57,7 +57,7 @@ def class_numbers(names, classes):
     for name in names:
         if name in classes and not name.isdigit():
             labels.append(classes.index(name))
-        elif name.lstrip("-").isdigit() and 0 <= int(name) < len(classes):
+        elif name in map(str, range(len(classes))):
             labels.append(int(name))
         else:
             raise run.RunError(

@@ -29,7 +29,7 @@ DEFINITIONS = {  # name: (what it is, which way is good)
     "feature_recall": ("as recall, in the features of the classifier", "high"),
     "RTE": ("run-time efficiency: minutes of unlearning, the mask's included", "low"),
     "peak_memory_mb": ("largest memory of the unlearning process (CPU: resident set, GPU: allocated), MB", "low"),
-    "images_seen": ("images that went through the model while unlearning", "low"),
+    "images_seen": ("images in the batches of the unlearning steps (own samples and Fisher information apart)", "low"),
     "changed": ("share of the weights that differ from the original model's, %", "low at equal forgetting"),
 }
 

@@ -69,14 +69,56 @@ def check(parser, args):
     return {flag: default if getattr(args, flag) is None else getattr(args, flag) for flag, default in known.items()}
 
 
-def draw_frame(step, *, opened, folder, shape, accelerator, seed):
+def draw_frame(step, *, opened, folder, accelerator, seed):
     """samples/step_<step>.png: eight samples of each forgotten class, and below them of two retained ones."""
     labels = [*opened.classes.forgotten[:4], *opened.classes.retained[:2]]
     keys = [(label, index) for label in labels for index in range(8)]
-    images = sampling.draw(opened.model, keys, shape, accelerator, null=opened.classes.null, seed=seed, steps=25)
+    size, _, channels = opened.forget.x.shape[1:]
+    images = sampling.draw(opened.model, keys, (channels, size, size), accelerator, null=opened.classes.null, seed=seed, steps=25)
     if accelerator.is_main_process:
         (folder / "samples").mkdir(exist_ok=True)
         sampling.write_png(folder / "samples" / f"step_{step:06d}.png", sampling.grid(images, columns=8))
+
+
+def what_methods_take(opened, args, accelerator, record, mask, targets, draw):
+    """{name: value} of everything that a method may name in its signature."""
+    model, scheduler, trained, null = opened.model, models.noise_scheduler(), opened.training, opened.classes.null
+
+    def denoise(batch, labels=None):
+        labels = engine.dropped(batch, null, trained["class_dropout"]) if labels is None else labels
+        return engine.denoising(model, scheduler, batch, labels)
+
+    def own_samples(labels, count):
+        seed = data.mix("replay", args.seed)
+        return sampling.draw_split(model, labels, count, opened.forget.x, accelerator, null=null, seed=seed, **REPLAY)
+
+    return {
+        "model": model,
+        "original": lambda: copy.deepcopy(model).eval().requires_grad_(False),
+        "forget": opened.forget,
+        "retain": opened.retain,
+        "fit": functools.partial(
+            engine.fit,
+            model,
+            batch_size=trained["batch_size"] if args.method == "retrain" else args.batch_size,
+            seed=args.seed,
+            accelerator=accelerator,
+            run=record,
+            mask=mask,
+            flip=datasets.DATASETS[trained["dataset"]].flip,
+            save_every=args.save_every,
+            draw=draw,
+        ),
+        "scheduler": scheduler,
+        "denoise": denoise,
+        "own_samples": own_samples,
+        "classes": opened.classes,
+        "targets": targets,
+        "seed": args.seed,
+        "training": trained,
+        "fresh": lambda: models.build_unet(**opened.architecture, seed=args.seed),
+        "fisher": functools.partial(engine.fisher_diagonal, model, scheduler, accelerator=accelerator, seed=args.seed),
+    }
 
 
 def main(argv=None):
@@ -94,46 +136,10 @@ def main(argv=None):
     record.begin(job.PACKAGES, kind="unlearn", **opened.facts, mask_info=mask_facts)
 
     # Unlearn. A method is handed what its signature names, and nothing else
-    scheduler, trained, images = models.noise_scheduler(), opened.training, opened.forget.x
-    shape = (images.shape[3], *images.shape[1:3])
-    frame = functools.partial(draw_frame, opened=opened, folder=record.folder, shape=shape, accelerator=accelerator, seed=args.seed)
+    frame = functools.partial(draw_frame, opened=opened, folder=record.folder, accelerator=accelerator, seed=args.seed)
     if args.save_every:
         frame(0)
-    fit = functools.partial(
-        engine.fit,
-        model,
-        batch_size=trained["batch_size"] if args.method == "retrain" else args.batch_size,
-        seed=args.seed,
-        accelerator=accelerator,
-        run=record,
-        mask=mask,
-        flip=datasets.DATASETS[trained["dataset"]].flip,
-        save_every=args.save_every,
-        draw=frame if args.save_every else None,
-    )
-
-    def denoise(batch, labels=None):
-        labels = engine.dropped(batch, opened.classes.null, trained["class_dropout"]) if labels is None else labels
-        return engine.denoising(model, scheduler, batch, labels)
-
-    given = {
-        "model": model,
-        "original": lambda: copy.deepcopy(model).eval().requires_grad_(False),
-        "forget": opened.forget,
-        "retain": opened.retain,
-        "fit": fit,
-        "scheduler": scheduler,
-        "denoise": denoise,
-        "classes": opened.classes,
-        "targets": targets,
-        "seed": args.seed,
-        "training": trained,
-        "fresh": lambda: models.build_unet(**opened.architecture, seed=args.seed),
-        "own_samples": lambda labels, count: sampling.draw_split(
-            model, labels, count, images, accelerator, null=opened.classes.null, seed=data.mix("replay", args.seed), **REPLAY
-        ),
-        "fisher": functools.partial(engine.fisher_diagonal, model, scheduler, accelerator=accelerator, seed=args.seed),
-    }
+    given = what_methods_take(opened, args, accelerator, record, mask, targets, draw=frame if args.save_every else None)
     record.start_clock()
     methods.call(args.method, given, args.options)
     seconds = record.seconds()
