@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Fashion-MNIST at 28 px, one class forgotten (CLASS=1: trousers): every method, on two CPU cores in about two hours, or on a GPU.
-# The table "Fashion-MNIST" of README.md. Nothing was tuned: the digits' settings with half the steps and, but for
-# SA and EraseDiff, twice the learning rate; GA as there.
+# The table "Fashion-MNIST" of README.md. Nothing was tuned: the unlearning settings are guesses.
 # Finished runs are skipped, a cut-off run is continued; further flags go to every command:
 #   CLASS=8 DATA_DIR=~/data bash scripts/fashion_mnist.sh
 set -euo pipefail
