@@ -183,15 +183,14 @@ def main(argv=None):
     accelerator = engine.make_accelerator(args.device, args.precision)
     results = {"machine": run.machine(), "autocast": accelerator.mixed_precision, "versions": run.versions(*job.PACKAGES)}
     args.folder.mkdir(parents=True, exist_ok=True)
-    samplers(results, args, engine.make_accelerator(args.device, "fp32"))
+    samplers(results, args, accelerator)
     mask_of_the_paper(results, accelerator, args.folder)
     (args.folder / "mask.safetensors").unlink()
     steps(results, accelerator, args.rounds, args.batch_size)
     run.write_json(args.folder / "benchmark.json", results)
     rows = {name: row for name, row in results.items() if name not in ("machine", "versions", "autocast")}
     lines = [
-        f"Measured on {results['machine']}, torch {results['versions']['torch']}, by scripts/benchmark.sh; steps with autocast: "
-        f"{results['autocast']}, samples in fp32.",
+        f"Measured on {results['machine']}, torch {results['versions']['torch']}, autocast: {results['autocast']}, by scripts/benchmark.sh.",
         "",
         "| what | figures |",
         "|---|---|",
