@@ -190,7 +190,7 @@ def main(argv=None):
     run.write_json(args.folder / "benchmark.json", results)
     rows = {name: row for name, row in results.items() if name not in ("machine", "versions", "autocast")}
     lines = [
-        f"Measured on {results['machine']}, torch {results['versions']['torch']}, autocast: {results['autocast']}, by scripts/benchmark.sh.",
+        f"Measured on {results['machine']}, torch {results['versions']['torch']}, autocast {results['autocast']}, by benchmark.sh.",
         "",
         "| what | figures |",
         "|---|---|",
