@@ -62,7 +62,7 @@ def test_method_keeps_its_promise(name, unlearn, opened):  # mutation: swap the 
     if name == "sa":
         x = torch.randint(256, (64, 8, 8, 1), generator=data.generator("sa")).to(torch.uint8)
         noise_images = data.Split(x, torch.full((64,), FORGOTTEN), torch.arange(64))
-        assert loss(after, noise_images) < 0.9 * loss(before, noise_images)
+        assert loss(after, noise_images) < 0.95 * loss(before, noise_images)  # noise leaves little to predict
     if name == "erasediff":
         assert loss(after, after.forget, noise="uniform") < 0.7 * loss(before, before.forget, noise="uniform")
     if name == "retrain":
@@ -183,8 +183,13 @@ def test_several_classes_are_forgotten_at_once(unlearn, home):  # mutation: take
 
 
 def test_retrain_equals_training_without_the_class(home, unlearn, tmp_path):  # mutation: other streams, or the unlearning batch size
-    assert script(*tiny("--data_dir", home / "data", "--retain_only", "--forget_class", FORGOTTEN, "--save_dir", tmp_path / "run")) == 0
-    other = unlearn("retrain")
+    assert (
+        script(
+            *tiny("--data_dir", home / "data", "--steps", 40, "--retain_only", "--forget_class", FORGOTTEN, "--save_dir", tmp_path / "run")
+        )
+        == 0
+    )
+    other = unlearn("retrain", "--steps", 40)
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
