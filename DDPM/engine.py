@@ -110,25 +110,10 @@ def fit(
     every `save_every` steps with the weights as they would be saved. Raises RunError when the loss is not finite. With --resume
     the run's last checkpoint is continued, to the same bytes.
     """
-    streams = {
-        name: data.Stream(
-            split,
-            name,
-            batch_size=batch_size,
-            seed=seed,
-            timesteps=models.TIMESTEPS,
-            flip=flip,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-        )
-        for name, split in splits.items()
-    }
+    streams = make_streams(splits, batch_size, seed, flip, accelerator)
     with masking.Leaves(dict(model.named_parameters()), mask) as leaves:
         trained = leaves.parameters()
-        groups = {}
-        for name, leaf in leaves.leaves.items():
-            groups.setdefault((lr_factors or {}).get(name, 1.0), []).append(leaf)
-        solver = OPTIMIZERS[optimizer]([{"params": part, "factor": factor} for factor, part in groups.items()], lr, weight_decay)
+        solver = make_solver(leaves, optimizer, lr, weight_decay, lr_factors)
         average = average_weights(model, ema)
         first = restore(run, model, solver, leaves, average)
         log, saved = Log(run, accelerator), time.monotonic()
@@ -158,6 +143,21 @@ def fit(
         if average is not None:
             average.copy_to(model.parameters())
     model.eval()
+
+
+def make_streams(splits, batch_size, seed, flip, accelerator):
+    """{name: data.Stream} of {name: Split}, this process's slices."""
+    here = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+    same = {"batch_size": batch_size, "seed": seed, "timesteps": models.TIMESTEPS, "flip": flip}
+    return {name: data.Stream(split, name, **same, **here) for name, split in splits.items()}
+
+
+def make_solver(leaves, optimizer, lr, weight_decay, lr_factors):
+    """The optimizer of the leaves, in one group for each factor of the learning rate."""
+    groups = {}
+    for name, leaf in leaves.leaves.items():
+        groups.setdefault((lr_factors or {}).get(name, 1.0), []).append(leaf)
+    return OPTIMIZERS[optimizer]([{"params": part, "factor": factor} for factor, part in groups.items()], lr, weight_decay)
 
 
 def train_step(loss, batches, solver, trained, accelerator, grad_clip, combine):

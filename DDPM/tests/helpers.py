@@ -9,6 +9,7 @@ import models
 import run
 
 models.UNETS["tiny"] = dict(widths=(8, 16), layers=1, attention=4, dropout=0.0)
+models.UNETS["tiny_dropout"] = models.UNETS["tiny"] | {"dropout": 0.3}
 FORGOTTEN = 3
 
 

@@ -236,6 +236,14 @@ def test_ema_is_what_is_saved(tmp_path, home):  # mutation: save the last weight
     assert any(not torch.equal(runs[0][name], runs[0.9][name]) for name in runs[0])
 
 
+def test_dropout_follows_from_the_seed(tmp_path, home):  # mutation: leave the global generator as it is
+    for name in ("first", "second"):
+        torch.rand(7 if name == "first" else 8)  # whatever ran before
+        flags = ("--data_dir", home / "data", "--arch", "tiny_dropout", "--steps", 3, "--save_dir", tmp_path / name)
+        assert script(*tiny(*flags)) == 0
+    assert (tmp_path / "first" / "model.safetensors").read_bytes() == (tmp_path / "second" / "model.safetensors").read_bytes()
+
+
 def test_class_dropout_trains_the_null_class(opened):  # mutation: uniform <= 0, never dropped
     job = opened()
     stream = data.Stream(job.retain, "train", batch_size=2000, seed=1, timesteps=1000)
