@@ -12,11 +12,11 @@ import statistics
 import time
 from pathlib import Path
 
-import evaluate
 import torch
 
 import data
 import engine
+import evaluate
 import job
 import masking
 import metrics

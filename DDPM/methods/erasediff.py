@@ -7,6 +7,7 @@ def erasediff(model, forget, retain, fit, scheduler, *, steps=1000, lr=1e-4, era
     """EraseDiff (Wu et al., CVPR 2025, arXiv 2401.05779), a successor of SalUn: minimise the retain loss L_r subject to L_f being at its
     least, L_f the loss of predicting uniform noise for the forgotten classes, noised with it, in place of normal noise.
 
+    Uniform noise is the authors' code's; the multiplier below is that of the bilevel method it builds on, unverified against the paper.
     The constraint's gradient is that of L_f (the least value, a constant, drops out). Each step goes along g_r + lambda * g_f with
     lambda = max(0, erase_rate - <g_r, g_f> / |g_f|^2), so that L_f falls at a rate of at least erase_rate * |g_f|^2 while L_r is minimised.
     """

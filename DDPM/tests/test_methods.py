@@ -62,7 +62,7 @@ def test_method_keeps_its_promise(name, unlearn, opened):  # mutation: swap the 
     if name == "sa":
         x = torch.randint(256, (64, 8, 8, 1), generator=data.generator("sa")).to(torch.uint8)
         noise_images = data.Split(x, torch.full((64,), FORGOTTEN), torch.arange(64))
-        assert loss(after, noise_images) < 0.95 * loss(before, noise_images)  # noise leaves little to predict
+        assert loss(after, noise_images) < 0.93 * loss(before, noise_images)  # noise leaves little to predict
     if name == "erasediff":
         assert loss(after, after.forget, noise="uniform") < 0.7 * loss(before, before.forget, noise="uniform")
     if name == "retrain":
