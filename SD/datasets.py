@@ -1,0 +1,166 @@
+"""Captioned images: class folders, Imagenette, a folder with captions, and digits for a small machine.
+
+Pictures are listed, not held: they are decoded a batch at a time, once, when their latents are encoded.
+"""
+
+import csv
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import run
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
+IMAGENETTE = {  # folder name: class, as ImageNet calls it
+    "n01440764": "tench",
+    "n02102040": "English springer",
+    "n02979186": "cassette player",
+    "n03000684": "chain saw",
+    "n03028079": "church",
+    "n03394916": "French horn",
+    "n03417042": "garbage truck",
+    "n03425413": "gas pump",
+    "n03445777": "golf ball",
+    "n03888257": "parachute",
+}
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+@dataclass
+class Pictures:
+    """Images at `size` px: files, or uint8 arrays (N, h, w, 3). Shorter side scaled to `size`, then the centre cut out."""
+
+    items: object
+    size: int
+
+    def __len__(self):
+        return len(self.items)
+
+    def read(self, rows):
+        """uint8 (B, size, size, 3) of some rows. Raises RunError naming a file that cannot be decoded."""
+        from PIL import Image, ImageOps, UnidentifiedImageError
+
+        images = np.empty((len(rows), self.size, self.size, 3), np.uint8)
+        for i, row in enumerate(rows):
+            item = self.items[row]
+            try:
+                with Image.fromarray(item) if isinstance(item, np.ndarray) else Image.open(item) as image:
+                    images[i] = np.asarray(ImageOps.fit(image.convert("RGB"), (self.size, self.size), Image.Resampling.BICUBIC))
+            except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNGs
+                raise run.RunError(f"{item} cannot be read as an image ({error}): mend or remove it") from error
+        return torch.from_numpy(images)
+
+    def __getitem__(self, place):
+        """uint8 (size, size, 3) of one image, or (B, size, size, 3) of a slice."""
+        return self.read(range(*place.indices(len(self)))) if isinstance(place, slice) else self.read([place])[0]
+
+    def subset(self, rows):
+        return Pictures([self.items[row] for row in rows], self.size)
+
+    def sha(self):
+        """sha256 of the contents of all images, in order, and of their size."""
+        digest = hashlib.sha256(str(self.size).encode())
+        for item in self.items:
+            content = item if isinstance(item, np.ndarray) else Path(item).read_bytes()
+            digest.update(hashlib.sha256(content).digest())
+        return digest.hexdigest()
+
+
+@dataclass
+class Dataset:
+    """Training and test pictures with their classes; captions: a caption for each training picture, where they have no classes."""
+
+    train: Pictures
+    y_train: list
+    test: Pictures = None
+    y_test: list = field(default_factory=list)
+    classes: list = field(default_factory=list)
+    captions: list = field(default_factory=list)
+
+
+def load_digits(data_dir, size):
+    from sklearn.datasets import load_digits as digits  # 8x8 digits that come with scikit-learn
+
+    images, labels = digits(return_X_y=True)
+    images = np.repeat(np.round(images * 255 / 16).astype(np.uint8)[..., None].reshape(-1, 8, 8, 1), 3, axis=3)
+    order = np.random.default_rng(0).permutation(len(labels))
+    train, test = order[:1437], order[1437:]
+    return Dataset(Pictures(images[train], size), labels[train].tolist(), Pictures(images[test], size), labels[test].tolist(), DIGITS)
+
+
+def load_imagenette(data_dir, size):
+    """Imagenette as it was unpacked in data_dir, or else downloaded there by torchvision."""
+    places = [data_dir, *sorted(data_dir.glob("imagenette*"))]
+    root = next((place for place in places if (place / "train" / "n03028079").is_dir()), None)
+    if root is None:
+        from torchvision.datasets import Imagenette
+
+        try:
+            Imagenette(data_dir, "train", size="full", download=True)
+        except (OSError, RuntimeError) as error:  # URLError is an OSError; torchvision raises RuntimeError on a failed download
+            raise run.RunError(f"Imagenette is neither in {data_dir} nor could it be downloaded ({error})") from error
+        root = data_dir / "imagenette2"
+    found = load_folder(root, size)
+    found.classes = [IMAGENETTE.get(name, name) for name in found.classes]
+    return found
+
+
+def load_folder(data_dir, size):
+    """A user's own images: <data_dir>/train/<class>/* with test/ or val/ beside it, or <data_dir>/<class>/*."""
+    train_root = data_dir / "train" if (data_dir / "train").is_dir() else data_dir
+    test_root = next((data_dir / name for name in ("test", "val") if (data_dir / name).is_dir()), None) if train_root != data_dir else None
+    classes = sorted(path.name for path in train_root.iterdir() if path.is_dir()) if train_root.is_dir() else []
+    if len(classes) < 2:
+        raise run.RunError(f"{train_root} must hold at least two class folders of images; it holds {len(classes)} folders")
+    parts = []
+    for root in (train_root, test_root):
+        rows = [(path, label) for label, name in enumerate(classes) for path in (list_images(root / name) if root else [])]
+        parts += [Pictures([path for path, _ in rows], size), [label for _, label in rows]]
+    missing = [name for label, name in enumerate(classes) if label not in parts[1]]
+    if missing:
+        raise run.RunError(f"class folder {train_root / missing[0]} holds no images")
+    return Dataset(*parts, classes)
+
+
+def list_images(folder):
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith("."))
+
+
+def load_captions(data_dir, size):
+    """Images with a caption each: <data_dir>/metadata.csv with the columns file_name and text."""
+    table = data_dir / "metadata.csv"
+    if not table.is_file():
+        raise run.RunError(f"{table} does not exist: it must name each image and its caption, in the columns file_name and text")
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in ("file_name", "text") if name not in (reader.fieldnames or [])]
+        if missing:
+            raise run.RunError(f"{table} lacks the column {' and '.join(missing)}; it has {', '.join(reader.fieldnames or ['none'])}")
+        rows = list(reader)
+    absent = next((row["file_name"] for row in rows if not (data_dir / row["file_name"]).is_file()), None)
+    if absent is not None or not rows:
+        raise run.RunError(f"{table} names {absent}, which is not in {data_dir}" if rows else f"{table} has no rows")
+    pictures = Pictures([data_dir / row["file_name"] for row in rows], size)
+    return Dataset(pictures, list(range(len(rows))), captions=[row["text"] or "" for row in rows])
+
+
+def load_images(folder, size):
+    """All images below a folder, of no class. Raises RunError if there is none."""
+    found = list_images(folder) if folder.is_dir() else []
+    if not found:
+        raise run.RunError(f"{folder} is no folder of images" if not folder.is_dir() else f"{folder} holds no images")
+    return Pictures(found, size)
+
+
+DATASETS = {"digits": load_digits, "imagenette": load_imagenette, "folder": load_folder, "captions": load_captions}
+
+
+def load(name, data_dir, size):
+    """Return a Dataset with images at `size` px. Raises RunError if data_dir does not hold it."""
+    data_dir = Path(data_dir)
+    if name in ("folder", "captions") and not data_dir.is_dir():
+        raise run.RunError(f"--data_dir {data_dir} is no folder")
+    return DATASETS[name](data_dir, size)

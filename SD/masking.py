@@ -1,0 +1,217 @@
+"""The saliency mask: which weights may change, and an optimizer that cannot move any other (SalUn's m).
+
+This file carries the same text in Classification, DDPM and SD (`make check` fails when one drifts). True = trainable, everywhere.
+A mask is a dict {parameter name: bool tensor of the parameter's shape}. Buffers (BatchNorm's running statistics) are no
+parameters and lie outside it: they follow the data in train mode, whatever the mask says.
+"""
+
+import json
+import math
+
+import numpy as np
+import torch
+
+import run
+
+CHUNK = 1 << 22  # entries looked at together: bounds the memory of the selection
+LOW_BITS = 15  # a non-negative float has 31 bits: 16 for the first pass, 15 for the second
+
+
+def magnitude_bits(chunk):
+    """|x| as int32: for floats without sign the order of the bits is the order of the values."""
+    return chunk.view(torch.int32) & 0x7FFFFFFF
+
+
+def chunks(tensor):
+    return tensor.detach().reshape(-1).float().split(CHUNK)
+
+
+def select(saliency, mask_ratio):
+    """Return the mask of exactly floor(mask_ratio * n) weights with the largest |saliency|, all tensors pooled.
+
+    saliency: {name: float tensor}, e.g. the gradient of the forget loss. Ties go to the earlier position, in the order of
+    the dict and then row-major. Two radix passes over the float bits find the threshold: no sort, no concatenated copy, and
+    4 * CHUNK bytes a few times over beyond the mask itself. Raises RunError if an entry is NaN or infinite.
+    """
+    total = sum(tensor.numel() for tensor in saliency.values())
+    keep = math.floor(mask_ratio * total)
+    device = next(iter(saliency.values())).device
+    high = torch.zeros(1 << 16, dtype=torch.int64, device=device)
+    for tensor in saliency.values():
+        for chunk in chunks(tensor):
+            high += torch.bincount(magnitude_bits(chunk) >> LOW_BITS, minlength=1 << 16)
+    if int(high[0x7F800000 >> LOW_BITS :].sum()):
+        raise run.RunError("the saliency holds NaN or infinite values: check the model and the data it was computed on")
+    if keep == 0:
+        return {name: torch.zeros(tensor.shape, dtype=torch.bool, device=device) for name, tensor in saliency.items()}
+    top_bin, above = kth_bin(high, keep)
+    low = torch.zeros(1 << LOW_BITS, dtype=torch.int64, device=device)
+    for tensor in saliency.values():
+        for chunk in chunks(tensor):
+            bits = magnitude_bits(chunk)
+            low += torch.bincount(bits[(bits >> LOW_BITS) == top_bin] & ((1 << LOW_BITS) - 1), minlength=1 << LOW_BITS)
+    low_bin, above_low = kth_bin(low, keep - above)
+    threshold = (top_bin << LOW_BITS) | low_bin
+    ties = keep - above - above_low
+    mask = {}
+    for name, tensor in saliency.items():
+        parts = []
+        for chunk in chunks(tensor):
+            bits = magnitude_bits(chunk)
+            part = bits > threshold
+            if ties:
+                equal = (bits == threshold).nonzero().squeeze(1)[:ties]
+                part[equal] = True
+                ties -= len(equal)
+            parts.append(part)
+        mask[name] = torch.cat(parts).view(tensor.shape)
+    return mask
+
+
+def kth_bin(histogram, k):
+    """Bin that holds the k-th largest entry, and how many entries lie in higher bins."""
+    from_top = histogram.flip(0).cumsum(0)
+    position = int((from_top < k).sum())
+    above = int(from_top[position - 1]) if position else 0
+    return len(histogram) - 1 - position, above
+
+
+def save(run_, mask, *, mask_ratio, forget_sha, seconds):
+    """Write mask.safetensors, eight weights a byte."""
+    packed = {name: torch.from_numpy(np.packbits(part.cpu().numpy().reshape(-1))) for name, part in mask.items()}
+    shapes = {name: list(part.shape) for name, part in mask.items()}
+    run_.save(
+        "mask.safetensors",
+        packed,
+        {
+            "kind": "saliency mask",
+            "mask_ratio": repr(mask_ratio),
+            "forget_sha": forget_sha,
+            "seconds": repr(seconds),
+            "shapes": json.dumps(shapes),
+        },
+    )
+
+
+def load(path, parameters, forget_sha):
+    """Return (mask, info) of a run folder of generate_mask.py or of its mask.safetensors.
+
+    parameters: {name: parameter} the mask must fit. info has mask_ratio and the seconds the mask took. Raises RunError if
+    the file is none of ours, belongs to another model or another forget set, or its contents contradict its ratio.
+    """
+    path = path / "mask.safetensors" if path.is_dir() else path
+    packed, metadata = run.read_tensors(path)
+    if metadata.get("kind") != "saliency mask":
+        raise run.RunError(f"{path} is no mask: make one with generate_mask.py")
+    shapes = {name: tuple(shape) for name, shape in json.loads(metadata["shapes"]).items()}
+    wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    if shapes != wanted:
+        example = next(name for name in {**wanted, **shapes} if shapes.get(name) != wanted.get(name))
+        raise run.RunError(
+            f"the mask {path} belongs to another model: {example} is {shapes.get(example, 'absent')} in the mask "
+            f"and {wanted.get(example, 'absent')} in the model"
+        )
+    if metadata["forget_sha"] != forget_sha:
+        raise run.RunError(f"the mask {path} was made for another forget set: make one with the forget flags of this run")
+    mask = {}
+    for name, shape in shapes.items():
+        bits = np.unpackbits(packed[name].numpy(), count=math.prod(shape)).astype(bool)
+        mask[name] = torch.from_numpy(bits).view(shape).to(parameters[name].device)
+    mask_ratio = float(metadata["mask_ratio"])
+    kept, total = sum(int(part.sum()) for part in mask.values()), sum(part.numel() for part in mask.values())
+    if kept != math.floor(mask_ratio * total):
+        raise run.RunError(f"the mask {path} keeps {kept} of {total} weights, not the share {mask_ratio} it states: make it again")
+    return mask, {"mask_ratio": mask_ratio, "mask_seconds": float(metadata["seconds"])}
+
+
+class Leaves:
+    """What the optimizer holds: the salient entries of each parameter as one compact leaf tensor.
+
+    A weight outside the mask is in no leaf, so neither weight decay nor momentum nor Adam can move it, and optimizer memory
+    shrinks with the mask. As soon as a parameter's gradient is complete its salient entries are gathered and the dense
+    gradient is freed. scatter() writes the leaves back after a step. A parameter that is salient everywhere is its own leaf,
+    so a mask of ratio 1 is the same computation as no mask; one that is salient nowhere stops requiring a gradient.
+
+    parameters: {name: parameter}; mask: a mask for the same names, or None for dense training. Used as a context manager:
+    on exit the hooks are gone and every parameter requires gradients as before.
+    """
+
+    def __init__(self, parameters, mask=None):
+        self.leaves, self._read, self._compact, self._hooks, self._frozen = {}, {}, [], [], []
+        for name, parameter in parameters.items():
+            salient = None if mask is None else mask[name]
+            if salient is None or bool(salient.all()):
+                self.leaves[name], self._read[name] = parameter, lambda tensor: tensor
+            elif not bool(salient.any()):
+                parameter.requires_grad_(False)
+                self._frozen.append(parameter)
+            else:
+                self._add_compact(name, parameter, salient)
+
+    def _add_compact(self, name, parameter, salient):
+        # Positions count in storage order, whatever the memory format, so that reading and writing work on flat views.
+        order = sorted(range(parameter.dim()), key=lambda d: -parameter.stride(d))
+        index = salient.permute(order).reshape(-1).nonzero().squeeze(1).to(torch.int32)
+
+        def read(tensor):
+            return tensor.permute(order).reshape(-1).index_select(0, index)
+
+        leaf = read(parameter.detach()).requires_grad_(True)
+
+        def take_gradient(parameter):
+            leaf.grad = read(parameter.grad) if leaf.grad is None else leaf.grad.add_(read(parameter.grad))
+            parameter.grad = None
+
+        self._hooks.append(parameter.register_post_accumulate_grad_hook(take_gradient))
+        self._compact.append((leaf, parameter.detach().permute(order).view(-1), index))
+        self.leaves[name], self._read[name] = leaf, read
+
+    def parameters(self):
+        """The leaf tensors, for the optimizer, for gradient clipping and for averaging gradients over processes."""
+        return list(self.leaves.values())
+
+    @torch.no_grad()
+    def scatter(self):
+        """Write the leaves into the model. The positions outside the mask are not touched."""
+        for leaf, flat, index in self._compact:
+            flat.index_copy_(0, index.long(), leaf)
+
+    def pick(self, tensors):
+        """The entries of {name: tensor of the parameter's shape} that each leaf stands for, {name: tensor of the leaf's shape}."""
+        return {name: read(tensors[name].detach()) for name, read in self._read.items()}
+
+    @torch.no_grad()
+    def gather(self, parameters):
+        """Read the leaves from the model again, after something else changed it (a checkpoint was loaded)."""
+        for name, values in self.pick(parameters).items():
+            self.leaves[name].copy_(values)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        for hook in self._hooks:
+            hook.remove()
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+
+
+@torch.no_grad()
+def apply_where(parameters, new, mask):
+    """Write `new` {name: tensor} into the parameters, at the salient positions only if there is a mask: for closed-form methods."""
+    for name, parameter in parameters.items():
+        parameter.copy_(new[name] if mask is None else torch.where(mask[name], new[name], parameter))
+
+
+@torch.no_grad()
+def check_change(before, parameters, mask):
+    """Return the share of the weights whose value changed, in [0, 1]. Raises RunError if one outside the mask did, or is not finite now."""
+    changed = 0
+    for name, parameter in parameters.items():
+        if not torch.isfinite(parameter).all():
+            raise run.RunError(f"{name} holds NaN or infinite values after unlearning: lower --lr; no weights were written")
+        moved = before[name] != parameter
+        if mask is not None and bool((moved & ~mask[name]).any()):
+            raise run.RunError(f"{name} changed outside the mask: this is a fault of the method, please report it")
+        changed += int(moved.sum())
+    return changed / sum(parameter.numel() for parameter in parameters.values())

@@ -1,0 +1,284 @@
+"""Stable Diffusion pipelines: opening, saving, encoding, and building a tiny one that trains on a CPU.
+
+A pipeline is diffusers' StableDiffusionPipeline: text encoder, autoencoder (VAE) and U-Net. Only the U-Net ever changes.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+
+import run
+
+NULL = ""  # the empty prompt: no condition, for guidance
+TIMESTEPS = 1000
+NOISE = {  # the noise schedule of Stable Diffusion
+    "num_train_timesteps": TIMESTEPS,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+TRAIN_METHODS = {  # which weights of the U-Net may change (ESD, arXiv 2303.07345: x, u, self, full)
+    "full": lambda name: True,
+    "xattn": lambda name: ".attn2." in name,
+    "noxattn": lambda name: ".attn2." not in name,
+    "selfattn": lambda name: ".attn1." in name,
+}
+UNETS = {  # the U-Nets that train.py --from_scratch builds: widths of the levels, widths of the autoencoder's levels
+    "tiny": dict(widths=(32, 64), vae=(16, 32), text=64, layers=1, image_size=16),  # latents of 8x8
+    "small": dict(widths=(32, 64, 64), vae=(16, 32, 32), text=64, layers=1, image_size=64),  # latents of 16x16
+}
+
+
+# ---------------------------------------------------------------------------------------------------------- from scratch
+def build_tokenizer(captions, length=12):
+    """A CLIPTokenizer of its own with one token for each word of the captions; other words are spelled in letters."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.normalizer, learner.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.BpeTrainer(vocab_size=100_000, min_frequency=0, end_of_word_suffix="</w>", show_progress=False)
+    learner.train_from_iterator(captions, trainer)
+    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    pieces = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "vocab.json").write_text(json.dumps(vocabulary))
+        (Path(folder) / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges), ""]))
+        (Path(folder) / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": length}))
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=length, pad_token="<|endoftext|>")
+
+
+def build_text_encoder(tokenizer, width):
+    """A random CLIPTextModel of two layers, never trained. Embeddings of unit scale: at CLIP's own scale of initial values a small
+    U-Net learns to draw and ignores the prompt."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    shape = dict(hidden_size=width, intermediate_size=2 * width, projection_dim=width, num_hidden_layers=2, num_attention_heads=4)
+    config = CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=tokenizer.model_max_length, **shape, **ends)
+    encoder = CLIPTextModel(config).eval()
+    for name, parameter in encoder.named_parameters():
+        if "embedding" in name:
+            torch.nn.init.normal_(parameter, std=1.0 if "token" in name else 0.3)
+    return encoder
+
+
+def build_pipeline(arch, captions, image_size, seed, prediction_type="epsilon"):
+    """A complete StableDiffusionPipeline with fresh weights and a tokenizer of the captions' words. Same seed, same weights.
+
+    Raises RunError for an image size that the levels cannot halve.
+    """
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    spec = UNETS[arch]
+    halvings = len(spec["vae"]) - 1 + len(spec["widths"]) - 1
+    if image_size % 2**halvings:
+        raise run.RunError(f"--arch {arch} halves images {halvings} times, which {image_size} px do not allow: take another --image_size")
+    levels = len(spec["vae"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = build_tokenizer([*captions, NULL])
+        text_encoder = build_text_encoder(tokenizer, spec["text"])
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=spec["vae"],
+            norm_num_groups=8,
+            sample_size=image_size,
+        )
+        unet = UNet2DConditionModel(
+            sample_size=image_size // 2 ** (levels - 1),
+            block_out_channels=spec["widths"],
+            layers_per_block=spec["layers"],
+            down_block_types=("CrossAttnDownBlock2D",) * len(spec["widths"]),
+            up_block_types=("CrossAttnUpBlock2D",) * len(spec["widths"]),
+            cross_attention_dim=spec["text"],
+            attention_head_dim=4,
+            norm_num_groups=8,
+        )
+    parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
+    scheduler = DDIMScheduler(**NOISE, prediction_type=prediction_type)
+    return bare(StableDiffusionPipeline, **parts, scheduler=scheduler)
+
+
+def bare(cls, **parts):
+    """A pipeline without safety checker, which draws without a progress bar."""
+    pipeline = cls(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+# -------------------------------------------------------------------------------------------------------- open and save
+def open_pipeline(source, config=None):
+    """Return (pipeline, recorded) of a run folder of train.py or unlearn.py, a diffusers folder, a hub id, or one .safetensors/.ckpt file.
+
+    recorded: args.json of the run, {} for other sources. Weights are float32, on the CPU; the safety checker is left out. config: a
+    diffusers folder that tells a single file's shapes, where the hub cannot be asked. No pickle is ever executed. Raises RunError.
+    """
+    import single_file
+
+    path = Path(source)
+    if path.is_file():
+        return check(single_file.load(path, config), path), {}
+    recorded = {}
+    if (path / "args.json").is_file():
+        path, recorded = run.read_run(path)
+        if recorded.get("kind") not in ("train", "unlearn"):
+            raise run.RunError(f"{path} is a run of kind {recorded.get('kind')}, where a model of train.py or unlearn.py is needed")
+        path = path / "model"
+    if path.exists() and not (path / "model_index.json").is_file():
+        raise run.RunError(f"{path} is no pipeline: it holds no model_index.json, which a diffusers folder has")
+    if not path.exists() and (path.is_absolute() or len(path.parts) != 2 or path.parts[0] in (".", "..", "runs")):
+        raise run.RunError(f"{source} does not exist, and is no name of a model on the hub (owner/name) either")
+    return check(from_folder(str(path) if path.exists() else str(source)), source), recorded
+
+
+def from_folder(source):
+    """diffusers' from_pretrained, its errors turned into one sentence."""
+    import safetensors
+    from diffusers import StableDiffusionPipeline
+
+    options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False, "use_safetensors": True}
+    with quiet():
+        try:
+            return StableDiffusionPipeline.from_pretrained(source, **options).to(torch.float32)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise run.RunError(f"{source} cannot be opened as a Stable Diffusion pipeline with safetensors weights ({reason})") from error
+
+
+@contextlib.contextmanager
+def quiet():
+    """diffusers and transformers say nothing on the terminal: what is wrong becomes an exception."""
+    import diffusers.utils.logging as of_diffusers
+    import transformers.utils.logging as of_transformers
+
+    levels = {module: module.get_verbosity() for module in (of_diffusers, of_transformers)}
+    for module in levels:
+        module.set_verbosity_error()
+        module.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for module, level in levels.items():
+            module.set_verbosity(level)
+
+
+def check(pipeline, source):
+    """Refuse a pipeline of another kind and weights that are not finite."""
+    from diffusers import StableDiffusionPipeline
+
+    if not isinstance(pipeline, StableDiffusionPipeline) or pipeline.unet.config.in_channels != pipeline.vae.config.latent_channels:
+        raise run.RunError(f"{source} is no text-to-image model of Stable Diffusion 1.x or 2.x (inpainting and XL have other U-Nets)")
+    if pipeline.scheduler.config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
+        raise run.RunError(f"{source} predicts {pipeline.scheduler.config.prediction_type}: epsilon and v_prediction are known")
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        bad = next((name for name, tensor in part.state_dict().items() if not torch.isfinite(tensor).all()), None)
+        if bad:
+            raise run.RunError(f"{source} holds NaN or infinite values in {type(part).__name__}'s {bad}")
+        part.eval().requires_grad_(False)
+    pipeline.unet.requires_grad_(True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def save_pipeline(pipeline, folder):
+    """Write a diffusers folder, whole or not at all."""
+    beside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        with quiet():
+            pipeline.save_pretrained(beside, safe_serialization=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(beside, folder)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise run.RunError(f"could not write {folder}: {error}") from error
+
+
+def sha(*modules):
+    """sha256 of modules' weights, in hex."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy() if tensor.dim() else str(tensor.item()).encode())
+    return digest.hexdigest()
+
+
+def noise_scheduler(pipeline):
+    """diffusers' DDPMScheduler with the pipeline's noise schedule, for add_noise and get_velocity."""
+    from diffusers import DDPMScheduler
+
+    with quiet():
+        return DDPMScheduler.from_config(pipeline.scheduler.config)
+
+
+def image_size(pipeline):
+    """Edge in px of the images that a pipeline was made for."""
+    return pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+
+
+# ----------------------------------------------------------------------------------------------------------------- encode
+def tokens(tokenizer, prompts):
+    """int64 (P, L): token numbers, padded. Warns of prompts that are too long, and cuts them."""
+    with quiet():
+        long = [prompt for prompt in prompts if len(tokenizer(prompt).input_ids) > tokenizer.model_max_length]
+    if long:
+        some = f"{long[0][:60]!r}" + (f" and {len(long) - 1} more" if len(long) > 1 else "")
+        warnings.warn(f"too long for the text encoder, cut after {tokenizer.model_max_length - 2} tokens: {some}", stacklevel=2)
+    options = {"padding": "max_length", "truncation": True, "max_length": tokenizer.model_max_length, "return_tensors": "pt"}
+    return tokenizer(list(prompts), **options).input_ids
+
+
+def word_tokens(tokenizer, prompt):
+    """The prompt's own tokens, between those of start and end."""
+    ids = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids
+    return [token for token in ids if token not in (tokenizer.bos_token_id, tokenizer.eos_token_id)]
+
+
+@torch.no_grad()
+def encode_prompts(pipeline, prompts, batch_size=64):
+    """Embeddings (P, L, D), float32 on the text encoder's device, of a list of prompts, as the pipeline makes them."""
+    encoder = pipeline.text_encoder
+    parts = tokens(pipeline.tokenizer, prompts).to(encoder.device).split(batch_size)
+    return torch.cat([encoder(part)[0] for part in parts]).float()
+
+
+@torch.no_grad()
+def encode_images(pipeline, images):
+    """Moments (B, 2C, h, w), float32 on the CPU, of uint8 images (B, H, W, 3): mean and standard deviation of their latents, both times
+    the VAE's scaling factor."""
+    import data
+
+    vae = pipeline.vae
+    latents = vae.encode(data.to_float(images.to(vae.device))).latent_dist
+    return (torch.cat([latents.mean, latents.std], dim=1) * vae.config.scaling_factor).float().cpu()
+
+
+# ---------------------------------------------------------------------------------------------------- which weights change
+def restrict(mask, unet, train_method):
+    """The mask of the weights that a run may change: those of `train_method`, salient ones only where there is a mask.
+
+    Returns None for all weights. Parts that stay whole or shut take no memory.
+    """
+    if train_method == "full":
+        return mask
+    restricted = {}
+    for name, parameter in unet.named_parameters():
+        chosen = TRAIN_METHODS[train_method](name)
+        constant = torch.full((1,), chosen, device=parameter.device).expand(parameter.shape)
+        restricted[name] = mask[name] if chosen and mask is not None else constant
+    return restricted
