@@ -73,7 +73,8 @@ def main(argv=None):
     if args.classifier is not None:
         with accelerator.main_process_first():
             judge = judges.open_judge(args.classifier, accelerator.device, args.classifier_weights)
-    measure = functools.partial(measure_samples, args=args, accelerator=accelerator, judge=judge)
+    extractor = metrics.register_features(judge.model) if args.features == "classifier" else None
+    measure = functools.partial(measure_samples, args=args, accelerator=accelerator, judge=judge, extractor=extractor)
     if args.save_dir is not None:
         return measure_apart(args, accelerator, measure)
     for folder in args.sample_path[accelerator.process_index :: accelerator.num_processes]:
@@ -137,7 +138,7 @@ def forgotten_classes(model, names, labels, folder):
     return {name.casefold() for name in forgotten}
 
 
-def measure_samples(folder, *, args, accelerator, judge):
+def measure_samples(folder, *, args, accelerator, judge, extractor):
     """All metrics of one sample run, {name: value}."""
     recorded, images = open_samples(folder)
     model, done = recorded["model"], recorded["model_done"]
@@ -154,7 +155,7 @@ def measure_samples(folder, *, args, accelerator, judge):
         result |= judged(judge, samples, labels, forgotten, args.batch_size)
         result |= {"classifier": judge.name, "classifier_sha": judge.sha, "forgotten": sorted(forgotten)}
     if args.features != "none" and (judge is not None or args.reference_dir is not None or args.dataset is not None):
-        result |= distance(samples, retained, model, args, accelerator, judge)
+        result |= distance(samples, retained, model, args, accelerator, extractor)
     if args.clip_model is not None:
         result |= fit_of_prompts(samples, images, labels, set(retained), args, accelerator)
     if args.nudenet:
@@ -179,7 +180,7 @@ def judged(judge, samples, labels, forgotten, batch_size):
     return metrics.forgetting(logits, asked, [known[name] for name in names if name.casefold() in forgotten], judge.classes)
 
 
-def distance(samples, retained, model, args, accelerator, judge):
+def distance(samples, retained, model, args, accelerator, extractor):
     """FID and its relatives of the retained samples against real images; {} with a word about it where there are none."""
     reference, known = None, model.get("concept") or model
     dataset, data_dir = args.dataset or known.get("dataset"), args.data_dir or known.get("data_dir") or "data"
@@ -195,7 +196,7 @@ def distance(samples, retained, model, args, accelerator, judge):
     if args.num_reference is not None:
         order = torch.randperm(len(reference), generator=data.generator("reference", args.seed))
         reference = reference.subset(order[: args.num_reference].sort().values.tolist())
-    chosen = {"extractor": metrics.register_features(judge.model)} if args.features == "classifier" else {"weights": args.inception_weights}
+    chosen = {"extractor": extractor} if extractor else {"weights": args.inception_weights}
     found = metrics.fidelity(samples.subset(retained), reference, **chosen, cuda=accelerator.device.type == "cuda")
     return found | {"reference_images": len(reference), "reference_sha": reference.sha()}
 

@@ -48,10 +48,13 @@ def build_tokenizer(captions, length=12):
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer, learner.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.BpeTrainer(vocab_size=100_000, min_frequency=0, end_of_word_suffix="</w>", show_progress=False)
+    # The last letters of words, named beforehand: numbered as they are met they would differ from run to run, and ties with them
+    last = [letter + "</w>" for letter in letters]
+    options = {"vocab_size": 100_000, "min_frequency": 0, "end_of_word_suffix": "</w>", "show_progress": False}
+    trainer = trainers.BpeTrainer(**options, initial_alphabet=letters, special_tokens=last)
     learner.train_from_iterator(captions, trainer)
     merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in json.loads(learner.to_str())["model"]["merges"]]
-    pieces = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges), "<|startoftext|>", "<|endoftext|>"]
+    pieces = [*letters, *last, *(a + b for a, b in merges), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "vocab.json").write_text(json.dumps(vocabulary))

@@ -91,7 +91,9 @@ def train_autoencoder(pipeline, pictures, fit, record, accelerator, args):
     """
     vae, folder = pipeline.vae.to(accelerator.device).requires_grad_(True), record.folder / "model" / "vae"
     if args.resume and (folder / "config.json").is_file():
-        pipeline.vae = type(vae).from_pretrained(folder).requires_grad_(False).eval()
+        vae.load_state_dict(run.read_tensors(folder / "diffusion_pytorch_model.safetensors")[0])
+        vae.register_to_config(scaling_factor=run.read_json(folder / "config.json")["scaling_factor"])
+        vae.requires_grad_(False).eval()
         return
     images = data.Split(pictures[:], torch.zeros(len(pictures), dtype=torch.int64), torch.arange(len(pictures)))
 

@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import NO_CONCEPT
+from conftest import NO_CONCEPT, ROOT
 from PIL import Image
 
 import data
@@ -87,6 +89,14 @@ def test_words_are_single_tokens_and_others_are_spelled():  # mutation: train to
         assert len(models.word_tokens(tokenizer, text)) == 1
     assert len(models.word_tokens(tokenizer, "evening")) > 1 and models.word_tokens(tokenizer, "") == []
     assert len({tuple(models.word_tokens(tokenizer, text)) for text in ("é", "😀", "seven", "neves")}) == 4
+
+
+def test_the_tokenizer_follows_from_the_captions():  # mutation: no special_tokens, so that the order of a hash table numbers the letters
+    code = (
+        "import models, json; print(json.dumps(models.build_tokenizer(['an image of a three', 'seven eves']).get_vocab(), sort_keys=True))"
+    )
+    found = {subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout for _ in range(4)}
+    assert len(found) == 1 and len(found.pop()) > 1000
 
 
 def test_long_prompts_are_warned_of_and_cut(home):  # mutation: truncation=False, or warn of short ones too

@@ -1,0 +1,525 @@
+"""The scripts as a user meets them: wrong input, interruptions, several processes, tables. Mutations stand beside."""
+
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import models
+import prompts
+import run
+from helpers import FORGOTTEN, script, tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def unlearn_command(home, folder, *more, method="salun"):
+    flags = ("--model_path", home / "original", "--forget_class", FORGOTTEN, "--batch_size", 16, "--precision", "fp32")
+    mask = ("--mask_path", home / "mask") if method == "salun" else ()
+    return ("unlearn", "--method", method, *flags, *mask, "--steps", 4, "--lr", 1e-3, "--save_dir", folder, *more)
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+UNET = "model/unet/diffusion_pytorch_model.safetensors"
+
+
+# --------------------------------------------------------------------------------------------------------- wrong input
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def nan_weights(path):
+    tensors, metadata = run.read_tensors(path)
+    tensors["conv_in.bias"][0] = float("nan")
+    run.write_tensors(path, tensors, metadata)
+
+
+def pickle_over(path):
+    torch.save({"weight": torch.zeros(2)}, path)
+    path.rename(path.with_suffix(".bin"))
+
+
+def other_widths(path):
+    config = json.loads(path.read_text())
+    config["block_out_channels"] = [16, 32]
+    path.write_text(json.dumps(config))
+
+
+RL = "--method rl --forget_class three"
+PROMPT = "--method rl --forget_prompt a --target_prompt b"
+WRONG = {  # name: (flags of unlearn.py, part of the message)
+    "unknown method": ("--method magic --forget_class three", "invalid choice: 'magic'"),
+    "unknown flag": (f"{RL} --stepz 3", "unrecognized arguments"),
+    "salun without a mask": ("--forget_class three", "needs --mask_path"),
+    "uce with a mask": ("--method uce --forget_class three --mask_path {home}/mask", "takes no --mask_path"),
+    "a flag the method does not read": ("--method ga --forget_class three --alpha 1", "does not read --alpha"),
+    "pictures of a closed form": ("--method uce --forget_class three --save_every 2", "does not read --save_every"),
+    "checkpointing attention": ("--method fmn --forget_class three --gradient_checkpointing", "takes no --gradient_checkpointing"),
+    "nothing to forget": ("--method rl", "say what to forget"),
+    "class and prompt": (f"{RL} --forget_prompt a --target_prompt b", "say what to forget"),
+    "a class the model never knew": ("--method rl --forget_class ten", "there is no class ten"),
+    "a class out of range": ("--method rl --forget_class 10", "there is no class 10"),
+    "all classes": ("--method rl --forget_class 0 1 2 3 4 5 6 7 8 9", "at least one must be retained"),
+    "no target": ("--method rl --forget_prompt a", "needs --target_prompt"),
+    "a prompt as its own target": ("--method rl --forget_prompt a --target_prompt a", "'a' is both forgotten and its own target"),
+    "a prompt forgotten and kept": (f"{PROMPT} --retain_prompts c a", "'a' is both forgotten and retained"),
+    "targets for nobody": (f"{PROMPT} c", "--target_prompt takes one prompt, or one for each of the 1 forgotten"),
+    "folders with a class": (f"{RL} --retain_dir {{home}}", "--retain_dir goes with --forget_prompt"),
+    "a data set with a prompt": (f"{PROMPT} --dataset digits", "--dataset and --caption go with --forget_class"),
+    "a caption without a place": (f"{RL} --caption three", "must hold {{}}"),
+    "a missing folder": (f"{PROMPT} --forget_dir {{tmp}}/none", "is no folder of images"),
+    "an empty folder": (f"{PROMPT} --forget_dir {{tmp}}", "holds no images"),
+    "a folder without classes": (f"{RL} --dataset folder --data_dir {{tmp}}", "at least two class folders"),
+    "resume and overwrite": (f"{RL} --resume --overwrite", "contradict"),
+    "negative learning rate": (f"{RL} --lr -1", "must be a positive number"),
+    "missing model": (f"{RL} --model_path {{tmp}}/none", "does not exist"),
+    "a folder that is no pipeline": (f"{RL} --model_path {{home}}/data", "is no pipeline: it holds no model_index.json"),
+    "a mask as a model": (f"{RL} --model_path {{home}}/mask", "is a run of kind mask"),
+    "a bare pipeline without its data": (f"{RL} --model_path {{home}}/original/model", "name the classes' images by --dataset"),
+    "a picture as a model": (f"{RL} --model_path {{home}}/original/args.json", "args.json"),
+    "mask of another class": ("--forget_class four --mask_path {home}/mask", "another forget set"),
+    "missing mask": ("--forget_class three --mask_path {tmp}/none", "does not exist"),
+    "weights as a mask": ("--forget_class three --mask_path {home}/classifier/model.safetensors", "is no mask"),
+    "a loss that explodes": ("--method ga --forget_class three --lr 1e30 --steps 40", "lower --lr"),
+    "half precision on a CPU": (f"{RL} --precision fp16 --device cpu", "fp16 needs a GPU"),
+    "no CUDA": (f"{RL} --device cuda", "no CUDA device"),
+}
+BROKEN = {  # name: (run to copy, its file to break, how, part of the message)
+    "unfinished model": ("original", "done.json", Path.unlink, "did not finish"),
+    "truncated weights": ("original", UNET, truncate, "cannot be opened as a Stable Diffusion pipeline"),
+    "pickled weights": ("original", UNET, pickle_over, "cannot be opened as a Stable Diffusion pipeline"),
+    "weights with NaN": ("original", UNET, nan_weights, "NaN or infinite values in UNet2DConditionModel's conv_in.bias"),
+    "weights of another shape": ("original", "model/unet/config.json", other_widths, "cannot be opened as a Stable Diffusion pipeline"),
+    "torn config": ("original", "model/vae/config.json", truncate, "cannot be opened as a Stable Diffusion pipeline"),
+    "torn args.json": ("original", "args.json", truncate, "not whole JSON"),
+    "truncated mask": ("mask", "mask.safetensors", truncate, "not a whole safetensors file"),
+}
+
+
+def refuse(home, tmp_path, capsys, flags, message):
+    """Run unlearn.py and expect one sentence, a non-zero status and no result."""
+    model = [] if "--model_path" in flags else ["--model_path", home / "original"]
+    status = script("unlearn", "--precision", "fp32", *model, "--save_dir", tmp_path / "run", *flags)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert status != 0 and len(lines) == 1 and message in lines[0]
+    assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "done.json").exists()
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_ends_in_one_sentence_and_writes_nothing(name, home, tmp_path, capsys):  # mutation: drop any one check
+    if name in ("no CUDA", "half precision on a CPU") and torch.cuda.is_available():
+        pytest.skip("CUDA is here")
+    flags, message = WRONG[name]
+    refuse(home, tmp_path, capsys, flags.format(home=home, tmp=tmp_path).split(), message.format())
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files_end_in_one_sentence(name, home, tmp_path, capsys):  # mutation: use_safetensors=None, or no NaN check
+    source, file, break_it, message = BROKEN[name]
+    shutil.copytree(home / source, tmp_path / source)
+    break_it(tmp_path / source / file)
+    which = ["--mask_path", tmp_path / source] if source == "mask" else ["--method", "rl", "--model_path", tmp_path / source]
+    refuse(home, tmp_path, capsys, [*which, "--forget_class", FORGOTTEN], message)
+
+
+def test_a_corrupt_picture_is_named(home, tmp_path, capsys):  # mutation: skip what cannot be decoded
+    for i in range(3):
+        Image.effect_noise((16, 16), 50).save(tmp_path / f"{i}.png")
+    truncate(tmp_path / "1.png")
+    flags = ["--method", "rl", "--forget_prompt", "a", "--target_prompt", "b", "--forget_dir", tmp_path]
+    refuse(home, tmp_path, capsys, flags, "1.png cannot be read as an image")
+
+
+def test_a_mask_of_another_model_is_refused(home, tmp_path, capsys):  # mutation: compare nothing but the forget set
+    models.UNETS["wider"] = models.UNETS["test"] | {"widths": (16, 32)}
+    flags = ("--arch", "wider", "--vae_steps", 1, "--steps", 1, "--data_dir", home / "data", "--save_dir", tmp_path / "wider")
+    assert script(*tiny(*flags)) == 0
+    which = ["--mask_path", home / "mask", "--model_path", tmp_path / "wider", "--data_dir", home / "data", "--forget_class", FORGOTTEN]
+    refuse(home, tmp_path, capsys, which, "belongs to another model")
+
+
+SAMPLE = "generate_images --model_path {home}/original --save_dir {tmp}/run"
+EVALUATE = "evaluate --classifier {home}/classifier --features classifier --sample_path {home}"
+OTHERS = {  # name: (command, part of the message)
+    "neither model nor scratch": ("train --save_dir {tmp}/run", "--from_scratch to build one"),
+    "both": ("train --from_scratch --model_path {home}/original --save_dir {tmp}/run", "--from_scratch to build one"),
+    "retain only what": ("train --from_scratch --dataset digits --retain_only --save_dir {tmp}/run", "belong together"),
+    "retain only of captions": ("train --model_path {home}/original --retain_only --forget_class 1 --save_dir {tmp}/run", "with classes"),
+    "a size that cannot be halved": ("train --from_scratch --dataset digits --image_size 15 --save_dir {tmp}/run", "do not allow"),
+    "no captions": ("train --model_path {home}/original --data_dir {tmp} --save_dir {tmp}/run", "metadata.csv does not exist"),
+    "mask without a pass": ("generate_mask --model_path {home}/original --forget_class 3 --epochs 0 --save_dir {tmp}/run", "at least 1"),
+    "mask in half precision": ("generate_mask --model_path {home}/original --forget_class 3 --precision fp16 --save_dir {tmp}/run", "fp16"),
+    "guidance below 0": (f"{SAMPLE} --guidance -1", "a number of at least 0"),
+    "too many steps": (f"{SAMPLE} --steps 1001", "more than the 1000 steps"),
+    "an odd size": (f"{SAMPLE} --image_size 17", "multiple of 8"),
+    "list and prompts": (f"{SAMPLE} --prompts_path {{tmp}}/a.csv --prompt a", "contradict"),
+    "a missing list": (f"{SAMPLE} --prompts_path {{tmp}}/a.csv", "does not exist"),
+    "a model without classes": ("generate_images --model_path {home}/original/model --save_dir {tmp}/run", "knows no classes"),
+    "two models, one folder": ("generate_images --model_path a b --save_dir {tmp}/run", "need as many --save_dir"),
+    "samples of a classifier": ("generate_images --model_path {home}/classifier --save_dir {tmp}/run", "run of kind classifier"),
+    "nothing to measure": ("evaluate --sample_path {home}/samples", "say what to measure"),
+    "missing samples": (f"{EVALUATE}/none", "does not exist"),
+    "a model as samples": (f"{EVALUATE}/original", "where one of generate_images.py is needed"),
+    "a model as a classifier": ("evaluate --sample_path {home}/samples --classifier {home}/original", "train_classifier.py is needed"),
+    "an unknown classifier": ("evaluate --sample_path {home}/samples --classifier resnet51", "there is no classifier resnet51"),
+    "no CLIP": ("evaluate --sample_path {home}/samples --clip_model {tmp}", "CLIP could not be loaded"),
+    "an original without a class": (f"{EVALUATE}/samples", "say with --forget_class"),
+    "a class that was not drawn": (f"{EVALUATE}/samples --forget_class eleven", "'eleven' is no class of the prompts"),
+    "no reference": (f"{EVALUATE}/samples --forget_class 3 --reference_dir {{tmp}}/none", "does not exist"),
+    "no weights of Inception": (
+        "evaluate --classifier {home}/classifier --sample_path {home}/samples --inception_weights {tmp}/none",
+        "does not exist",
+    ),
+    "a folder without runs": ("table {tmp}", "no measured runs"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_wrong_input_of_the_other_scripts(name, home, samples, tmp_path, capsys):  # mutation: drop any one check
+    words, message = OTHERS[name]
+    assert script(*words.format(home=home, tmp=tmp_path).split()) != 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(lines) == 1 and message in lines[0] and not (tmp_path / "run" / "done.json").exists()
+
+
+@pytest.fixture(scope="module")
+def samples(home):
+    flags = (
+        "--model_path",
+        home / "original",
+        "--num_samples",
+        3,
+        "--steps",
+        3,
+        "--guidance",
+        2,
+        "--batch_size",
+        30,
+        "--precision",
+        "fp32",
+    )
+    assert script("generate_images", *flags, "--save_dir", home / "samples") == 0
+    return home / "samples"
+
+
+def test_a_classifier_with_other_classes_is_refused(home, samples, tmp_path, capsys):  # mutation: judge by position
+    shutil.copytree(home / "classifier", tmp_path / "classifier")
+    args = json.loads((tmp_path / "classifier" / "args.json").read_text())
+    args["classes"][4] = "quatre"
+    (tmp_path / "classifier" / "args.json").write_text(json.dumps(args))
+    command = ("evaluate", "--sample_path", samples, "--forget_class", FORGOTTEN, "--classifier", tmp_path / "classifier")
+    assert script(*command) != 0 and "does not know the class 'four'" in capsys.readouterr().err
+    assert not (samples / "metrics.json").exists()
+
+
+BAD_SAMPLES = {  # name: (what happens to the folder, part of the message)
+    "a missing picture": (lambda folder: (folder / "3_1.png").unlink(), "3_1.png is missing"),
+    "a torn picture": (lambda folder: truncate(folder / "4_0.png"), "4_0.png cannot be read"),
+    "no list": (lambda folder: (folder / "prompts.csv").unlink(), "prompts.csv does not exist"),
+    "a list without its columns": (lambda folder: (folder / "prompts.csv").write_text("prompt,x\na,b\n"), "case_number"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SAMPLES)
+def test_bad_samples_end_in_one_sentence(name, home, samples, tmp_path, capsys):  # mutation: skip what does not fit
+    break_it, message = BAD_SAMPLES[name]
+    shutil.copytree(samples, tmp_path / "run")
+    break_it(tmp_path / "run" / "samples")
+    command = ("evaluate", "--sample_path", tmp_path / "run", "--forget_class", FORGOTTEN, "--classifier", home / "classifier")
+    assert script(*command, "--features", "classifier") != 0 and message in capsys.readouterr().err
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_what_has_forgotten_does_not_forget_again(home, unlearn, tmp_path, capsys):  # mutation: start from any run
+    model = unlearn("uce")
+    assert script("unlearn", "--method", "uce", "--model_path", model, "--forget_class", "four", "--save_dir", tmp_path / "twice") != 0
+    assert "forget everything together" in capsys.readouterr().err
+
+
+def test_an_existing_run_is_never_lost(home, tmp_path, capsys):  # mutation: delete the old run in Run.__init__
+    folder = tmp_path / "run"
+    assert script(*unlearn_command(home, folder)) == 0
+    before = files(folder)
+    assert script(*unlearn_command(home, folder)) != 0 and "already holds a run" in capsys.readouterr().err
+    assert script(*unlearn_command(home, folder, "--overwrite", "--lr", "-3")) != 0
+    assert script(*unlearn_command(home, folder, "--overwrite", "--mask_path", tmp_path)) != 0
+    assert files(folder) == before
+    assert script(*unlearn_command(home, folder, "--resume", "--seed", 5)) != 0 and "other values of seed" in capsys.readouterr().err
+    assert script(*unlearn_command(home, folder, "--resume")) == 0 and "finished already" in capsys.readouterr().out
+    assert files(folder) == before
+    assert script(*unlearn_command(home, folder, "--overwrite", "--seed", 5)) == 0
+    assert files(folder)[UNET] != before[UNET]
+
+
+# ------------------------------------------------------------------------------------------------- kills and processes
+def interrupted(argv, folder, ready):
+    """Start a script that keeps a checkpoint after every step, and kill -9 it once ready(folder) is true."""
+    name, *flags = map(str, argv)
+    code = f"import helpers, engine, run, {name}; engine.CHECKPOINT_SECONDS = -1; engine.LOG_STEPS = 1; run.cli({name}.main)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *flags], env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline and not ready(folder):
+        time.sleep(0.002)
+    assert process.poll() is None, process.stderr.read().decode()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def past(step):
+    def ready(folder):
+        log = folder / "log.csv"
+        return log.is_file() and (folder / "checkpoint.safetensors").is_file() and log.read_text().count("\n") > step
+
+    return ready
+
+
+@pytest.mark.parametrize("step", [10, 45])  # in the autoencoder's part of the training, and in the U-Net's
+def test_training_resumes_to_the_same_bytes_after_a_kill(step, home, whole_training, tmp_path):  # mutation: drop the offset
+    interrupted(training(home, tmp_path / "cut"), tmp_path / "cut", past(step))
+    state = json.loads(run.read_tensors(tmp_path / "cut" / "checkpoint.safetensors")[1]["state"])
+    assert (state["step"] > 30) == (step > 30) and not (tmp_path / "cut" / "done.json").exists()
+    assert script(*training(home, tmp_path / "cut", "--resume")) == 0
+    whole, cut = files(whole_training), files(tmp_path / "cut")
+    assert set(whole) == set(cut)
+    assert not [name for name in whole if name.startswith(("model", "samples")) and whole[name] != cut[name]]
+
+
+def training(home, folder, *more):
+    return tiny("--data_dir", home / "data", "--vae_steps", 30, "--steps", 40, "--save_every", 20, "--save_dir", folder, *more)
+
+
+@pytest.fixture(scope="module")
+def whole_training(home):
+    assert script(*training(home, home / "whole")) == 0
+    return home / "whole"
+
+
+@pytest.mark.parametrize("method", ["salun", "salun_soft", "esd"])
+def test_unlearning_resumes_to_the_same_bytes_after_a_kill(method, home, tmp_path):  # mutation: theta_o from the checkpoint
+    def command(folder, *more):
+        extra = ("--sample_steps", 3) if method == "esd" else ()
+        return unlearn_command(home, folder, "--steps", 30, *extra, *more, method=method)
+
+    assert script(*command(tmp_path / "whole")) == 0
+    interrupted(command(tmp_path / "cut"), tmp_path / "cut", past(8))
+    assert script(*command(tmp_path / "cut", "--lr", 0.5, "--resume")) != 0  # another flag than before is refused
+    assert script(*command(tmp_path / "cut", "--resume")) == 0
+    assert (tmp_path / "cut" / UNET).read_bytes() == (tmp_path / "whole" / UNET).read_bytes()
+
+
+def test_sampling_goes_on_after_a_kill(home, tmp_path):  # mutation: write PNGs under their final names piece by piece
+    def command(folder, *more):
+        flags = ("--model_path", home / "original", "--num_samples", 20, "--steps", 4, "--batch_size", 5, "--precision", "fp32")
+        return ("generate_images", *flags, "--save_dir", folder, *more)
+
+    assert script(*command(tmp_path / "whole")) == 0
+    interrupted(command(tmp_path / "cut"), tmp_path / "cut", lambda folder: len(list(folder.glob("samples/*.png"))) > 20)
+    assert len(list((tmp_path / "cut" / "samples").glob("*.png"))) < 200
+    assert script(*command(tmp_path / "cut", "--resume")) == 0
+    whole, cut = files(tmp_path / "whole" / "samples"), files(tmp_path / "cut" / "samples")
+    assert set(whole) == {name for name in cut if not name.startswith(".")}
+    pixels = [np.asarray(Image.open(tmp_path / which / "samples" / "7_11.png")) for which in ("whole", "cut")]
+    assert np.abs(pixels[0].astype(int) - pixels[1]).max() <= 1
+
+
+def test_two_processes_give_the_result_of_one(home, tmp_path):  # mutation: batch.mean without its weight, or no reduce
+    """Training, mask, methods, own images, samples and their evaluation."""
+    results, single = {}, tmp_path / "1"
+    for count in (1, 2):
+        base = tmp_path / str(count)
+        start = f"--model_path {single}/original --forget_class three --precision fp32"
+        own = f"--model_path {single}/original --forget_prompt three --target_prompt four --num_images 3 --own_steps 2 --precision fp32"
+        commands = [
+            "train --from_scratch --dataset digits --arch test --vae_steps 3 --steps 5 --batch_size 13 --lr 1e-3 --precision fp32 "
+            f"--data_dir {base}/data --save_dir {base}/original",
+            f"generate_mask {start} --save_dir {base}/mask",
+            f"unlearn --method salun {start} --mask_path {single}/mask --steps 4 --batch_size 13 --lr 1e-3 --save_dir {base}/salun",
+            f"unlearn --method esd {start} --steps 2 --batch_size 3 --sample_steps 2 --lr 1e-3 --save_dir {base}/esd",
+            f"unlearn --method rl {own} --data_dir {base}/data --steps 3 --batch_size 5 --lr 1e-3 --save_dir {base}/own",
+            f"generate_images --model_path {single}/original --num_samples 2 --steps 3 --precision fp32 --save_dir {base}/samples",
+            f"evaluate --sample_path {base}/samples --classifier {home}/classifier --features none --forget_class three",
+        ]
+        together(commands, count, tmp_path)
+        names = ("original", "salun", "esd", "own")
+        results[count] = {name: run.read_tensors(base / name / UNET)[0] for name in names}
+        results[count]["mask"] = run.read_tensors(base / "mask" / "mask.safetensors")[0]
+        assert json.loads((base / "salun" / "args.json").read_text())["processes"] == count
+    origin = run.read_tensors(single / "original" / UNET)[0]
+    for name in names:
+        for key, one in results[1][name].items():
+            torch.testing.assert_close(results[2][name][key], one, rtol=1e-3, atol=2e-4, msg=f"{name} {key}")
+    assert max((results[1]["salun"][key] - origin[key]).abs().max().item() for key in origin) > 2e-3  # far more than the tolerance
+    differing = sum(int(np.unpackbits(one.numpy() ^ results[2]["mask"][key].numpy()).sum()) for key, one in results[1]["mask"].items())
+    assert differing < 2e-3 * sum(one.numel() * 8 for one in results[1]["mask"].values())
+    for path in (single / "samples" / "samples").glob("*.png"):
+        other = tmp_path / "2" / "samples" / "samples" / path.name
+        assert np.abs(np.asarray(Image.open(path)).astype(int) - np.asarray(Image.open(other))).max() <= 1
+
+
+def together(commands, count, folder):
+    """Run several scripts one after another in `count` processes, started once: importing takes longer than the runs do."""
+    program = folder / "commands.py"
+    lines = ["import sys", f"sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}", "import helpers"]
+    lines += [f"assert helpers.script(*{words.split() + ['--device', 'cpu']!r}) == 0, {words.split()[0]!r}" for words in commands]
+    program.write_text("\n".join(lines) + "\n")
+    two = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]  # without GPUs: on the CPU, over gloo
+    argv = [sys.executable, *(two if count == 2 else []), str(program)]
+    done = subprocess.run(argv, env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# --------------------------------------------------------------------------------------------------- the whole, and words
+def test_from_training_to_the_table(home, samples, unlearn, tmp_path, capsys):  # mutation: gap to the original in place of retrain
+    retrain = tmp_path / "retrain"
+    flags = ("--steps", 20, "--vae_steps", 10, "--data_dir", home / "data", "--retain_only", "--forget_class", FORGOTTEN)
+    assert script(*tiny(*flags, "--save_dir", retrain)) == 0
+    made = {"retrain": retrain, "salun": unlearn("salun", "--steps", 5, "--save_every", 2), "uce": unlearn("uce")}
+    assert Image.open(made["salun"] / "fading.gif").n_frames == 3
+    assert sorted(path.name for path in (made["salun"] / "samples").iterdir()) == [f"step_{step:06d}.png" for step in (0, 2, 4)]
+    drawn = [tmp_path / "runs" / name for name in made]
+    flags = ("--num_samples", 3, "--steps", 3, "--guidance", 2, "--batch_size", 30, "--precision", "fp32")
+    assert script("generate_images", "--model_path", *made.values(), *flags, "--save_dir", *drawn) == 0
+    judge = ("--classifier", home / "classifier", "--features", "classifier", "--num_reference", 300)
+    assert script("evaluate", "--sample_path", *drawn, *judge) == 0
+    apart = ("evaluate", "--sample_path", samples, "--forget_class", FORGOTTEN, *judge, "--save_dir", tmp_path / "runs" / "original")
+    assert script(*apart) == 0 and not (samples / "metrics.json").exists()
+    assert script("evaluate", "--sample_path", *drawn, *judge) != 0  # numbers that are there are not replaced
+    capsys.readouterr()
+    assert script("table", tmp_path / "runs") == 0
+    table = json.loads((tmp_path / "runs" / "table.json").read_text())
+    assert table["columns"] == ["UA", "forget_entropy", "forget_probability", "remaining_accuracy", "feature_distance", "RTE"]
+    rows = {row["method"]: row for row in table["rows"]}
+    assert list(rows) == ["original", "retrain", "salun", "uce"]
+    measured = {name: json.loads((tmp_path / "runs" / name / "metrics.json").read_text()) for name in made}
+    assert measured["salun"]["reference_images"] == 300 and measured["salun"]["forgotten"] == [FORGOTTEN]
+    gaps = [abs(measured["salun"][name] - measured["retrain"][name]) for name in ("UA", "remaining_accuracy")]
+    assert rows["salun"]["UA"] == pytest.approx({"mean": measured["salun"]["UA"], "sd": 0.0, "gap": gaps[0]})
+    assert rows["salun"]["average_gap"] == pytest.approx(np.mean(gaps)) and rows["retrain"]["average_gap"] == 0
+    done = json.loads((made["salun"] / "done.json").read_text())
+    assert measured["salun"]["RTE"] == pytest.approx((done["seconds"] + done["mask_seconds"]) / 60) and done["mask_seconds"] > 0
+    text = (tmp_path / "runs" / "table.md").read_text()
+    assert "| salun | 1 |" in text and "collateral damage" in text and "| FID |" not in text and "better: high" in text
+    for name in ("table.png", "methods.png", "before_after_salun.png", "before_after_retrain.png"):
+        assert min(Image.open(tmp_path / "runs" / name).size) > 100
+
+
+def test_retrain_never_sees_the_class(home, tmp_path, monkeypatch):  # mutation: leave the class in the autoencoder's images
+    import data
+
+    seen = []
+    whole = data.Stream.batch
+    monkeypatch.setattr(data.Stream, "batch", lambda stream, step: seen.append(len(stream.split)) or whole(stream, step))
+    flags = ("--vae_steps", 2, "--steps", 2, "--data_dir", home / "data", "--retain_only", "--forget_class", FORGOTTEN)
+    assert script(*tiny(*flags, "--save_dir", tmp_path / "retrain")) == 0
+    args = json.loads((tmp_path / "retrain" / "args.json").read_text())
+    import datasets
+
+    count = sum(label != 3 for label in datasets.load("digits", home / "data", 16).y_train)
+    assert seen == [count] * 4 == [args["num_images"]] * 4 and args["forgotten"] == [FORGOTTEN] and args["method"] == "retrain"
+
+
+def test_a_list_of_odd_prompts_is_drawn(home, tmp_path):  # mutation: name files by prompt, or one seed for all
+    odd = 'case_number,prompt,evaluation_seed,guidance,width,note\r\n7,"a ""three"",\r\nthree",5,,,"x, y"\r\n8,,5,,,\r\n'
+    odd += "9,\U0001f600 six,6,1,,z\r\n"
+    odd += "10,an image of a six,6,,24,\r\n11,an image of a six,6,,,\r\n"
+    (tmp_path / "odd.csv").write_bytes(("\ufeff" + odd).encode())
+    flags = ("--model_path", home / "original", "--prompts_path", tmp_path / "odd.csv", "--num_samples", 2, "--steps", 3)
+    assert script("generate_images", *flags, "--guidance", 3, "--precision", "fp32", "--save_dir", tmp_path / "run") == 0
+    drawn = {path.name: np.asarray(Image.open(path)) for path in (tmp_path / "run" / "samples").glob("*.png")}
+    assert set(drawn) == {f"{case}_{k}.png" for case in range(7, 12) for k in (0, 1)}
+    assert drawn["10_0.png"].shape == (16, 24, 3) and not np.array_equal(drawn["11_0.png"], drawn["11_1.png"])
+    again = prompts.read_csv(tmp_path / "run" / "samples" / "prompts.csv")
+    assert again == prompts.read_csv(tmp_path / "odd.csv") and again[0].extra == {"note": "x, y"} and again[1].prompt == ""
+    alone = ("--model_path", home / "original", "--prompt", "an image of a six", "--seed", 6, "--steps", 3, "--guidance", 3)
+    assert script("generate_images", *alone, "--precision", "fp32", "--save_dir", tmp_path / "alone") == 0
+    pixels = np.asarray(Image.open(tmp_path / "alone" / "samples" / "0_0.png"))
+    assert np.abs(pixels.astype(int) - drawn["11_0.png"]).max() <= 1  # the row's own seed, whatever stands around it
+
+
+def test_models_come_as_folders_and_as_single_files(home, unlearn, tmp_path):  # mutation: export the original's weights
+    folder = unlearn("rl", "--steps", 2, "--single_file")
+    flags = ("--model_path", folder / "model.safetensors", "--model_config", home / "original" / "model", "--steps", 0)
+    assert script("train", *flags, "--save_dir", tmp_path / "imported") == 0
+    assert script("train", "--model_path", folder / "model", "--steps", 0, "--save_dir", tmp_path / "copied") == 0
+    pipelines = [models.open_pipeline(path)[0] for path in (folder, tmp_path / "imported", tmp_path / "copied")]
+    assert len({models.sha(one.unet, one.vae, one.text_encoder) for one in pipelines}) == 1
+    assert models.sha(pipelines[0].unet) != models.sha(models.open_pipeline(home / "original")[0].unet)
+
+
+def test_fine_tuning_on_captions(home, tmp_path):  # mutation: train the text encoder, or read captions in another order
+    for i in range(4):
+        Image.new("RGB", (16, 16), (220, 40, 40 + i)).save(tmp_path / f"{i}.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text\n" + "".join(f"{i}.png,red\n" for i in range(4)))
+    flags = ("--model_path", home / "original", "--data_dir", tmp_path, "--steps", 100, "--batch_size", 8, "--lr", 3e-3)
+    assert script("train", *flags, "--precision", "fp32", "--save_dir", tmp_path / "run") == 0
+    before, after = (models.open_pipeline(path)[0] for path in (home / "original", tmp_path / "run"))
+    assert models.sha(before.vae, before.text_encoder) == models.sha(after.vae, after.text_encoder)
+    rows = (tmp_path / "run" / "log.csv").read_text().splitlines()
+    losses = [float(row.split(",")[2]) for row in rows[1:]]
+    assert rows[0].split(",")[2] == "train" and losses[-1] < 0.9 * losses[0]
+
+
+def parse_command(words):
+    """Parse 'python NAME.py FLAGS...' with the script's own parser, which exits on a mistake."""
+    importlib.import_module(words[1].removesuffix(".py")).parse(words[2:])
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "scripts").glob("*.sh")))
+def test_commands_of_the_shell_scripts_parse(name, tmp_path, monkeypatch):  # mutation: misspell a flag in any script
+    monkeypatch.chdir(ROOT)
+    recorder = tmp_path / "bin" / "python"
+    recorder.parent.mkdir()
+    recorder.write_text(f'#!/bin/bash\nprintf "%q " python "$@" >> {tmp_path}/commands\nprintf "\\n" >> {tmp_path}/commands\n')
+    recorder.chmod(0o755)
+    changes = {"PATH": f"{recorder.parent}:{os.environ['PATH']}", "OUT": str(tmp_path / "out"), "SEEDS": "1 2", "CLASS": "gas pump"}
+    changes |= {"METHODS": "ga rl esd fmn salun salun_soft uce ca"}
+    subprocess.run(["bash", str(ROOT / "scripts" / name), "--device", "cpu"], env=os.environ | changes, check=True, capture_output=True)
+    commands = [shlex.split(line) for line in (tmp_path / "commands").read_text().splitlines()]
+    assert commands
+    for words in commands:
+        parse_command(words)
+    if name in ("quickstart.sh", "digits_table.sh", "imagenette_class.sh"):
+        assert {words[words.index("--forget_class") + 1] for words in commands if "--forget_class" in words} <= {"gas pump", "gas"}
+
+
+def test_commands_of_the_readme_parse(monkeypatch):  # mutation: misspell a flag in the README
+    monkeypatch.chdir(ROOT)
+    lines, inside = [], False
+    for line in (ROOT / "README.md").read_text().replace("\\\n", " ").splitlines():
+        inside = inside != line.startswith("```")
+        if inside and line.split("#")[0].strip().startswith("python "):
+            lines.append(line.split("#")[0])
+    assert len(lines) >= 5
+    for line in lines:
+        expanded = subprocess.run(["bash", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True, check=True).stdout
+        parse_command(expanded.split("\n")[:-1])
+
+
+@pytest.mark.parametrize(
+    "readme", [path for path in (ROOT / "README.md", ROOT.parent / "README.md") if path.is_file()], ids=lambda path: path.parent.name
+)
+def test_tables_in_the_readme_are_those_that_were_measured(readme):  # mutation: edit a number in the README by hand
+    text, prefix = readme.read_text(), "" if readme.parent == ROOT else f"{ROOT.name}/"
+    names = re.findall(rf"<!-- {prefix}(results/\S+) -->", text)
+    assert names
+    for name in names:
+        shown = text.split(f"<!-- {prefix}{name} -->\n", 1)[1].split("<!-- end -->", 1)[0]
+        assert shown == (ROOT / name).read_text()
