@@ -150,7 +150,8 @@ def encode(pipeline, pictures, vae_sha, data_dir, accelerator, batch_size=8):
                         found[rows] = moments
         return accelerator.reduce(found.to(accelerator.device), "sum").cpu() if accelerator.num_processes > 1 else found
 
-    return cached(data_dir, {"latents": pictures.sha(), "vae": vae_sha}, accelerator, make)
+    what = {"latents": pictures.sha(), "vae": vae_sha, "scaling_factor": pipeline.vae.config.scaling_factor}
+    return cached(data_dir, what, accelerator, make)
 
 
 class on_device:

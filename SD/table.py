@@ -40,7 +40,6 @@ def collect(folder, over_classes):
         drawn = recorded["sampled"] if recorded["kind"] == "evaluation" else recorded
         samples = Path(recorded["sample_path"][0]) if recorded["kind"] == "evaluation" else path.parent
         model, sampled = drawn["model"], measured["sampled"]
-        made = model or recorded
         options = {name: value for name, value in (model.get("options") or {}).items() if value is not None}
         if model.get("mask_path"):
             options["mask_ratio"] = model["mask_info"]["mask_ratio"]
@@ -63,7 +62,7 @@ def collect(folder, over_classes):
                 "facts": facts,
                 "forgotten": measured.get("forgotten", model.get("forgotten")) or [],
                 "samples": samples / "samples",
-                "on": f"{made['machine']}, {made['autocast'].replace('no', 'fp32')}, torch {made['versions']['torch']}",
+                "on": f"{model['machine']}, {model['autocast'].replace('no', 'fp32')}, torch {model['versions']['torch']}" if model else "",
                 "reference_images": measured.get("reference_images"),
                 **{name: value for name, value in measured.items() if isinstance(value, float)},
             }
@@ -127,7 +126,7 @@ def markdown(rows, runs, by_options):
         lines.append(f"| {' | '.join(cells)} |")
     lines += collateral(rows, by_options)
     forgotten = sorted({name for row in runs for name in row["forgotten"]})
-    seeds, machines = sorted({row["seed"] for row in runs}), sorted({row["on"] for row in runs})
+    seeds, machines = sorted({row["seed"] for row in runs}), sorted({row["on"] for row in runs} - {""})
     said = [facts["model"], f"forgotten: {', '.join(forgotten)}", facts["sampler"], f"{facts['samples a prompt']} samples a prompt"]
     said += [f"{name} {facts[key]}" for name, key in (("classifier:", "classifier"), ("features of", "features")) if facts[key]]
     counts = sorted({row["reference_images"] for row in runs} - {None})

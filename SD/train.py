@@ -114,6 +114,38 @@ def train_autoencoder(pipeline, pictures, fit, record, accelerator, args):
     accelerator.wait_for_everyone()
 
 
+def train_unet(pipeline, pictures, table, numbers, fit, record, accelerator, args):
+    """Train the U-Net on pictures, each under its prompt: numbers into `table`, whose last prompt is the empty one."""
+    unet, scheduler = pipeline.unet.to(accelerator.device).requires_grad_(True), models.noise_scheduler(pipeline)
+    moments = job.encode(pipeline, pictures, models.sha(pipeline.vae), args.data_dir, accelerator)
+    embeddings = job.embed(pipeline, table, accelerator)
+    if args.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+
+    def loss(train):
+        asked = torch.where(train.uniform < args.prompt_dropout, len(table) - 1, train.y)
+        x_t = scheduler.add_noise(train.x, train.noise, train.t)
+        prediction = engine.predict(unet, x_t, train.t, embeddings[asked])
+        return {"train": train.mean(engine.squared_error(prediction, engine.wanted(scheduler, train.x, train.noise, train.t)))}
+
+    shown = dict(pipeline=pipeline, embeddings=embeddings, folder=record.folder, accelerator=accelerator, seed=args.seed)
+    frame = functools.partial(draw_grid, **shown)
+    fit(
+        unet,
+        {"train": data.Split(moments, numbers, torch.arange(len(numbers)))},
+        loss,
+        steps=args.steps,
+        lr=args.lr,
+        optimizer=args.optimizer,
+        weight_decay=args.weight_decay,
+        schedule=args.schedule,
+        ema=args.ema,
+        save_every=args.save_every,
+        draw=frame if args.save_every else None,
+        offset=args.vae_steps if args.from_scratch else 0,
+    )
+
+
 def draw_grid(step, *, pipeline, embeddings, folder, accelerator, seed):
     """A picture of six samples of each prompt (ten at most), as samples/step_<step>.png."""
     numbers = [number for number in range(min(10, len(embeddings) - 1)) for _ in range(6)]
@@ -152,35 +184,7 @@ def main(argv=None):
     if args.from_scratch:
         train_autoencoder(pipeline, pictures, functools.partial(engine.fit, **same | {"batch_size": 64}), record, accelerator, args)
     if args.steps:
-        unet, scheduler = pipeline.unet.to(accelerator.device).requires_grad_(True), models.noise_scheduler(pipeline)
-        moments = job.encode(pipeline, pictures, models.sha(pipeline.vae), args.data_dir, accelerator)
-        embeddings = job.embed(pipeline, table, accelerator)
-        if args.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
-
-        def loss(train):
-            asked = torch.where(train.uniform < args.prompt_dropout, len(table) - 1, train.y)
-            x_t = scheduler.add_noise(train.x, train.noise, train.t)
-            prediction = engine.predict(unet, x_t, train.t, embeddings[asked])
-            return {"train": train.mean(engine.squared_error(prediction, engine.wanted(scheduler, train.x, train.noise, train.t)))}
-
-        shown = dict(pipeline=pipeline, embeddings=embeddings, folder=record.folder, accelerator=accelerator, seed=args.seed)
-        frame = functools.partial(draw_grid, **shown)
-        engine.fit(
-            unet,
-            {"train": data.Split(moments, numbers, torch.arange(len(numbers)))},
-            loss,
-            steps=args.steps,
-            lr=args.lr,
-            optimizer=args.optimizer,
-            weight_decay=args.weight_decay,
-            schedule=args.schedule,
-            ema=args.ema,
-            save_every=args.save_every,
-            draw=frame if args.save_every else None,
-            offset=args.vae_steps if args.from_scratch else 0,
-            **same,
-        )
+        train_unet(pipeline, pictures, table, numbers, functools.partial(engine.fit, **same), record, accelerator, args)
     seconds = record.seconds()
 
     # Save

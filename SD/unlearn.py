@@ -164,8 +164,9 @@ def main(argv=None):
         unet.enable_gradient_checkpointing()
 
     # Unlearn. A method is handed what its signature names, and nothing else
-    guidance = min(args.own_guidance, 7.5)
-    frame = functools.partial(draw_frame, opened=opened, folder=record.folder, accelerator=accelerator, seed=args.seed, guidance=guidance)
+    frame = functools.partial(
+        draw_frame, opened=opened, folder=record.folder, accelerator=accelerator, seed=args.seed, guidance=args.own_guidance
+    )
     if args.save_every:
         frame(0)
     given = what_methods_take(opened, args, accelerator, record, mask, draw=frame if args.save_every else None)
