@@ -293,7 +293,7 @@ def own_moments(args, pipeline, prompts, model_sha, data_dir, accelerator):
     """(function that returns the moments, identity) of images that the original draws of prompts, cached."""
     edge = models.image_size(pipeline)
     options = {"steps": args.own_steps, "guidance": args.own_guidance, "size": [edge, edge], "sampler": "ddim"}
-    what = {"own images": prompts, "count": args.num_images, **options, "model": model_sha, "autocast": accelerator.mixed_precision}
+    what = {"own images": prompts, "count": args.num_images, **options, "model": model_sha}
 
     def draw():
         asked = embed(pipeline, [*prompts, models.NULL], accelerator)

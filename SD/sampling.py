@@ -3,6 +3,8 @@
 The starting noise of an image follows from its own seed alone, so that batch size, number of processes and interruptions do not matter.
 """
 
+import contextlib
+
 import torch
 from tqdm import tqdm
 
@@ -31,7 +33,7 @@ def set_sampler(pipeline, sampler):
 
 
 @torch.no_grad()
-def draw(pipeline, embeddings, null, seeds, accelerator, *, steps, guidance, size, sampler="ddim", latents=False):
+def draw(pipeline, embeddings, null, seeds, accelerator, *, steps, guidance, size, sampler="ddim", latents=False, autocast=True):
     """Draw one image for each seed in one batch. embeddings: (B, L, D); null: (L, D), that of the empty prompt; size: (width, height).
 
     guidance is Stable Diffusion's scale s: f(null) + s * (f(c) - f(null)); at most 1 means none. Returns uint8 images (B, H, W, 3) on
@@ -40,7 +42,7 @@ def draw(pipeline, embeddings, null, seeds, accelerator, *, steps, guidance, siz
     dtype, device, before = pipeline.unet.dtype, accelerator.device, set_sampler(pipeline, sampler)
     negative = null.expand_as(embeddings).to(device, dtype) if guidance > 1 else None
     try:
-        with accelerator.autocast(), torch.random.fork_rng(devices=[]):
+        with accelerator.autocast() if autocast else contextlib.nullcontext(), torch.random.fork_rng(devices=[]):
             drawn = pipeline(
                 prompt_embeds=embeddings.to(device, dtype),
                 negative_prompt_embeds=negative,
@@ -64,7 +66,7 @@ def own_images(pipeline, prompts, embeddings, null, count, accelerator, *, batch
     """Latents of `count` images of each prompt, drawn by the model itself, shared among the processes.
 
     prompts: texts, from which the seeds follow; embeddings: (P, L, D). Returns moments (P * count, 2C, h, w), whose second half, the
-    standard deviation, is 0.
+    standard deviation, is 0. Always in float32: they are data, the same for the mask and for unlearning in any precision.
     """
     keys = [(number, index) for number in range(len(prompts)) for index in range(count)]
     width, height = (edge // pipeline.vae_scale_factor for edge in options["size"])
@@ -74,7 +76,7 @@ def own_images(pipeline, prompts, embeddings, null, count, accelerator, *, batch
         if place % accelerator.num_processes == accelerator.process_index:
             seeds = [data.mix("own image", prompts[number], index) for number, index in block]
             asked = embeddings[[number for number, _ in block]]
-            drawn = draw(pipeline, asked, null, seeds, accelerator, latents=True, **options)
+            drawn = draw(pipeline, asked, null, seeds, accelerator, latents=True, autocast=False, **options)
             found[place * batch_size : place * batch_size + len(block)] = drawn
     if accelerator.num_processes > 1:
         found = accelerator.reduce(found.to(accelerator.device), "sum").cpu()

@@ -232,6 +232,13 @@ def test_prompts_take_images_from_folders_or_draw_their_own(home, folder):  # mu
     assert own.facts["forget_sha"] != found.facts["forget_sha"]
 
 
+def test_a_mask_fits_own_images_in_any_precision(home, unlearn, tmp_path):  # mutation: autocast in the own images' identity
+    concept = ("--forget_prompt", "three", "--target_prompt", "four", "--num_images", 2, "--own_steps", 2, "--data_dir", tmp_path)
+    assert script("generate_mask", "--model_path", home / "original", *concept, "--save_dir", tmp_path / "mask") == 0
+    unlearn("salun", "--steps", 1, "--precision", "bf16", "--mask_path", tmp_path / "mask", forget=concept)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
 def test_v_prediction(tmp_path, home):  # mutation: noise as the target whatever the scheduler says
     flags = ("--data_dir", home / "data", "--prediction_type", "v_prediction", "--save_dir", tmp_path / "v")
     assert script(*tiny(*flags)) == 0
