@@ -194,7 +194,7 @@ def open_job(args, accelerator, needs=("forget", "retain")):
     prompts, forget, retain, targets = (facts.pop(name) for name in ("table", "forget", "retain", "target_numbers"))
     return Job(
         pipeline=pipeline,
-        scheduler=models.noise_scheduler(pipeline),
+        scheduler=models.noise_scheduler(pipeline.scheduler),
         prompts=prompts,
         embeddings=embed(pipeline, prompts, accelerator),
         forget=forget,

@@ -221,12 +221,12 @@ def sha(*modules):
     return digest.hexdigest()
 
 
-def noise_scheduler(pipeline):
-    """diffusers' DDPMScheduler with the pipeline's noise schedule, for add_noise and get_velocity."""
+def noise_scheduler(scheduler):
+    """diffusers' DDPMScheduler with the noise schedule of another scheduler, for add_noise and get_velocity."""
     from diffusers import DDPMScheduler
 
     with quiet():
-        return DDPMScheduler.from_config(pipeline.scheduler.config)
+        return DDPMScheduler.from_config(scheduler.config)
 
 
 def image_size(pipeline):

@@ -116,7 +116,7 @@ def train_autoencoder(pipeline, pictures, fit, record, accelerator, args):
 
 def train_unet(pipeline, pictures, table, numbers, fit, record, accelerator, args):
     """Train the U-Net on pictures, each under its prompt: numbers into `table`, whose last prompt is the empty one."""
-    unet, scheduler = pipeline.unet.to(accelerator.device).requires_grad_(True), models.noise_scheduler(pipeline)
+    unet, scheduler = pipeline.unet.to(accelerator.device).requires_grad_(True), models.noise_scheduler(pipeline.scheduler)
     moments = job.encode(pipeline, pictures, models.sha(pipeline.vae), args.data_dir, accelerator)
     embeddings = job.embed(pipeline, table, accelerator)
     if args.gradient_checkpointing:

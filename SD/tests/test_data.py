@@ -243,7 +243,7 @@ def test_v_prediction(tmp_path, home):  # mutation: noise as the target whatever
     flags = ("--data_dir", home / "data", "--prediction_type", "v_prediction", "--save_dir", tmp_path / "v")
     assert script(*tiny(*flags)) == 0
     pipeline, _ = models.open_pipeline(tmp_path / "v")
-    scheduler = models.noise_scheduler(pipeline)
+    scheduler = models.noise_scheduler(pipeline.scheduler)
     assert scheduler.config.prediction_type == "v_prediction"
     x, noise, t = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([100, 900])
     level = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
