@@ -146,14 +146,16 @@ def measure_samples(folder, *, args, accelerator, judge, extractor):
     paths = [path for _, _, path in images]
     samples = datasets.Pictures(paths, width_of(paths[0]))
     result = {"samples": len(images), "sampled": {name: recorded[name] for name in ("sampler", "steps", "guidance", "num_samples")}}
-    retained = list(range(len(images)))
+    forgotten = {name.casefold() for name in args.forget_class or model.get("forgotten") or ()}
     if judge is not None:
         if not all(labels):
             raise run.RunError(f"the prompts of {folder} have no column class, by which --classifier could judge: add one to the csv")
         forgotten = forgotten_classes(model, args.forget_class, labels, folder)
-        retained = [place for place, label in enumerate(labels) if label.casefold() not in forgotten]
         result |= judged(judge, samples, labels, forgotten, args.batch_size)
-        result |= {"classifier": judge.name, "classifier_sha": judge.sha, "forgotten": sorted(forgotten)}
+        result |= {"classifier": judge.name, "classifier_sha": judge.sha}
+    said = [{(label or "").casefold(), row.prompt.casefold()} for label, (row, _, _) in zip(labels, images, strict=True)]
+    retained = [place for place, names in enumerate(said) if not names & forgotten]
+    result["forgotten"] = sorted(forgotten)
     if args.features != "none" and (judge is not None or args.reference_dir is not None or args.dataset is not None):
         result |= distance(samples, retained, model, args, accelerator, extractor)
     if args.clip_model is not None:

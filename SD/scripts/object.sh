@@ -19,6 +19,6 @@ for seed in ${SEEDS:-1}; do
   python generate_mask.py "${forget[@]}" --mask_ratio 0.5 --save_dir $R/mask --resume "$@"
   python unlearn.py --method salun "${forget[@]}" --steps 600 --lr 1e-5 --alpha 0.5 --mask_path $R/mask --save_every 100 --save_dir $R/salun --resume "$@"
   python generate_images.py --model_path "$MODEL" $R/salun --prompts_path prompt_lists/objects.csv --num_samples 20 --save_dir $R/samples/{original,salun} --resume "$@"
-  python evaluate.py --sample_path $R/samples/{original,salun} --clip_model "$CLIP" --resume
+  python evaluate.py --sample_path $R/samples/{original,salun} --forget_class "$CLASS" --clip_model "$CLIP" --resume
 done
 python table.py $OUT

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Forget a style: van Gogh's, with ESD-x, UCE, concept ablation and SalUn side by side.
-#   STYLE="a pencil sketch" TARGET="a photograph" bash scripts/style.sh --device cuda
+#   STYLE="a pencil sketch" LABEL="pencil sketch" TARGET="a photograph" bash scripts/style.sh --device cuda
 # ESD-x has its authors' settings; UCE, concept ablation and SalUn are guesses after theirs.
 # Finished runs are skipped, a cut-off run is continued; further flags go to every command but evaluate.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 STYLE=${STYLE:-a painting in the style of Vincent van Gogh}
+LABEL=${LABEL:-Vincent van Gogh}
 TARGET=${TARGET:-a painting}
 OUT=${OUT:-runs/style}
 MODEL=${MODEL:-CompVis/stable-diffusion-v1-4}
@@ -20,6 +21,6 @@ for seed in ${SEEDS:-1}; do
   python unlearn.py --method uce "${forget[@]}" --save_dir $R/uce --resume "$@"
   python unlearn.py --method ca "${forget[@]}" --steps 400 --lr 2e-6 --save_dir $R/ca --resume "$@"
   python generate_images.py --model_path "$MODEL" $R/{salun,esd,uce,ca} --prompts_path prompt_lists/styles.csv --num_samples 5 --save_dir $R/samples/{original,salun,esd,uce,ca} --resume "$@"
-  python evaluate.py --sample_path $R/samples/{original,salun,esd,uce,ca} --clip_model "$CLIP" --resume
+  python evaluate.py --sample_path $R/samples/{original,salun,esd,uce,ca} --forget_class "$LABEL" --clip_model "$CLIP" --resume
 done
 python table.py $OUT

@@ -421,6 +421,20 @@ def test_from_training_to_the_table(home, samples, unlearn, tmp_path, capsys):  
         assert min(Image.open(tmp_path / "runs" / name).size) > 100
 
 
+def test_scores_and_counts_without_a_classifier(home, samples, tmp_path, monkeypatch):  # mutation: mean over all prompts
+    import metrics
+
+    monkeypatch.setattr(metrics, "clip_scores", lambda images, texts, *rest: torch.tensor([float("three" in text) for text in texts]))
+    monkeypatch.setattr(metrics, "nudity", lambda paths, threshold: {"nudity": len(paths), "nude_images": threshold})
+    flags = ("--clip_model", "some", "--nudenet", "--nudenet_threshold", 0.5, "--forget_class", "Three", "--save_dir", tmp_path / "run")
+    assert script("evaluate", "--sample_path", samples, *flags) == 0
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (found["CLIP_score"], found["CLIP_score_forgotten"], found["CLIP_three"], found["CLIP_four"]) == (0, 1, 1, 0)
+    assert (found["nudity"], found["nude_images"]) == (30, 0.5) and "UA" not in found
+    assert script("table", tmp_path) == 0
+    assert json.loads((tmp_path / "table.json").read_text())["columns"] == ["CLIP_score", "CLIP_score_forgotten", "nudity", "nude_images"]
+
+
 def test_retrain_never_sees_the_class(home, tmp_path, monkeypatch):  # mutation: leave the class in the autoencoder's images
     import data
 
