@@ -297,7 +297,8 @@ def own_moments(args, pipeline, prompts, model_sha, data_dir, accelerator):
 
     def draw():
         asked = embed(pipeline, [*prompts, models.NULL], accelerator)
-        return sampling.own_images(pipeline, prompts, asked[:-1], asked[-1], args.num_images, accelerator, **options)
+        with on_device(accelerator, pipeline.vae, pipeline.text_encoder):  # diffusers draws where the pipeline's parts are
+            return sampling.own_images(pipeline, prompts, asked[:-1], asked[-1], args.num_images, accelerator, **options)
 
     return functools.partial(cached, data_dir, what, accelerator, draw), digest(what)
 

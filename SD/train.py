@@ -151,7 +151,7 @@ def draw_grid(step, *, pipeline, embeddings, folder, accelerator, seed):
     numbers = [number for number in range(min(10, len(embeddings) - 1)) for _ in range(6)]
     seeds = [data.mix("grid", seed, place) for place in range(len(numbers))]
     edge = models.image_size(pipeline)
-    with job.on_device(accelerator, pipeline.vae):
+    with job.on_device(accelerator, pipeline.vae, pipeline.text_encoder):
         images = sampling.draw(pipeline, embeddings[numbers], embeddings[-1], seeds, accelerator, steps=25, guidance=3.0, size=(edge, edge))
     if accelerator.is_main_process:
         (folder / "samples").mkdir(exist_ok=True)

@@ -85,7 +85,7 @@ def draw_frame(step, *, opened, folder, accelerator, seed, guidance):
     seeds = [data.mix("frame", seed, number, place) for place, number in enumerate(numbers)]
     pipeline, asked = opened.pipeline, opened.embeddings[numbers]
     options = {"steps": 25, "guidance": guidance, "size": (models.image_size(pipeline),) * 2}
-    with job.on_device(accelerator, pipeline.vae):
+    with job.on_device(accelerator, pipeline.vae, pipeline.text_encoder):
         parts = zip(asked.split(6), torch.tensor(seeds).split(6), strict=True)
         rows = [sampling.draw(pipeline, part, opened.embeddings[-1], some.tolist(), accelerator, **options) for part, some in parts]
     if accelerator.is_main_process:
