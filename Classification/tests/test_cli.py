@@ -247,25 +247,15 @@ def test_two_processes_give_the_result_of_one(home, tmp_path):  # mutation: batc
     """swin_t, which has no BatchNorm: training, mask and a masked method, at equal global batch."""
     results = {}
     for count in (1, 2):
-
-        def launch(words, count=count):
-            name, *flags = words.split()
-            two = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]  # without GPUs: on the CPU, over gloo
-            launcher = two if count == 2 else []
-            argv = [sys.executable, *launcher, str(ROOT / f"{name}.py"), *flags, "--device", "cpu", "--precision", "fp32"]
-            done = subprocess.run(argv, env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-
         base, first = tmp_path / str(count), tmp_path / "1"
-        launch(
+        commands = [
             f"train --dataset digits --arch swin_t --limit 75 --data_dir {tmp_path}/data{count} --epochs 1 --batch_size 25 --lr 0.01 "
-            f"--schedule constant --save_dir {base}/original"
-        )
-        launch(f"generate_mask --model_path {base}/original --num_forget 11 --save_dir {base}/mask")
-        launch(
+            f"--schedule constant --save_dir {base}/original",
+            f"generate_mask --model_path {base}/original --num_forget 11 --save_dir {base}/mask",
             f"unlearn --method salun --model_path {first}/original --num_forget 11 --mask_path {first}/mask --epochs 1 "
-            f"--save_dir {base}/salun"
-        )
+            f"--save_dir {base}/salun",
+        ]
+        together([f"{words} --precision fp32" for words in commands], count, tmp_path)
         results[count] = {name: run.read_tensors(base / name / "model.safetensors")[0] for name in ("original", "salun")} | {
             "mask": run.read_tensors(base / "mask" / "mask.safetensors")[0]
         }
@@ -278,6 +268,20 @@ def test_two_processes_give_the_result_of_one(home, tmp_path):  # mutation: batc
     assert moved > 1e-3  # far more than the tolerance above
     differing = sum(int(np.unpackbits(one.numpy() ^ results[2]["mask"][key].numpy()).sum()) for key, one in results[1]["mask"].items())
     assert differing < 1e-3 * sum(one.numel() * 8 for one in results[1]["mask"].values())
+
+
+def together(commands, count, folder):
+    """Run several scripts one after another in `count` processes, started once: importing takes longer than the runs do."""
+    program = folder / "commands.py"
+    lines = ["import sys", f"sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}", "import accelerate, helpers"]
+    for words in commands:
+        lines.append(f"assert helpers.script(*{words.split() + ['--device', 'cpu']!r}) == 0, {words.split()[0]!r}")
+        lines.append("accelerate.PartialState().wait_for_everyone()")  # as the end of a process would
+    program.write_text("\n".join(lines) + "\n")
+    two = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]  # without GPUs: on the CPU, over gloo
+    argv = [sys.executable, *(two if count == 2 else []), str(program)]
+    done = subprocess.run(argv, env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # --------------------------------------------------------------------------------------------------- the whole, and words

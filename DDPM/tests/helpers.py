@@ -37,7 +37,3 @@ def tiny(*argv):
     """Arguments of train.py for a digits model that trains in seconds."""
     flags = "--dataset digits --arch tiny --steps 200 --batch_size 32 --lr 3e-3 --schedule linear --ema 0.9 --precision fp32"
     return ("train", *flags.split(), *argv)
-
-
-if __name__ == "__main__":  # python tests/helpers.py SCRIPT FLAGS...: a script in a process of its own that knows the tiny U-Net
-    run.cli(__import__(sys.argv[1]).main, sys.argv[2:])

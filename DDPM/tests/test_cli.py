@@ -304,23 +304,19 @@ def test_two_processes_give_the_result_of_one(home, tmp_path):  # mutation: batc
     """Training, mask, methods with one and with several gradients a step, own samples and Fisher, samples and their evaluation."""
     results, single = {}, tmp_path / "1"
     for count in (1, 2):
-
-        def launch(words, count=count):
-            two = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]  # without GPUs: on the CPU, over gloo
-            flags = ["--device", "cpu", *([] if words.startswith("evaluate") else ["--precision", "fp32"])]
-            argv = [sys.executable, *(two if count == 2 else []), str(ROOT / "tests" / "helpers.py"), *words.split(), *flags]
-            done = subprocess.run(argv, env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-
         base = tmp_path / str(count)
-        start = f"--model_path {single}/original --forget_class 3"
-        launch(f"train --dataset digits --arch tiny --steps 6 --batch_size 13 --lr 1e-3 --data_dir {home}/data --save_dir {base}/original")
-        launch(f"generate_mask {start} --save_dir {base}/mask")
-        launch(f"unlearn --method salun {start} --mask_path {single}/mask --steps 4 --batch_size 13 --lr 1e-3 --save_dir {base}/salun")
-        launch(f"unlearn --method erasediff {start} --steps 3 --batch_size 8 --lr 1e-3 --save_dir {base}/erasediff")
-        launch(f"unlearn --method sa {start} --steps 2 --batch_size 8 --replay 2 --fisher_timesteps 3 --save_dir {base}/sa")
-        launch(f"sample --model_path {single}/original --num_per_class 3 --steps 4 --batch_size 7 --save_dir {base}/samples")
-        launch(f"evaluate --sample_path {base}/samples --classifier {home}/classifier --features classifier --forget_class 3")
+        start = f"--model_path {single}/original --forget_class 3 --precision fp32"
+        commands = [
+            "train --dataset digits --arch tiny --steps 6 --batch_size 13 --lr 1e-3 --precision fp32 "
+            f"--data_dir {home}/data --save_dir {base}/original",
+            f"generate_mask {start} --save_dir {base}/mask",
+            f"unlearn --method salun {start} --mask_path {single}/mask --steps 4 --batch_size 13 --lr 1e-3 --save_dir {base}/salun",
+            f"unlearn --method erasediff {start} --steps 3 --batch_size 8 --lr 1e-3 --save_dir {base}/erasediff",
+            f"unlearn --method sa {start} --steps 2 --batch_size 8 --replay 2 --fisher_timesteps 3 --save_dir {base}/sa",
+            f"sample --model_path {single}/original --num_per_class 3 --steps 4 --batch_size 7 --precision fp32 --save_dir {base}/samples",
+            f"evaluate --sample_path {base}/samples --classifier {home}/classifier --features classifier --forget_class 3",
+        ]
+        together(commands, count, tmp_path)
         names = ("original", "salun", "erasediff", "sa")
         results[count] = {name: run.read_tensors(base / name / "model.safetensors")[0] for name in names}
         results[count]["mask"] = run.read_tensors(base / "mask" / "mask.safetensors")[0]
@@ -337,6 +333,20 @@ def test_two_processes_give_the_result_of_one(home, tmp_path):  # mutation: batc
         assert np.abs(np.asarray(Image.open(path)).astype(int) - np.asarray(Image.open(other))).max() <= 1
     numbers = [json.loads((tmp_path / str(count) / "samples" / "metrics.json").read_text()) for count in (1, 2)]
     assert numbers[0]["feature_distance"] == pytest.approx(numbers[1]["feature_distance"], rel=0.02)
+
+
+def together(commands, count, folder):
+    """Run several scripts one after another in `count` processes, started once: importing takes longer than the runs do."""
+    program = folder / "commands.py"
+    lines = ["import sys", f"sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}", "import accelerate, helpers"]
+    for words in commands:
+        lines.append(f"assert helpers.script(*{words.split() + ['--device', 'cpu']!r}) == 0, {words.split()[0]!r}")
+        lines.append("accelerate.PartialState().wait_for_everyone()")  # as the end of a process would
+    program.write_text("\n".join(lines) + "\n")
+    two = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]  # without GPUs: on the CPU, over gloo
+    argv = [sys.executable, *(two if count == 2 else []), str(program)]
+    done = subprocess.run(argv, env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # --------------------------------------------------------------------------------------------------- the whole, and words

@@ -36,7 +36,3 @@ def tiny(*argv):
     """Arguments of train.py for a pipeline of digits that trains in seconds."""
     flags = "--from_scratch --dataset digits --arch test --vae_steps 60 --steps 150 --batch_size 32 --lr 3e-3 --schedule linear --ema 0.9"
     return ("train", *flags.split(), "--precision", "fp32", *argv)
-
-
-if __name__ == "__main__":  # python tests/helpers.py SCRIPT FLAGS...: a script in a process of its own that knows the test pipeline
-    run.cli(__import__(sys.argv[1]).main, sys.argv[2:])

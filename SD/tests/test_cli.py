@@ -377,8 +377,10 @@ def test_two_processes_give_the_result_of_one(home, tmp_path):  # mutation: batc
 def together(commands, count, folder):
     """Run several scripts one after another in `count` processes, started once: importing takes longer than the runs do."""
     program = folder / "commands.py"
-    lines = ["import sys", f"sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}", "import helpers"]
-    lines += [f"assert helpers.script(*{words.split() + ['--device', 'cpu']!r}) == 0, {words.split()[0]!r}" for words in commands]
+    lines = ["import sys", f"sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}", "import accelerate, helpers"]
+    for words in commands:
+        lines.append(f"assert helpers.script(*{words.split() + ['--device', 'cpu']!r}) == 0, {words.split()[0]!r}")
+        lines.append("accelerate.PartialState().wait_for_everyone()")  # as the end of a process would
     program.write_text("\n".join(lines) + "\n")
     two = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]  # without GPUs: on the CPU, over gloo
     argv = [sys.executable, *(two if count == 2 else []), str(program)]
@@ -466,6 +468,13 @@ def test_a_list_of_odd_prompts_is_drawn(home, tmp_path):  # mutation: name files
     assert script("generate_images", *alone, "--precision", "fp32", "--save_dir", tmp_path / "alone") == 0
     pixels = np.asarray(Image.open(tmp_path / "alone" / "samples" / "0_0.png"))
     assert np.abs(pixels.astype(int) - drawn["11_0.png"]).max() <= 1  # the row's own seed, whatever stands around it
+
+
+def test_every_image_has_a_seed_of_its_own():  # mutation: the second images of all rows share one
+    from generate_images import seed_of
+
+    rows = [prompts.Row(str(seed), "a six", seed) for seed in (5, 6)]
+    assert len({seed_of(row, k) for row in rows for k in range(3)}) == 6 and [seed_of(row, 0) for row in rows] == [5, 6]
 
 
 def test_models_come_as_folders_and_as_single_files(home, unlearn, tmp_path):  # mutation: export the original's weights

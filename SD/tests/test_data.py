@@ -95,7 +95,7 @@ def test_the_tokenizer_follows_from_the_captions():  # mutation: no special_toke
     code = (
         "import models, json; print(json.dumps(models.build_tokenizer(['an image of a three', 'seven eves']).get_vocab(), sort_keys=True))"
     )
-    found = {subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout for _ in range(4)}
+    found = {subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout for _ in range(2)}
     assert len(found) == 1 and len(found.pop()) > 1000
 
 
@@ -240,15 +240,15 @@ def test_a_mask_fits_own_images_in_any_precision(home, unlearn, tmp_path):  # mu
 
 
 def test_v_prediction(tmp_path, home):  # mutation: noise as the target whatever the scheduler says
-    flags = ("--data_dir", home / "data", "--prediction_type", "v_prediction", "--save_dir", tmp_path / "v")
-    assert script(*tiny(*flags)) == 0
+    flags = ("--data_dir", home / "data", "--prediction_type", "v_prediction", "--vae_steps", 30, "--save_dir", tmp_path / "v")
+    assert script(*tiny(*flags, "--steps", 80)) == 0
     pipeline, _ = models.open_pipeline(tmp_path / "v")
     scheduler = models.noise_scheduler(pipeline.scheduler)
     assert scheduler.config.prediction_type == "v_prediction"
     x, noise, t = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([100, 900])
     level = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
     torch.testing.assert_close(engine.wanted(scheduler, x, noise, t), level.sqrt() * noise - (1 - level).sqrt() * x)
-    losses = [float(row.split(",")[-1]) for row in (tmp_path / "v" / "log.csv").read_text().splitlines()[-8:]]
+    losses = [float(row.split(",")[-1]) for row in (tmp_path / "v" / "log.csv").read_text().splitlines()[-5:]]
     assert losses[-1] < 0.9 * losses[0]
     for method in ("salun", "esd", "ga", "uce"):
         start = ("--model_path", tmp_path / "v", "--forget_class", FORGOTTEN)
