@@ -125,17 +125,20 @@ def width_of(path):
         raise run.RunError(f"{path} cannot be read as an image ({error}): remove it and draw it again") from error
 
 
-def forgotten_classes(model, names, labels, folder):
-    """Which of the prompts' classes count as forgotten: --forget_class, or what the model forgot."""
-    forgotten = names or model.get("forgotten") or []
-    known = {label.casefold() for label in labels if label}
-    if not names and model.get("kind") == "train" and model.get("method") == "original":
-        forgotten = []
-    unknown = [name for name in forgotten if name.casefold() not in known]
+def forgotten_names(args, model):
+    """Casefolded names of what counts as forgotten: --forget_class, or what the model forgot; none for an original."""
+    return {name.casefold() for name in args.forget_class or model.get("forgotten") or ()}
+
+
+def check_classes(forgotten, labels, folder):
+    """RunError unless the prompts' classes tell a classifier what is forgotten."""
+    if not all(labels):
+        raise run.RunError(f"the prompts of {folder} have no column class, by which --classifier could judge: add one to the csv")
+    known = {label.casefold() for label in labels}
+    unknown = sorted(forgotten - known)
     if unknown or not forgotten:
         said = f"{unknown[0]!r} is no class of the prompts of {folder}" if unknown else f"{folder} was drawn from an original model"
         raise run.RunError(f"{said}: say with --forget_class which of {', '.join(sorted(known)[:12])} is forgotten")
-    return {name.casefold() for name in forgotten}
 
 
 def measure_samples(folder, *, args, accelerator, judge, extractor):
@@ -146,18 +149,16 @@ def measure_samples(folder, *, args, accelerator, judge, extractor):
     paths = [path for _, _, path in images]
     samples = datasets.Pictures(paths, width_of(paths[0]))
     result = {"samples": len(images), "sampled": {name: recorded[name] for name in ("sampler", "steps", "guidance", "num_samples")}}
-    forgotten = {name.casefold() for name in args.forget_class or model.get("forgotten") or ()}
+    forgotten = forgotten_names(args, model)
     if judge is not None:
-        if not all(labels):
-            raise run.RunError(f"the prompts of {folder} have no column class, by which --classifier could judge: add one to the csv")
-        forgotten = forgotten_classes(model, args.forget_class, labels, folder)
+        check_classes(forgotten, labels, folder)
         result |= judged(judge, samples, labels, forgotten, args.batch_size)
         result |= {"classifier": judge.name, "classifier_sha": judge.sha}
     said = [{(label or "").casefold(), row.prompt.casefold()} for label, (row, _, _) in zip(labels, images, strict=True)]
     retained = [place for place, names in enumerate(said) if not names & forgotten]
     result["forgotten"] = sorted(forgotten)
     if args.features != "none" and (judge is not None or args.reference_dir is not None or args.dataset is not None):
-        result |= distance(samples, retained, model, args, accelerator, extractor)
+        result |= distance(samples, retained, forgotten, model, args, accelerator, extractor)
     if args.clip_model is not None:
         result |= fit_of_prompts(samples, images, labels, set(retained), args, accelerator)
     if args.nudenet:
@@ -182,7 +183,7 @@ def judged(judge, samples, labels, forgotten, batch_size):
     return metrics.forgetting(logits, asked, [known[name] for name in names if name.casefold() in forgotten], judge.classes)
 
 
-def distance(samples, retained, model, args, accelerator, extractor):
+def distance(samples, retained, forgotten, model, args, accelerator, extractor):
     """FID and its relatives of the retained samples against real images; {} with a word about it where there are none."""
     reference, known = None, model.get("concept") or model
     dataset, data_dir = args.dataset or known.get("dataset"), args.data_dir or known.get("data_dir") or "data"
@@ -190,7 +191,6 @@ def distance(samples, retained, model, args, accelerator, extractor):
         reference = datasets.load_images(args.reference_dir, samples.size)
     elif dataset not in (None, "captions"):
         found = datasets.load(dataset, data_dir, samples.size)
-        forgotten = {name.casefold() for name in args.forget_class or model.get("forgotten", ())}
         reference = found.train.subset([row for row, label in enumerate(found.y_train) if found.classes[label].casefold() not in forgotten])
     if reference is None:
         print("no FID: pass --reference_dir, a folder of real images, or --dataset")

@@ -139,15 +139,13 @@ def encode(pipeline, pictures, vae_sha, data_dir, accelerator, batch_size=8):
     """Moments (N, 2C, h, w), on the CPU, of all pictures, encoded once and cached; the processes share the work."""
 
     def make():
-        found = None
+        edge = pictures.size // pipeline.vae_scale_factor
+        found = torch.zeros(len(pictures), 2 * pipeline.vae.config.latent_channels, edge, edge)
+        batches = list(torch.arange(len(pictures)).split(batch_size))
         with on_device(accelerator, pipeline.vae):
-            batches = list(torch.arange(len(pictures)).split(batch_size))
             for number, rows in enumerate(tqdm(batches, "encode", disable=None if accelerator.is_main_process else True)):
-                if found is None or number % accelerator.num_processes == accelerator.process_index:
-                    moments = models.encode_images(pipeline, pictures.read(rows.tolist()))
-                    found = torch.zeros(len(pictures), *moments.shape[1:]) if found is None else found
-                    if number % accelerator.num_processes == accelerator.process_index:
-                        found[rows] = moments
+                if number % accelerator.num_processes == accelerator.process_index:
+                    found[rows] = models.encode_images(pipeline, pictures.read(rows.tolist()))
         return accelerator.reduce(found.to(accelerator.device), "sum").cpu() if accelerator.num_processes > 1 else found
 
     what = {"latents": pictures.sha(), "vae": vae_sha, "scaling_factor": pipeline.vae.config.scaling_factor}
