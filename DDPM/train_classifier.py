@@ -52,7 +52,8 @@ def load_pretrained(model, source):
             raise run.RunError(f"ImageNet weights could not be downloaded ({error}): pass --pretrained FILE.safetensors or none") from error
     else:
         tensors, _ = run.read_tensors(Path(source))
-    body = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
+    counters = {name: tensor for name, tensor in model.body.state_dict().items() if name.endswith("num_batches_tracked")}
+    body = counters | {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}  # old files lack the counters
     wanted = {name: tensor.shape for name, tensor in model.body.state_dict().items()}
     if {name: tensor.shape for name, tensor in body.items()} != wanted:
         raise run.RunError(f"{source} does not hold the weights of torchvision's resnet34")
