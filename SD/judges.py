@@ -99,7 +99,8 @@ def resnet50(weights):
             tensors = zoo.ResNet50_Weights.IMAGENET1K_V2.get_state_dict(progress=False, check_hash=True, weights_only=True)
         except (OSError, RuntimeError) as error:
             raise run.RunError(
-                f"ResNet-50's weights could not be downloaded ({error}): name a file of them, or take efficientnet_lite0, a pip package"
+                f"ResNet-50's weights could not be downloaded ({error}): name a file of them by --classifier_weights, "
+                "or take efficientnet_lite0, a pip package"
             ) from error
     else:
         tensors = read_weights(weights)
