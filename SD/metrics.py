@@ -187,7 +187,8 @@ def open_clip(source, device):
     try:
         processor = CLIPProcessor.from_pretrained(source)
         model, loaded = CLIPModel.from_pretrained(source, use_safetensors=True, output_loading_info=True)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:  # what transformers raises for bad folders
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        # All of them are what transformers raises for bad folders; ImportError where it looks for another format of a damaged tokenizer
         raise run.RunError(
             f"CLIP could not be loaded from {source} ({' '.join(str(error).split())[:200]}): name a folder saved by CLIPModel and "
             "CLIPProcessor, or a hub id such as openai/clip-vit-large-patch14"
