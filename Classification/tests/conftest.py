@@ -8,10 +8,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are the same on every machine: on the CPU
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are faster so
 
-from helpers import NUM_FORGET, script, tiny  # noqa: E402
+from helpers import NUM_FORGET, cpu, script, tiny  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -55,13 +56,12 @@ def unlearn(home, tmp_path_factory):
 @pytest.fixture(scope="session")
 def opened(home):
     """The original model, its splits and the forget set, as the scripts see them."""
-    import engine
     import job
 
     flags = {"forget_class": None, "num_forget": NUM_FORGET, "forget_indices": None, "split_seed": None}
 
     def call(path=home / "original", **other):
         kind = "train" if path == home / "original" else "unlearn"
-        return job.open_job(path, flags | other, engine.make_accelerator("cpu", "fp32"), kind=kind)
+        return job.open_job(path, flags | other, cpu(), kind=kind)
 
     return call

@@ -4,9 +4,16 @@ import sys
 
 from accelerate.state import AcceleratorState
 
+import engine
 import run
 
 NUM_FORGET = 60  # random samples that the tests forget
+
+
+def cpu(precision="fp32"):
+    """An accelerator as a new process would make it: on the CPU."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return engine.make_accelerator("cpu", precision)
 
 
 def script(name, *argv):

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from accelerate.state import PartialState
 
 import data
 import engine
@@ -13,7 +14,7 @@ import methods
 import metrics
 import models
 import run
-from helpers import script
+from helpers import cpu, script
 
 # Settings strong enough to move a tiny model in a second, and what must come of them: 'away' where the model must err more
 # on the forget set, 'stay' where it only must keep the rest.
@@ -42,7 +43,7 @@ def class_mask(home):
 
 
 def loss_and_accuracy(opened, split):
-    logits = engine.predict(opened.model, split, engine.make_accelerator("cpu", "fp32"))
+    logits = engine.predict(opened.model, split, cpu())
     return torch.nn.functional.cross_entropy(logits, split.labels()).item(), metrics.accuracy(logits, split.labels())
 
 
@@ -63,6 +64,13 @@ def test_method_keeps_its_promise_on_a_class(
     assert retain_after > retain_before - (40 if methods.reads(name) == ("forget",) or name in ("iu", "ssd") else 8)
     done = json.loads((folder / "done.json").read_text())
     assert 0 < done["fraction_changed"] <= 1 and done["images_seen"] > 0 and done["seconds"] > 0
+
+
+def test_a_job_opens_whatever_ran_before_in_this_process(opened, monkeypatch):
+    """Breaks if the fixture makes its accelerator without resetting accelerate's state, which a run on another device leaves behind."""
+    cpu()
+    monkeypatch.setitem(PartialState._shared_state, "device", torch.device("cuda"))
+    assert opened().forget.x.device.type == "cpu"
 
 
 def test_every_method_is_tested():
@@ -233,7 +241,7 @@ def test_mixed_passes_relabel_the_forget_set_only(opened):  # mutation: relabel 
 
 def test_saliency_is_the_gradient_of_the_mean_loss_whatever_the_batches(opened):  # mutation: average the gradients of batches
     job = opened()
-    accelerator = engine.make_accelerator("cpu", "fp32")
+    accelerator = cpu()
     whole, in_parts = (
         engine.mean_gradient(job.model, job.forget, accelerator, 60),
         engine.mean_gradient(job.model, job.forget, accelerator, 7),

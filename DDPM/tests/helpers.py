@@ -13,10 +13,10 @@ models.UNETS["tiny_dropout"] = models.UNETS["tiny"] | {"dropout": 0.3}
 FORGOTTEN = 3
 
 
-def cpu():
-    """An accelerator as a new process would make it: on the CPU in fp32."""
+def cpu(precision="fp32"):
+    """An accelerator as a new process would make it: on the CPU."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    return engine.make_accelerator("cpu", "fp32")
+    return engine.make_accelerator("cpu", precision)
 
 
 def script(name, *argv):

@@ -12,10 +12,10 @@ models.UNETS["test"] = dict(widths=(16, 16), vae=(8, 8), text=32, layers=1, imag
 FORGOTTEN = "three"
 
 
-def cpu():
-    """An accelerator as a new process would make it: on the CPU in fp32."""
+def cpu(precision="fp32"):
+    """An accelerator as a new process would make it: on the CPU."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    return engine.make_accelerator("cpu", "fp32")
+    return engine.make_accelerator("cpu", precision)
 
 
 def script(name, *argv):
