@@ -1,5 +1,6 @@
 """The loop that trains and unlearns, and the passes that only look: predictions, gradients, Fisher diagonals."""
 
+import contextlib
 import math
 import resource
 import sys
@@ -47,15 +48,34 @@ def make_accelerator(device, precision):
 
 
 def place(model, accelerator):
-    """Move a model to this process's device; on several GPUs BatchNorm takes its statistics over all of them (PyTorch cannot on CPUs)."""
+    """Move a model to this process's device and give its forward pass the autocast asked for; outputs stay float32.
+
+    On several GPUs BatchNorm takes its statistics over all of them (PyTorch cannot on CPUs).
+    """
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return model.to(accelerator.device)
+    model = model.to(accelerator.device)
+    # Autocast begins and ends with each forward pass. In a region around several, PyTorch before 2.11 takes a weight's cast that was made
+    # under no_grad for the pass that trains, and the weight gets no gradient.
+    accelerator.prepare_model(model, evaluation_mode=True)  # in place; nothing is wrapped
+    accelerator.free_memory()  # accelerate would keep every model that it has prepared
+    return model
+
+
+@contextlib.contextmanager
+def without_autocast(model):
+    """While entered, the model's forward pass is its class's own, without the autocast that place() gave it."""
+    prepared = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if prepared is not None:
+            model.forward = prepared
 
 
 def cross_entropy(model, batch, labels=None):
     """This process's share of the mean cross-entropy over the global batch, with the true labels unless others are given."""
-    return batch.mean(F.cross_entropy(model(batch.x).float(), batch.y if labels is None else labels, reduction="none"))
+    return batch.mean(F.cross_entropy(model(batch.x), batch.y if labels is None else labels, reduction="none"))
 
 
 def fit(
@@ -119,8 +139,7 @@ def fit(
 def train_step(model, loss, batches, solver, trained, accelerator):
     """One step of the optimizer on what it holds; returns the loss terms."""
     model.train()
-    with accelerator.autocast():
-        terms = loss(**batches)
+    terms = loss(**batches)
     sum(terms.values()).backward()
     average_gradients(trained, accelerator)
     solver.step()
@@ -226,13 +245,12 @@ def plain_batches(split, batch_size):
 
 
 @torch.no_grad()
-def predict(model, split, accelerator, batch_size=1000):
+def predict(model, split, batch_size=1000):
     """Return the logits (N, K), float32 on the CPU, of a split in eval mode without augmentation."""
     model.eval()
     outputs = []
     for x, _ in tqdm(plain_batches(split, batch_size), "predict", -(-len(split) // batch_size), disable=None, mininterval=1):
-        with accelerator.autocast():
-            outputs.append(model(x).float().cpu())
+        outputs.append(model(x).cpu())
     return torch.cat(outputs) if outputs else torch.empty(0, 0)
 
 
@@ -245,16 +263,14 @@ def mean_gradient(model, split, accelerator, batch_size=256):
     model.zero_grad(set_to_none=True)
     rows = split.rows.tensor_split(accelerator.num_processes)[accelerator.process_index]
     for x, y in tqdm(plain_batches(split.take(rows), batch_size), "gradient", -(-len(rows) // batch_size), disable=None, mininterval=1):
-        with accelerator.autocast():
-            logits = model(x)
-        (F.cross_entropy(logits.float(), y, reduction="sum") / len(split)).backward()
+        (F.cross_entropy(model(x), y, reduction="sum") / len(split)).backward()
     gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)
     return {name: accelerator.reduce(tensor, "sum") for name, tensor in gradient.items()}
 
 
 def sample_gradients(model, split):
-    """Yield {name: (B, *shape)}: the gradient of each sample's cross-entropy, in eval mode, a memory-bounded block at a time."""
+    """Yield {name: (B, *shape)}: each sample's gradient of the cross-entropy, in eval mode and float32, in blocks bounded by memory."""
     model.eval()
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     buffers = dict(model.named_buffers())
@@ -266,7 +282,9 @@ def sample_gradients(model, split):
 
     each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
     for x, y in plain_batches(split, max(1, min(64, GRADIENT_BYTES // size))):
-        yield each(parameters, x, y)
+        with without_autocast(model):
+            gradients = each(parameters, x, y)
+        yield gradients
 
 
 def fisher_diagonal(model, split):

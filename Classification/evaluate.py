@@ -51,7 +51,7 @@ def main(argv=None):
         opened = job.open_job(folder, {name: recorded[name] for name in job.FORGET_FLAGS}, accelerator, args.data_dir, "unlearn")
         done = run.read_json(folder / "done.json")
         cost = {"RTE": (done["seconds"] + done["mask_seconds"]) / 60, "changed": 100 * done["fraction_changed"]}
-        report(folder, measure(opened, args, accelerator) | cost | {name: done[name] for name in ("peak_memory_mb", "images_seen")})
+        report(folder, measure(opened, args) | cost | {name: done[name] for name in ("peak_memory_mb", "images_seen")})
 
 
 def measure_original(args, accelerator):
@@ -62,18 +62,18 @@ def measure_original(args, accelerator):
     opened = job.open_job(args.model_path[0], job.forget_flags(args), accelerator, args.data_dir)
     record.begin(job.PACKAGES, kind="evaluation", method="original", **opened.facts)
     explain(name for name in metrics.DEFINITIONS if name not in ("RTE", "peak_memory_mb", "images_seen", "changed"))
-    report(record.folder, measure(opened, args, accelerator))
+    report(record.folder, measure(opened, args))
     record.finish(seconds=0.0)
 
 
-def measure(opened, args, accelerator):
+def measure(opened, args):
     """All metrics of a model but what its unlearning cost, {name: number}."""
     outputs = {}
     held_out = opened.test if args.held_out == "test" else opened.val
     for name, split in {"forget": opened.forget, "retain": opened.retain, "held_out": held_out}.items():
         if not len(split):
             raise run.RunError(f"there are no {name} samples: --held_out val needs a model trained with --val_fraction above 0")
-        outputs[name] = engine.predict(opened.model, split, accelerator), split.labels()
+        outputs[name] = engine.predict(opened.model, split), split.labels()
     logits, labels = outputs["held_out"]
     of_forgotten = (labels[:, None] == labels.new_tensor(opened.forgotten_classes)).any(1)
     result = {

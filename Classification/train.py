@@ -91,7 +91,7 @@ def main(argv=None):
     # Save
     seconds = record.seconds()
     record.save("model.safetensors", model.state_dict())
-    accuracy = metrics.accuracy(engine.predict(model, val if len(val) else train, accelerator), (val if len(val) else train).labels())
+    accuracy = metrics.accuracy(engine.predict(model, val if len(val) else train), (val if len(val) else train).labels())
     record.finish(seconds=seconds, accuracy=accuracy, images_seen=record.images_seen, **engine.memory(accelerator))
     if accelerator.is_main_process:
         print(f"{record.folder}: {'validation' if len(val) else 'training'} accuracy {accuracy:.2f} %, {seconds:.0f} s")

@@ -119,9 +119,7 @@ def steps(results, accelerator, rounds, batch_size):
     model = paper_unet(accelerator)
 
     def backward(how):
-        with accelerator.autocast():
-            loss = relabelling(model, scheduler, forget, retain, how)
-        loss.backward()
+        relabelling(model, scheduler, forget, retain, how).backward()
         model.zero_grad(set_to_none=True)
 
     ways = ("one pass", "two passes", "three passes")

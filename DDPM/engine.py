@@ -1,5 +1,6 @@
 """The loop that trains and unlearns, and the passes that only look: gradients and Fisher diagonals."""
 
+import contextlib
 import math
 import resource
 import sys
@@ -43,15 +44,34 @@ def make_accelerator(device, precision):
 
 
 def place(model, accelerator):
-    """Move a model to this process's device, in channels_last on GPUs only (on a CPU it was slower)."""
+    """Move a model to this process's device and give its forward pass the autocast asked for; outputs stay float32.
+
+    channels_last on GPUs only: on a CPU it was slower.
+    """
     on_gpu = accelerator.device.type == "cuda"
-    return model.to(accelerator.device, memory_format=torch.channels_last if on_gpu else torch.contiguous_format)
+    model = model.to(accelerator.device, memory_format=torch.channels_last if on_gpu else torch.contiguous_format)
+    # Autocast begins and ends with each forward pass. In a region around several, PyTorch before 2.11 takes a weight's cast that was made
+    # under no_grad for the pass that trains, and the weight gets no gradient.
+    accelerator.prepare_model(model, evaluation_mode=True)  # in place; nothing is wrapped
+    accelerator.free_memory()  # accelerate would keep every model that it has prepared
+    return model
+
+
+@contextlib.contextmanager
+def without_autocast(model):
+    """While entered, the model's forward pass is its class's own, without the autocast that place() gave it."""
+    prepared = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if prepared is not None:
+            model.forward = prepared
 
 
 # -------------------------------------------------------------------------------------------------- predictions and losses
 def predict(model, x_t, t, labels):
     """The model's noise prediction for noised images (B, C, H, W), timesteps (B,) and labels (B,), in float32."""
-    return model(x_t, t, class_labels=labels, return_dict=False)[0].float()
+    return model(x_t, t, class_labels=labels, return_dict=False)[0]
 
 
 def predict_together(model, *parts):
@@ -162,8 +182,7 @@ def make_solver(leaves, optimizer, lr, weight_decay, lr_factors):
 
 def train_step(loss, batches, solver, trained, accelerator, grad_clip, combine):
     """One step of the optimizer on what it holds; returns the loss terms."""
-    with accelerator.autocast():
-        terms = loss(**batches)
+    terms = loss(**batches)
     if combine is None:
         sum(terms.values()).backward()
         average_gradients(trained, accelerator)
@@ -292,8 +311,7 @@ def mean_gradient(model, scheduler, split, accelerator, *, passes, batch_size, s
     here = (accelerator.process_index, accelerator.num_processes)
     for number in range(passes):
         for x, y, t, noise in tqdm(data.whole_pass(split, batch_size, seed, models.TIMESTEPS, number, *here), "gradient", disable=None):
-            with accelerator.autocast():
-                prediction = predict(model, scheduler.add_noise(x, noise, t), t, y)
+            prediction = predict(model, scheduler.add_noise(x, noise, t), t, y)
             (squared_error(prediction, noise).sum() / (passes * len(split))).backward()
     gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)
@@ -315,8 +333,7 @@ def fisher_diagonal(model, scheduler, split, accelerator, *, timesteps, seed):
         noises = torch.randn(timesteps, *x.shape[1:], generator=data.generator("fisher", seed, row))
         for part in torch.arange(timesteps).split(FISHER_BATCH):
             times, noise = t[part].to(x.device), noises[part].to(x.device)
-            with accelerator.autocast():
-                prediction = predict(model, scheduler.add_noise(x.expand_as(noise), noise, times), times, label.expand(len(part)))
+            prediction = predict(model, scheduler.add_noise(x.expand_as(noise), noise, times), times, label.expand(len(part)))
             (squared_error(prediction, noise).sum() / timesteps).backward()
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:

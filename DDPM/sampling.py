@@ -44,8 +44,7 @@ def draw(model, keys, shape, accelerator, *, null, seed, steps, sampler="ddim", 
     # this DDIM leaves noise in the samples, the more of it the more steps it takes.
     extra = {"eta": eta, "use_clipped_model_output": True} if sampler == "ddim" else {}
     for t in scheduler.timesteps:
-        with accelerator.autocast():
-            noise = guided(model, x, t.to(device).expand(len(keys)), labels, null, guidance)
+        noise = guided(model, x, t.to(device).expand(len(keys)), labels, null, guidance)
         x = scheduler.step(noise, t, x, generator=draws, **extra).prev_sample
         if progress is not None:
             progress.update(len(keys))

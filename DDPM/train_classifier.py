@@ -85,7 +85,7 @@ def main(argv=None):
     engine.fit(
         model,
         {"train": train},
-        lambda train: {"train": train.mean(torch.nn.functional.cross_entropy(model(train.x).float(), train.y, reduction="none"))},
+        lambda train: {"train": train.mean(torch.nn.functional.cross_entropy(model(train.x), train.y, reduction="none"))},
         steps=-(-args.epochs * len(train) // args.batch_size),
         lr=args.lr,
         batch_size=args.batch_size,
@@ -101,7 +101,8 @@ def main(argv=None):
     # Save
     seconds = record.seconds()
     record.save("model.safetensors", model.state_dict())
-    accuracy = metrics.accuracy(metrics.judge(model, images.x_test), images.y_test.cpu())
+    with engine.without_autocast(model):  # as evaluate.py has it
+        accuracy = metrics.accuracy(metrics.judge(model, images.x_test), images.y_test.cpu())
     record.finish(seconds=seconds, test_accuracy=accuracy, images_seen=record.images_seen, **engine.memory(accelerator))
     if accelerator.is_main_process:
         print(f"{record.folder}: test accuracy {accuracy:.2f} %, {seconds:.0f} s")

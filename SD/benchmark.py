@@ -141,6 +141,7 @@ def cached_against_encoding(results, name, pipeline, size, accelerator, rounds):
     """A step on what was encoded once, and the same step with images and prompts encoded in it."""
     unet, scheduler, device = pipeline.unet, models.noise_scheduler(pipeline.scheduler), accelerator.device
     pipeline.to(device)
+    engine.place(unet, accelerator)
     prompts = ["an image of a church", "an image of a dog", ""]
     images = torch.randint(256, (2, size, size, 3), dtype=torch.uint8)
     moments, embeddings = models.encode_images(pipeline, images), models.encode_prompts(pipeline, prompts)
@@ -170,7 +171,7 @@ def full_size(part, args, accelerator):
     """One part of the check on the exact U-Net of Stable Diffusion v1, in this process: {figure: value}."""
     from diffusers import DDIMScheduler
 
-    unet = sd_unet(args.divide).to(accelerator.device)
+    unet = engine.place(sd_unet(args.divide), accelerator)
     count = sum(parameter.numel() for parameter in unet.parameters())
     if args.divide == 1 and count != WEIGHTS:
         raise run.RunError(f"the U-Net has {count} weights, where Stable Diffusion v1 has {WEIGHTS}: look at sd_unet()")

@@ -1,5 +1,6 @@
 """The loop that trains and unlearns, and the pass that only looks: the gradient of the forget loss."""
 
+import contextlib
 import math
 import resource
 import sys
@@ -43,10 +44,31 @@ def make_accelerator(device, precision):
     return Accelerator(cpu=on_cpu, mixed_precision=half)
 
 
+def place(model, accelerator):
+    """Move a model to this process's device and give its forward pass the autocast asked for; outputs stay float32."""
+    model = model.to(accelerator.device)
+    # Autocast begins and ends with each forward pass. In a region around several, PyTorch before 2.11 takes a weight's cast that was made
+    # under no_grad for the pass that trains, and the weight gets no gradient.
+    accelerator.prepare_model(model, evaluation_mode=True)  # in place; nothing is wrapped
+    accelerator.free_memory()  # accelerate would keep every model that it has prepared
+    return model
+
+
+@contextlib.contextmanager
+def without_autocast(model):
+    """While entered, the model's forward pass is its class's own, without the autocast that place() gave it."""
+    prepared = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if prepared is not None:
+            model.forward = prepared
+
+
 # -------------------------------------------------------------------------------------------------- predictions and losses
 def predict(unet, x_t, t, embeddings):
     """The U-Net's prediction, noise or velocity, for noised latents (B, C, h, w), timesteps (B,) and embeddings (B, L, D), in float32."""
-    return unet(x_t, t, encoder_hidden_states=embeddings, return_dict=False)[0].float()
+    return unet(x_t, t, encoder_hidden_states=embeddings, return_dict=False)[0]
 
 
 def predict_together(unet, *parts):
@@ -134,8 +156,7 @@ def fit(
 
 def train_step(loss, batches, solver, trained, accelerator, grad_clip):
     """One step of the optimizer on what it holds; returns the loss terms. With fp16 the gradients are scaled against underflow."""
-    with accelerator.autocast():
-        terms = loss(**batches)
+    terms = loss(**batches)
     scaler = accelerator.scaler  # of fp16 only
     total = sum(terms.values())
     (total if scaler is None else scaler.scale(total)).backward()
@@ -261,13 +282,12 @@ def mean_gradient(unet, scheduler, split, embeddings, null, accelerator, *, guid
         batches = data.whole_pass(split, batch_size, seed, models.TIMESTEPS, accelerator.device, number, *here)
         for x, y, t, noise in tqdm(batches, "gradient", disable=None):
             x_t = scheduler.add_noise(x, noise, t)
-            with accelerator.autocast():
-                if guidance == 0:
-                    prediction = predict(unet, x_t, t, embeddings[y])
-                else:
-                    parts = (x_t, t, embeddings[y]), (x_t, t, embeddings[null].expand_as(embeddings[y]))
-                    conditional, unconditional = predict_together(unet, *parts)
-                    prediction = (1 + guidance) * conditional - guidance * unconditional
+            if guidance == 0:
+                prediction = predict(unet, x_t, t, embeddings[y])
+            else:
+                parts = (x_t, t, embeddings[y]), (x_t, t, embeddings[null].expand_as(embeddings[y]))
+                conditional, unconditional = predict_together(unet, *parts)
+                prediction = (1 + guidance) * conditional - guidance * unconditional
             (squared_error(prediction, wanted(scheduler, x, noise, t)).sum() / (passes * len(split))).backward()
     gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in unet.named_parameters()}
     unet.zero_grad(set_to_none=True)

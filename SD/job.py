@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 import data
 import datasets
+import engine
 import models
 import run
 import sampling
@@ -185,7 +186,7 @@ def open_job(args, accelerator, needs=("forget", "retain")):
         raise run.RunError(
             f"{args.model_path} is no original model (to forget more, start from the original and forget everything together)"
         )
-    pipeline.unet.to(accelerator.device)
+    engine.place(pipeline.unet, accelerator)
     shas = {"vae": models.sha(pipeline.vae), "model": models.sha(pipeline.unet, pipeline.vae, pipeline.text_encoder)}
     concept = of_classes if args.forget_class else of_prompts
     facts = concept(args, pipeline, recorded, shas, accelerator, needs)

@@ -42,7 +42,9 @@ def draw(pipeline, embeddings, null, seeds, accelerator, *, steps, guidance, siz
     dtype, device, before = pipeline.unet.dtype, accelerator.device, set_sampler(pipeline, sampler)
     negative = null.expand_as(embeddings).to(device, dtype) if guidance > 1 else None
     try:
-        with accelerator.autocast() if autocast else contextlib.nullcontext(), torch.random.fork_rng(devices=[]):
+        # One autocast for U-Net and VAE, which casts each weight once for all steps: nothing here takes gradients
+        half = accelerator.autocast() if autocast else contextlib.nullcontext()
+        with engine.without_autocast(pipeline.unet), half, torch.random.fork_rng(devices=[]):
             drawn = pipeline(
                 prompt_embeds=embeddings.to(device, dtype),
                 negative_prompt_embeds=negative,
@@ -84,7 +86,7 @@ def own_images(pipeline, prompts, embeddings, null, count, accelerator, *, batch
 
 
 @torch.no_grad()
-def unfinished(unet, scheduler, batch, asked, nothing, *, guidance, steps, seed):
+def unfinished(unet, scheduler, batch, asked, nothing, *, accelerator, guidance, steps, seed):
     """Return (x_t (B, C, h, w), t (B,)): where a DDIM run of `steps` steps from batch.noise stands after a random number of them.
 
     asked, nothing: embeddings (B, L, D) of the prompts and of the empty one. The number is the same for the global batch, and follows
@@ -97,10 +99,11 @@ def unfinished(unet, scheduler, batch, asked, nothing, *, guidance, steps, seed)
     ddim.set_timesteps(steps, device=batch.noise.device)
     count = int(torch.randint(steps, (1,), generator=data.generator("unfinished", seed, batch.step)))
     x = batch.noise * ddim.init_noise_sigma
-    for t in ddim.timesteps[:count]:
-        together = t.expand(len(x))
-        conditional, unconditional = engine.predict_together(unet, (x, together, asked), (x, together, nothing))
-        x = ddim.step(unconditional + guidance * (conditional - unconditional), t, x).prev_sample
+    with accelerator.autocast():  # around all of them, so that each weight is cast once
+        for t in ddim.timesteps[:count]:
+            together = t.expand(len(x))
+            conditional, unconditional = engine.predict_together(unet, (x, together, asked), (x, together, nothing))
+            x = ddim.step(unconditional + guidance * (conditional - unconditional), t, x).prev_sample
     return x, ddim.timesteps[count].expand(len(x))
 
 

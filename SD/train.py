@@ -97,6 +97,7 @@ def train_autoencoder(pipeline, pictures, fit, record, accelerator, args):
         return
     images = data.Split(pictures[:], torch.zeros(len(pictures), dtype=torch.int64), torch.arange(len(pictures)))
 
+    @accelerator.autocast()  # encode() and decode() are not the forward() that engine.place() knows
     def loss(train):
         posterior = vae.encode(train.x).latent_dist
         normal = train.noise.flatten(1)[:, : posterior.mean[0].numel()].view_as(posterior.mean)
@@ -116,7 +117,7 @@ def train_autoencoder(pipeline, pictures, fit, record, accelerator, args):
 
 def train_unet(pipeline, pictures, table, numbers, fit, record, accelerator, args):
     """Train the U-Net on pictures, each under its prompt: numbers into `table`, whose last prompt is the empty one."""
-    unet, scheduler = pipeline.unet.to(accelerator.device).requires_grad_(True), models.noise_scheduler(pipeline.scheduler)
+    unet, scheduler = engine.place(pipeline.unet, accelerator).requires_grad_(True), models.noise_scheduler(pipeline.scheduler)
     moments = job.encode(pipeline, pictures, models.sha(pipeline.vae), args.data_dir, accelerator)
     embeddings = job.embed(pipeline, table, accelerator)
     if args.gradient_checkpointing:

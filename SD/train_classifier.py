@@ -42,7 +42,7 @@ def main(argv=None):
     shape = {"arch": args.arch, "num_classes": len(found.classes), "channels": 3}
     model = judges.build_classifier(**shape, seed=args.seed)
     model.set_normalisation(x_train)
-    model = model.to(accelerator.device)
+    model = engine.place(model, accelerator)
     record.begin(job.PACKAGES, kind="classifier", architecture=shape, classes=found.classes, **job.where(accelerator))
 
     # Train
@@ -51,7 +51,7 @@ def main(argv=None):
     engine.fit(
         model,
         {"train": train},
-        lambda train: {"train": train.mean(entropy(model(train.x).float(), train.y))},
+        lambda train: {"train": train.mean(entropy(model(train.x), train.y))},
         steps=-(-args.epochs * len(train) // args.batch_size),
         lr=args.lr,
         batch_size=args.batch_size,
@@ -68,7 +68,8 @@ def main(argv=None):
     accuracy = None
     if len(x_test):
         judge = judges.Judge(model, found.classes, sha="", name=str(record.folder))
-        accuracy = metrics.accuracy(judges.logits(judge, x_test, 250), torch.tensor(found.y_test))
+        with engine.without_autocast(model):  # as evaluate.py has it
+            accuracy = metrics.accuracy(judges.logits(judge, x_test, 250), torch.tensor(found.y_test))
     record.finish(seconds=seconds, test_accuracy=accuracy, images_seen=record.images_seen, **engine.memory(accelerator))
     if accelerator.is_main_process:
         print(f"{record.folder}: test accuracy {'unknown' if accuracy is None else format(accuracy, '.2f')} %, {seconds:.0f} s")

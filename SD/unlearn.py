@@ -133,7 +133,7 @@ def what_methods_take(opened, args, accelerator, record, mask, draw):
         "scheduler": scheduler,
         "denoise": denoise,
         "own_samples": own_samples,
-        "unfinished": functools.partial(sampling.unfinished, unet, scheduler, seed=args.seed),
+        "unfinished": functools.partial(sampling.unfinished, unet, scheduler, accelerator=accelerator, seed=args.seed),
         "embeddings": embeddings,
         "null": opened.null,
         "targets": opened.targets,

@@ -26,7 +26,7 @@ def rl(model, forget, retain, fit, *, epochs=10, lr=0.013, alpha=1.0, mix=False)
     def mixed(batch):
         of_forget = torch.isin(batch.rows, forget.rows).to(batch.y.device)
         labels = torch.where(of_forget, other_labels(batch, num_classes), batch.y)
-        losses = torch.nn.functional.cross_entropy(model(batch.x).float(), labels, reduction="none")
+        losses = torch.nn.functional.cross_entropy(model(batch.x), labels, reduction="none")
         return {"forget": batch.mean(losses * of_forget), "retain": alpha * batch.mean(losses * ~of_forget)}
 
     fit(lambda epoch: [{"both": both}] if mix else [{"forget": forget}, {"retain": retain}], loss, epochs=epochs, lr=lr)

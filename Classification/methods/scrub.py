@@ -18,8 +18,8 @@ def scrub(model, forget, retain, fit, *, epochs=10, lr=0.005, alpha=1.0, gamma=1
 
     def divergence(batch):
         with torch.no_grad():
-            target = F.log_softmax(teacher(batch.x).float() / TEMPERATURE, 1)
-        output = F.log_softmax(model(batch.x).float() / TEMPERATURE, 1)
+            target = F.log_softmax(teacher(batch.x) / TEMPERATURE, 1)
+        output = F.log_softmax(model(batch.x) / TEMPERATURE, 1)
         return batch.mean(F.kl_div(output, target, reduction="none", log_target=True).sum(1)) * TEMPERATURE**2
 
     def loss(forget=None, retain=None):

@@ -43,7 +43,7 @@ def class_mask(home):
 
 
 def loss_and_accuracy(opened, split):
-    logits = engine.predict(opened.model, split, cpu())
+    logits = engine.predict(opened.model, split)
     return torch.nn.functional.cross_entropy(logits, split.labels()).item(), metrics.accuracy(logits, split.labels())
 
 
@@ -251,3 +251,41 @@ def test_saliency_is_the_gradient_of_the_mean_loss_whatever_the_batches(opened):
     for name, gradient in zip(whole, expected, strict=True):
         torch.testing.assert_close(whole[name], gradient, rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(in_parts[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_autocast_begins_and_ends_with_a_forward_pass():
+    """Breaks if autocast is put around the loss again: PyTorch before 2.11 then trains on weight casts that carry no gradient."""
+    accelerator = cpu("bf16")
+    model = models.build("cnn", num_classes=10, channels=1, image_size=8, seed=0)
+    part, x = models.head(model), torch.rand(4, 1, 8, 8)
+    predict = lambda model: model.eval()(x).detach()  # noqa: E731
+    names, inside = list(model.state_dict()), []
+    part.register_forward_hook(lambda *_: inside.append(torch.is_autocast_enabled("cpu")))
+    model = engine.place(model, accelerator)
+    copied = copy.deepcopy(model)
+    output = predict(model)
+    assert not torch.is_autocast_enabled("cpu") and inside == [True] and output.dtype == torch.float32
+    with engine.without_autocast(model), torch.no_grad():
+        whole = predict(model)
+    assert inside == [True, False] and not torch.equal(whole, output) and torch.equal(predict(model), output)
+    assert list(model.state_dict()) == list(copied.state_dict()) == names and not accelerator._models
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    assert not predict(copied).any() and torch.equal(predict(model), output)
+
+
+def test_every_weight_is_trained_in_half_precision(unlearn):
+    """Breaks if a pass under no_grad leaves its weight casts to the pass that trains. With PyTorch from 2.11 on it cannot."""
+    folder = unlearn("salun", *["--epochs", "1"], "--precision", "bf16")
+    assert json.loads((folder / "done.json").read_text())["fraction_changed"] > 0.4
+
+
+def test_gradients_of_single_samples_stay_in_float32(home):
+    """Breaks if sample_gradients() runs under the autocast of the model's forward pass."""
+    import job
+
+    flags = {"forget_class": None, "num_forget": 20, "forget_indices": None, "split_seed": None}
+    jobs = [job.open_job(home / "original", flags, cpu(precision)) for precision in ("fp32", "bf16")]
+    whole, half = (engine.fisher_diagonal(one.model, one.forget) for one in jobs)
+    assert all(torch.equal(whole[name], half[name]) for name in whole)

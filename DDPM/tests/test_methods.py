@@ -261,3 +261,31 @@ def test_the_gradient_is_clipped_to_its_norm():  # mutation: clip each value, or
     solver = torch.optim.SGD([leaf], 1.0)
     engine.train_step(lambda: {"a": (leaf * torch.tensor([3.0, 4, 0])).sum()}, {}, solver, [leaf], accelerator, 1.0, None)
     torch.testing.assert_close(leaf.detach(), torch.tensor([-0.6, -0.8, 0]))
+
+
+def test_autocast_begins_and_ends_with_a_forward_pass():
+    """Breaks if autocast is put around the loss again: PyTorch before 2.11 then trains on weight casts that carry no gradient."""
+    accelerator = cpu("bf16")
+    model = models.build_unet("tiny", num_classes=10, channels=1, image_size=8, seed=0)
+    part, x, t = model.conv_out, torch.randn(4, 1, 8, 8), torch.arange(4)
+    predict = lambda model: engine.predict(model.eval(), x, t, t).detach()  # noqa: E731
+    names, inside = list(model.state_dict()), []
+    part.register_forward_hook(lambda *_: inside.append(torch.is_autocast_enabled("cpu")))
+    model = engine.place(model, accelerator)
+    copied = copy.deepcopy(model)
+    output = predict(model)
+    assert not torch.is_autocast_enabled("cpu") and inside == [True] and output.dtype == torch.float32
+    with engine.without_autocast(model), torch.no_grad():
+        whole = predict(model)
+    assert inside == [True, False] and not torch.equal(whole, output) and torch.equal(predict(model), output)
+    assert list(model.state_dict()) == list(copied.state_dict()) == names and not accelerator._models
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    assert not predict(copied).any() and torch.equal(predict(model), output)
+
+
+def test_every_weight_is_trained_in_half_precision(unlearn):
+    """Breaks if a pass under no_grad leaves its weight casts to the pass that trains. With PyTorch from 2.11 on it cannot."""
+    folder = unlearn("salun", *SHORT["salun"], "--precision", "bf16")
+    assert json.loads((folder / "done.json").read_text())["fraction_changed"] > 0.4

@@ -1,5 +1,6 @@
 """Every method trains and keeps its promise. Beside each property stands the mutation that would break it."""
 
+import copy
 import csv
 import json
 
@@ -296,7 +297,7 @@ def test_unfinished_samples_are_the_pipelines_own(opened):  # mutation: guidance
     counts = set()
     for step in range(30):
         batch.step = step
-        x_t, t = sampling.unfinished(unet, job.scheduler, batch, asked, nothing, guidance=3.0, steps=4, seed=1)
+        x_t, t = sampling.unfinished(unet, job.scheduler, batch, asked, nothing, accelerator=accelerator, guidance=3.0, steps=4, seed=1)
         counts.add(int(t[0]))
     assert len(counts) == 4 and max(counts) > 700
     with torch.no_grad(), accelerator.autocast():
@@ -304,7 +305,7 @@ def test_unfinished_samples_are_the_pipelines_own(opened):  # mutation: guidance
         full = job.pipeline(prompt_embeds=asked, negative_prompt_embeds=nothing, latents=batch.noise, **options).images
     last = next(step for step in range(50) if int(torch.randint(4, (1,), generator=data.generator("unfinished", 1, step))) == 3)
     batch.step = last
-    x_t, t = sampling.unfinished(unet, job.scheduler, batch, asked, nothing, guidance=3.0, steps=4, seed=1)
+    x_t, t = sampling.unfinished(unet, job.scheduler, batch, asked, nothing, accelerator=accelerator, guidance=3.0, steps=4, seed=1)
     with torch.no_grad():
         parts = engine.predict_together(unet, (x_t, t, asked), (x_t, t, nothing))
     scheduler = job.pipeline.scheduler
@@ -338,3 +339,31 @@ def test_fp16_scales_the_gradients_and_undoes_it(opened):  # mutation: no unscal
             engine.train_step(error, {"forget": batch}, solver, leaves.parameters(), accelerator, 1e-2)
         results.append(torch.cat([parameter.detach().flatten() for parameter in unet.parameters()]))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-7)
+
+
+def test_autocast_begins_and_ends_with_a_forward_pass(home):
+    """Breaks if autocast is put around the loss again: PyTorch before 2.11 then trains on weight casts that carry no gradient."""
+    accelerator = cpu("bf16")
+    model = models.open_pipeline(home / "original")[0].unet
+    part, x, t = model.conv_out, torch.randn(4, 4, 8, 8), torch.arange(4)
+    predict = lambda model: engine.predict(model.eval(), x, t, torch.ones(4, 12, 32)).detach()  # noqa: E731
+    names, inside = list(model.state_dict()), []
+    part.register_forward_hook(lambda *_: inside.append(torch.is_autocast_enabled("cpu")))
+    model = engine.place(model, accelerator)
+    copied = copy.deepcopy(model)
+    output = predict(model)
+    assert not torch.is_autocast_enabled("cpu") and inside == [True] and output.dtype == torch.float32
+    with engine.without_autocast(model), torch.no_grad():
+        whole = predict(model)
+    assert inside == [True, False] and not torch.equal(whole, output) and torch.equal(predict(model), output)
+    assert list(model.state_dict()) == list(copied.state_dict()) == names and not accelerator._models
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    assert not predict(copied).any() and torch.equal(predict(model), output)
+
+
+def test_every_weight_is_trained_in_half_precision(unlearn):
+    """Breaks if a pass under no_grad leaves its weight casts to the pass that trains. With PyTorch from 2.11 on it cannot."""
+    folder = unlearn("salun", *SHORT["salun"], "--precision", "bf16")
+    assert json.loads((folder / "done.json").read_text())["fraction_changed"] > 0.4
