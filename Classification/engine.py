@@ -103,10 +103,12 @@ def fit(
     passes: function epoch -> list of passes over the data, each a dict {name: Split} of splits that are walked through
     together, the longest once. loss: called with {name: Batch} as keywords; returns {term: scalar}, whose sum is minimised.
     extra: a module trained along with the model, outside the mask. after_step(leaves, progress): may edit the leaves in place.
-    Raises RunError when the loss is not finite. With --resume the run's last checkpoint is continued, to the same bytes.
+    Raises RunError when the loss is not finite or the first step gives a tensor no gradient. With --resume the run's last checkpoint
+    is continued, to the same bytes.
     """
     with masking.Leaves(dict(model.named_parameters()), mask) as leaves:
         trained = leaves.parameters() + (list(extra.parameters()) if extra is not None else [])
+        names = list(leaves.leaves) + ([name for name, _ in extra.named_parameters()] if extra is not None else [])
         solver = OPTIMIZERS[optimizer](trained, lr, momentum, weight_decay)
         first, step = restore(run, model, extra, solver, leaves)
         total = sum(steps_in(splits, batch_size) for epoch in range(epochs) for splits in passes(epoch))
@@ -120,7 +122,8 @@ def fit(
                 for batches in batches_of(splits, batch_size, noise, augment, accelerator):
                     for group in solver.param_groups:
                         group["lr"] = lr * SCHEDULES[schedule](step / total)
-                    terms = train_step(model, loss, batches, solver, trained, accelerator)
+                    terms = train_step(model, loss, batches, solver, trained, accelerator, names)
+                    names = None  # the first step has told
                     step += 1
                     if after_step is not None:
                         after_step(leaves, step / total)
@@ -136,11 +139,20 @@ def fit(
     model.eval()
 
 
-def train_step(model, loss, batches, solver, trained, accelerator):
-    """One step of the optimizer on what it holds; returns the loss terms."""
+def refuse_untrained(names, trained):
+    """Raise RunError if a trainable tensor has no gradient: the optimizer would pass it over in silence. Zeros are a gradient."""
+    for name, leaf in zip(names, trained, strict=True):
+        if leaf.requires_grad and leaf.grad is None:
+            raise RunError(f"the loss gives {name} no gradient, so it would never be trained: let the model use it, or freeze it")
+
+
+def train_step(model, loss, batches, solver, trained, accelerator, names=None):
+    """One step of the optimizer on what it holds; returns the loss terms. names: of `trained`, to refuse what gets no gradient."""
     model.train()
     terms = loss(**batches)
     sum(terms.values()).backward()
+    if names is not None:
+        refuse_untrained(names, trained)
     average_gradients(trained, accelerator)
     solver.step()
     solver.zero_grad(set_to_none=True)

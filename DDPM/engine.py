@@ -127,8 +127,8 @@ def fit(
     {term: scalar}, whose sum is minimised; or, with combine({term: [gradient of each leaf]}) -> [gradient], what that makes of
     the terms' gradients. lr_factors: {parameter name: factor of its learning rate}, 1 for the others. ema: decay of the average of
     the weights, which the model holds in the end. after_step(leaves, progress): may edit the leaves in place. draw(step): called
-    every `save_every` steps with the weights as they would be saved. Raises RunError when the loss is not finite. With --resume
-    the run's last checkpoint is continued, to the same bytes.
+    every `save_every` steps with the weights as they would be saved. Raises RunError when the loss is not finite or the first step
+    gives a tensor no gradient. With --resume the run's last checkpoint is continued, to the same bytes.
     """
     streams = make_streams(splits, batch_size, seed, flip, accelerator)
     with masking.Leaves(dict(model.named_parameters()), mask) as leaves:
@@ -144,7 +144,8 @@ def fit(
             for group in solver.param_groups:
                 group["lr"] = lr * group["factor"] * SCHEDULES[schedule](step / steps)
             batches = {name: stream.batch(step) for name, stream in streams.items()}
-            terms = train_step(loss, batches, solver, trained, accelerator, grad_clip, combine)
+            names = list(leaves.leaves) if step == first else None
+            terms = train_step(loss, batches, solver, trained, accelerator, grad_clip, combine, names)
             if after_step is not None:
                 after_step(leaves, (step + 1) / steps)
             leaves.scatter()
@@ -180,16 +181,27 @@ def make_solver(leaves, optimizer, lr, weight_decay, lr_factors):
     return OPTIMIZERS[optimizer]([{"params": part, "factor": factor} for factor, part in groups.items()], lr, weight_decay)
 
 
-def train_step(loss, batches, solver, trained, accelerator, grad_clip, combine):
-    """One step of the optimizer on what it holds; returns the loss terms."""
+def refuse_untrained(names, trained):
+    """Raise RunError if a trainable tensor has no gradient: the optimizer would pass it over in silence. Zeros are a gradient."""
+    for name, leaf in zip(names, trained, strict=True):
+        if leaf.requires_grad and leaf.grad is None:
+            raise RunError(f"the loss gives {name} no gradient, so it would never be trained: let the model use it, or freeze it")
+
+
+def train_step(loss, batches, solver, trained, accelerator, grad_clip, combine, names=None):
+    """One step of the optimizer on what it holds; returns the loss terms. names: of `trained`, to refuse what gets no gradient."""
     terms = loss(**batches)
     if combine is None:
         sum(terms.values()).backward()
+        if names is not None:
+            refuse_untrained(names, trained)
         average_gradients(trained, accelerator)
     else:
         gradients = {}
         for i, (name, term) in enumerate(terms.items()):
             term.backward(retain_graph=i + 1 < len(terms))
+            if names is not None:
+                refuse_untrained(names, trained)
             average_gradients(trained, accelerator)
             gradients[name] = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in trained]
             solver.zero_grad(set_to_none=True)

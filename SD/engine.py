@@ -106,6 +106,7 @@ def fit(
     grad_clip=1.0,
     ema=None,
     after_step=None,
+    reaches_all=True,
     save_every=None,
     draw=None,
     offset=0,
@@ -115,7 +116,8 @@ def fit(
     splits: {name: Split}; every step draws a new Batch of `batch_size` from each. loss: called with {name: Batch} as keywords; returns
     {term: scalar}, whose sum is minimised. ema: decay of the average of the weights, which the model holds in the end.
     after_step(leaves, progress): may edit the leaves in place. draw(step): called every `save_every` steps with the weights as they
-    would be saved. offset: steps that the run made before, of another model. Raises RunError when the loss is not finite. With
+    would be saved. offset: steps that the run made before, of another model. reaches_all: whether the loss depends on all that is
+    trained. Raises RunError when the loss is not finite, or the first step gives a tensor no gradient that it should reach. With
     --resume the run's last checkpoint is continued, to the same bytes.
     """
     here = {"device": accelerator.device, "rank": accelerator.process_index, "world": accelerator.num_processes}
@@ -133,7 +135,8 @@ def fit(
             for group in solver.param_groups:
                 group["lr"] = rate
             batches = {name: stream.batch(step) for name, stream in streams.items()}
-            terms = train_step(loss, batches, solver, leaves.parameters(), accelerator, grad_clip)
+            names = list(leaves.leaves) if step == first and reaches_all else None
+            terms = train_step(loss, batches, solver, leaves.parameters(), accelerator, grad_clip, names)
             if after_step is not None:
                 after_step(leaves, (step + 1) / steps)
             leaves.scatter()
@@ -154,12 +157,24 @@ def fit(
     model.eval()
 
 
-def train_step(loss, batches, solver, trained, accelerator, grad_clip):
-    """One step of the optimizer on what it holds; returns the loss terms. With fp16 the gradients are scaled against underflow."""
+def refuse_untrained(names, trained):
+    """Raise RunError if a trainable tensor has no gradient: the optimizer would pass it over in silence. Zeros are a gradient."""
+    for name, leaf in zip(names, trained, strict=True):
+        if leaf.requires_grad and leaf.grad is None:
+            raise RunError(f"the loss gives {name} no gradient, so it would never be trained: let the model use it, or freeze it")
+
+
+def train_step(loss, batches, solver, trained, accelerator, grad_clip, names=None):
+    """One step of the optimizer on what it holds; returns the loss terms. With fp16 the gradients are scaled against underflow.
+
+    names: of `trained`, to refuse what gets no gradient.
+    """
     terms = loss(**batches)
     scaler = accelerator.scaler  # of fp16 only
     total = sum(terms.values())
     (total if scaler is None else scaler.scale(total)).backward()
+    if names is not None:
+        refuse_untrained(names, trained)
     if accelerator.num_processes > 1:  # only what the optimizer holds is sent: a mask makes the message smaller too
         for leaf in trained:
             if leaf.grad is not None:

@@ -1,7 +1,9 @@
 """Every method trains and keeps its promise. Beside each property stands the mutation that would break it."""
 
 import copy
+import functools
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -289,3 +291,24 @@ def test_gradients_of_single_samples_stay_in_float32(home):
     jobs = [job.open_job(home / "original", flags, cpu(precision)) for precision in ("fp32", "bf16")]
     whole, half = (engine.fisher_diagonal(one.model, one.forget) for one in jobs)
     assert all(torch.equal(whole[name], half[name]) for name in whole)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_a_tensor_without_a_gradient_ends_the_run(mask):
+    """Breaks if fit() does not look at the first step's gradients: the optimizer passes such a tensor over in silence."""
+    model = torch.nn.Module()
+    model.used, model.idle = torch.nn.Linear(4, 2), torch.nn.Linear(2, 2)
+    chosen = {name: torch.arange(p.numel()).view(p.shape) % 2 == 0 for name, p in model.named_parameters()} if mask else None
+    split = data.Split(torch.zeros(8, 2, 2, 1, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64), torch.arange(8))
+    log = Mock(images_seen=0, **{"last_checkpoint.return_value": None, "seconds.return_value": 0.0})
+    options = {"lr": 0.1, "batch_size": 4, "seed": 1, "accelerator": cpu(), "run": log, "mask": chosen}
+
+    def loss(train, weight=None):
+        features = model.used(train.x.flatten(1)[:, :4])
+        return {"train": features.sum() if weight is None else (features + weight * model.idle(features)).sum()}
+
+    with pytest.raises(run.RunError, match="idle.weight no gradient"):
+        engine.fit(model, lambda epoch: [{"train": split}], loss, epochs=1, **options)
+    engine.fit(
+        model, lambda epoch: [{"train": split}], functools.partial(loss, weight=0.0), epochs=1, **options
+    )  # a gradient of zeros is one

@@ -2,8 +2,10 @@
 
 import copy
 import csv
+import functools
 import json
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -289,3 +291,23 @@ def test_every_weight_is_trained_in_half_precision(unlearn):
     """Breaks if a pass under no_grad leaves its weight casts to the pass that trains. With PyTorch from 2.11 on it cannot."""
     folder = unlearn("salun", *SHORT["salun"], "--precision", "bf16")
     assert json.loads((folder / "done.json").read_text())["fraction_changed"] > 0.4
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_a_tensor_without_a_gradient_ends_the_run(mask):
+    """Breaks if fit() does not look at the first step's gradients: the optimizer passes such a tensor over in silence."""
+    model = torch.nn.Module()
+    model.used, model.idle = torch.nn.Linear(4, 2), torch.nn.Linear(2, 2)
+    chosen = {name: torch.arange(p.numel()).view(p.shape) % 2 == 0 for name, p in model.named_parameters()} if mask else None
+    split = data.Split(torch.zeros(8, 2, 2, 1, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64), torch.arange(8))
+    log = Mock(images_seen=0, **{"last_checkpoint.return_value": None, "seconds.return_value": 0.0})
+    options = {"lr": 0.1, "batch_size": 4, "seed": 1, "accelerator": cpu(), "run": log, "mask": chosen}
+
+    def loss(train, weight=None):
+        features = model.used(train.x.flatten(1)[:, :4])
+        return {"train": features.sum() if weight is None else (features + weight * model.idle(features)).sum()}
+
+    with pytest.raises(run.RunError, match="idle.weight no gradient"):
+        engine.fit(model, {"train": split}, loss, steps=2, **options)
+    zeros = functools.partial(loss, weight=0.0)
+    engine.fit(model, {"train": split}, zeros, steps=2, **options)  # zeros are a gradient
