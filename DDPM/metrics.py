@@ -4,6 +4,9 @@ Quality (FID, IS, KID, precision, recall) is torch-fidelity's, between samples a
 classifier's features in place of Inception's the same numbers carry other names: feature_distance is no FID.
 """
 
+import tempfile
+from pathlib import Path
+
 import torch
 from torch.utils.data import Dataset
 
@@ -116,6 +119,27 @@ def register_features(classifier):
     return name
 
 
+def checked_inception(source, folder):
+    """Path in `folder` of Inception's weights, read here as tensors and written again: torch-fidelity would run what a pickle holds.
+
+    source: a file of them; None: torch-fidelity's own, from torch's cache or downloaded. Raises RunError, or OSError without network.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+
+    import models
+
+    tensors = models.hub_weights(URL_INCEPTION_V3) if source is None else models.read_weights(source)
+    path = Path(folder, "inception.pth")
+    torch.save(tensors, path)
+    try:
+        FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)
+    except RuntimeError as error:
+        raise run.RunError(
+            f"{source or URL_INCEPTION_V3} does not hold the weights of torch-fidelity's Inception: name its file"
+        ) from error
+    return str(path)
+
+
 def fidelity(samples, reference, *, extractor="inception-v3-compat", weights=None, cuda=False, cache=None, cache_name=None):
     """Quality of uint8 samples against reference images, both (N, H, W, C), by torch-fidelity.
 
@@ -130,23 +154,24 @@ def fidelity(samples, reference, *, extractor="inception-v3-compat", weights=Non
     if fewest < 10:
         raise run.RunError(f"{fewest} images are too few for a distance between sets of images: draw at least 10 of the other classes")
     try:
-        found = calculate_metrics(
-            input1=Pictures(samples, inception),
-            input2=Pictures(reference, inception),
-            feature_extractor=extractor,
-            feature_extractor_weights_path=None if weights is None else str(weights),
-            isc=True,
-            fid=True,
-            kid=True,
-            prc=True,
-            kid_subset_size=min(1000, fewest),
-            cuda=cuda,
-            save_cpu_ram=True,  # no worker processes, distances in blocks
-            input2_cache_name=cache_name,
-            cache=cache is not None,
-            cache_root=None if cache is None else str(cache),
-            verbose=False,
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            found = calculate_metrics(
+                input1=Pictures(samples, inception),
+                input2=Pictures(reference, inception),
+                feature_extractor=extractor,
+                feature_extractor_weights_path=checked_inception(weights, folder) if inception else None,
+                isc=True,
+                fid=True,
+                kid=True,
+                prc=True,
+                kid_subset_size=min(1000, fewest),
+                cuda=cuda,
+                save_cpu_ram=True,  # no worker processes, distances in blocks
+                input2_cache_name=cache_name,
+                cache=cache is not None,
+                cache_root=None if cache is None else str(cache),
+                verbose=False,
+            )
     except OSError as error:
         if not inception:
             raise

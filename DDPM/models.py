@@ -4,6 +4,9 @@ The U-Net is diffusers' UNet2DModel. Its class embedding has one entry more than
 class, stands for no class (classifier-free guidance, Ho & Salimans 2022).
 """
 
+import pickle
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -140,3 +143,32 @@ def load_weights(model, path):
     if bad:
         raise run.RunError(f"{path} holds NaN or infinite values in {bad}")
     model.load_state_dict(tensors)
+
+
+def read_weights(path):
+    """{name: tensor} of a .safetensors file, or of one of torch.save, which is read as tensors and nothing else. Raises RunError."""
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return run.read_tensors(path)[0]
+    if not path.is_file():
+        raise run.RunError(f"{path} does not exist")
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:  # what torch raises for damaged files
+        raise run.RunError(
+            f"{path} is damaged or holds more than tensors, which is never read here: remove it, download it again"
+        ) from error
+    if not isinstance(tensors, dict) or not all(isinstance(name, str) and torch.is_tensor(tensors[name]) for name in tensors):
+        raise run.RunError(f"{path} holds no table of weights by name: name a file of a network's state_dict()")
+    return tensors
+
+
+def hub_weights(url):
+    """read_weights() of a file in torch's cache, downloaded into it at first. Raises OSError or RuntimeError where that fails.
+
+    torch and torch-fidelity would let a pickle that lies in the cache run code.
+    """
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+    if not path.is_file():
+        torch.hub.load_state_dict_from_url(url, progress=False, check_hash=True, weights_only=True)
+    return read_weights(path)

@@ -47,7 +47,7 @@ def load_pretrained(model, source):
         from torchvision.models import ResNet34_Weights
 
         try:
-            tensors = ResNet34_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+            tensors = models.hub_weights(ResNet34_Weights.IMAGENET1K_V1.url)
         except (OSError, RuntimeError) as error:
             raise run.RunError(f"ImageNet weights could not be downloaded ({error}): pass --pretrained FILE.safetensors or none") from error
     else:

@@ -96,7 +96,7 @@ def resnet50(weights):
     network = zoo.resnet50()
     if weights is None:
         try:
-            tensors = zoo.ResNet50_Weights.IMAGENET1K_V2.get_state_dict(progress=False, check_hash=True, weights_only=True)
+            tensors = hub_weights(zoo.ResNet50_Weights.IMAGENET1K_V2.url)
         except (OSError, RuntimeError) as error:
             raise run.RunError(
                 f"ResNet-50's weights could not be downloaded ({error}): name a file of them by --classifier_weights, "
@@ -140,19 +140,32 @@ def imagenet_classes():
 
 # --------------------------------------------------------------------------------------------------------------- weights
 def read_weights(path):
-    """{name: tensor} of a .safetensors file, or of a .pth as torchvision publishes them, which is read as tensors and nothing else."""
+    """{name: tensor} of a .safetensors file, or of one of torch.save, which is read as tensors and nothing else. Raises RunError."""
     path = Path(path)
-    if path.suffix not in (".pth", ".pt"):
+    if path.suffix == ".safetensors":
         return run.read_tensors(path)[0]
     if not path.is_file():
         raise run.RunError(f"{path} does not exist")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise run.RunError(f"{path} is damaged or holds more than tensors, which is never read here: download it again") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:  # what torch raises for damaged files
+        raise run.RunError(
+            f"{path} is damaged or holds more than tensors, which is never read here: remove it, download it again"
+        ) from error
+    if not isinstance(tensors, dict) or not all(isinstance(name, str) and torch.is_tensor(tensors[name]) for name in tensors):
         raise run.RunError(f"{path} holds no table of weights by name: name a file of a network's state_dict()")
     return tensors
+
+
+def hub_weights(url):
+    """read_weights() of a file in torch's cache, downloaded into it at first. Raises OSError or RuntimeError where that fails.
+
+    torch and torch-fidelity would let a pickle that lies in the cache run code.
+    """
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+    if not path.is_file():
+        torch.hub.load_state_dict_from_url(url, progress=False, check_hash=True, weights_only=True)
+    return read_weights(path)
 
 
 def fill(model, tensors, source):

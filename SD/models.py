@@ -145,7 +145,23 @@ def open_pipeline(source, config=None):
         raise run.RunError(f"{path} is no pipeline: it holds no model_index.json, which a diffusers folder has")
     if not path.exists() and (path.is_absolute() or len(path.parts) != 2 or path.parts[0] in (".", "..", "runs")):
         raise run.RunError(f"{source} does not exist, and is no name of a model on the hub (owner/name) either")
+    if path.exists():
+        refuse_code(path)
     return check(from_folder(str(path) if path.exists() else str(source)), source), recorded
+
+
+def refuse_code(folder):
+    """RunError for a diffusers folder that brings code of its own for a part: diffusers before 0.38 runs it, later ones should not."""
+    index = run.read_json(folder / "model_index.json")
+    for name, value in index.items() if isinstance(index, dict) else ():
+        if isinstance(value, list):  # [library, class]
+            library = value[0] if value else None
+            known = library in (None, "diffusers", "transformers") or (name, library) == ("safety_checker", "stable_diffusion")
+            if not known or name.startswith("_") or (folder / name / f"{library}.py").exists():
+                raise run.RunError(
+                    f"{folder} names {library} as the library of {name}, code that could do anything and is refused: "
+                    "take a model whose parts are of diffusers and transformers"
+                )
 
 
 def from_folder(source):

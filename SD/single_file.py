@@ -22,6 +22,7 @@ from pathlib import Path
 import safetensors
 import torch
 
+import models
 import run
 
 UNET, VAE, TEXT_1, TEXT_2 = (
@@ -217,6 +218,8 @@ def load(path, config=None):
     ]
     if absent:
         raise run.RunError(f"the diffusers folder {source} lacks {absent[0]}: {advice}")
+    if Path(source).is_dir():
+        models.refuse_code(Path(source))
     without = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
     try:
         pipeline = StableDiffusionPipeline.from_single_file(

@@ -434,6 +434,27 @@ def test_resnet34_takes_weights_from_a_file(home, tmp_path):  # mutation: load t
     assert torch.equal(found["body.layer4.2.conv2.weight"], weights["layer4.2.conv2.weight"]) and found["fc.weight"].shape == (10, 512)
 
 
+class Payload:
+    """A pickle that makes a folder when it is read as one."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def test_a_pickle_in_place_of_the_cached_resnet34_does_not_run(home, tmp_path, monkeypatch, capsys):
+    """Breaks if torchvision reads the file in torch's cache, without weights_only."""
+    cached = tmp_path / "home" / "hub" / "checkpoints" / "resnet34-b627a593.pth"
+    cached.parent.mkdir(parents=True)
+    torch.save({"conv1.weight": Payload(tmp_path / "ran")}, cached)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    flags = ("--dataset", "digits", "--data_dir", home / "data", "--save_dir", tmp_path / "run")
+    assert script("train_classifier", *flags) != 0
+    assert "resnet34-b627a593.pth is damaged or holds more than tensors" in capsys.readouterr().err and not (tmp_path / "ran").exists()
+
+
 def parse_command(words):
     """Parse 'python NAME.py FLAGS...' with the script's own parser, which exits on a mistake."""
     importlib.import_module(words[1].removesuffix(".py")).parse(words[2:])

@@ -1,6 +1,8 @@
 """Numbers that can be known beforehand. Beside each property stands the mutation that would break it."""
 
 import math
+import os
+import pickle
 
 import numpy as np
 import pytest
@@ -62,15 +64,15 @@ def test_forgetting_by_hand():  # mutation: UA as the accuracy itself; the entro
             metrics.forgetting(logits, labels, forgotten)
 
 
-def test_too_few_images_and_no_inception_are_said(flat, monkeypatch):  # mutation: drop the check; let URLError through
+def test_too_few_images_and_no_inception_are_said(flat, tmp_path, monkeypatch):  # mutation: drop the check; let URLError through
     with pytest.raises(run.RunError, match="too few"):
         metrics.fidelity(gaussian(1, 1, 5), gaussian(1, 1, 50), extractor=flat)
-    import torch_fidelity.feature_extractor_inceptionv3 as inception
 
     def offline(*args, **kwargs):
         raise OSError("no network")
 
-    monkeypatch.setattr(inception, "load_state_dict_from_url", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     with pytest.raises(run.RunError, match="--inception_weights"):
         metrics.fidelity(gaussian(1, 1, 20), gaussian(1, 1, 20))
 
@@ -89,3 +91,36 @@ def test_inception_from_a_file(tmp_path, monkeypatch):  # mutation: ignore --inc
     torch.save(built, tmp_path / "inception.pth")
     found = metrics.fidelity(gaussian(100, 20, 12), gaussian(100, 20, 12, seed=1), weights=tmp_path / "inception.pth")
     assert set(found) == {"FID", "IS", "KID", "precision", "recall"} and all(math.isfinite(value) for value in found.values())
+
+
+class Payload:
+    """A pickle that makes a folder when it is read as one."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("cached", (False, True))
+def test_files_that_are_no_inception_end_in_one_sentence(cached, tmp_path, monkeypatch):
+    """Breaks if torch-fidelity is handed the file or its cache as it is, or if its RuntimeError for other tensors goes through."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    path = tmp_path / ("home/hub/checkpoints/" + URL_INCEPTION_V3.split("/")[-1] if cached else "inception.pth")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"weight": torch.ones(100)}, tmp_path / "whole.pth")
+    bad = {"payload": lambda: torch.save({"weight": Payload(tmp_path / "ran")}, path)}
+    bad["old payload"] = lambda: torch.save({"weight": Payload(tmp_path / "ran")}, path, _use_new_zipfile_serialization=False)
+    bad["raw pickle"] = lambda: path.write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
+    bad["text"] = lambda: path.write_text("no weights at all, but a text of several words")
+    bad["truncated"] = lambda: path.write_bytes((tmp_path / "whole.pth").read_bytes()[:-200])
+    bad["numbers for names"] = lambda: torch.save({1: torch.ones(2)}, path)
+    bad["other tensors"] = lambda: torch.save({"weight": torch.ones(2)}, path)
+    for name, write in bad.items():
+        write()
+        with pytest.raises(run.RunError, match="damaged or holds more|holds no table|does not hold the weights of torch-fidelity"):
+            metrics.fidelity(gaussian(1, 1, 12), gaussian(1, 1, 12), weights=None if cached else path)
+        assert not (tmp_path / "ran").exists(), name

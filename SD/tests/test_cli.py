@@ -111,6 +111,38 @@ BROKEN = {  # name: (run to copy, its file to break, how, part of the message)
     "truncated mask": ("mask", "mask.safetensors", truncate, "not a whole safetensors file"),
 }
 
+CODE = {  # entry of model_index.json: (its value, the file that diffusers would run)
+    "unet": (["evil", "Evil"], "unet/evil.py"),
+    "vae": (["diffusers", "Evil"], "vae/diffusers.py"),
+    "safety_checker": (["evil", "Evil"], "safety_checker/evil.py"),
+    "_class_name": (["evil", "Evil"], "evil.py"),
+}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_code_in_a_model_folder_does_not_run(name, home, tmp_path, capsys):
+    """Breaks if open_pipeline leaves the entries of model_index.json to diffusers, of which versions before 0.38 import them."""
+    value, file = CODE[name]
+    shutil.copytree(home / "original" / "model", tmp_path / "model")
+    index = json.loads((tmp_path / "model" / "model_index.json").read_text())
+    (tmp_path / "model" / "model_index.json").write_text(json.dumps(index | {name: value}))
+    (tmp_path / "model" / file).parent.mkdir(exist_ok=True)
+    (tmp_path / "model" / file).write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
+    which = [
+        "--method",
+        "rl",
+        "--model_path",
+        tmp_path / "model",
+        "--dataset",
+        "digits",
+        "--data_dir",
+        home / "data",
+        "--forget_class",
+        FORGOTTEN,
+    ]
+    refuse(home, tmp_path, capsys, which, f"as the library of {name}, code that could do anything")
+    assert not (tmp_path / "ran").exists()
+
 
 def refuse(home, tmp_path, capsys, flags, message):
     """Run unlearn.py and expect one sentence, a non-zero status and no result."""

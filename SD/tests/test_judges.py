@@ -192,12 +192,12 @@ def test_files_that_are_no_weights_are_refused(tmp_path, monkeypatch, capsys):  
         with pytest.raises(run.RunError, match=message):
             judges.open_judge("resnet50", "cpu", weights=tmp_path / name)
     assert "never be printed" not in capsys.readouterr().out
-    from torchvision.models import ResNet50_Weights
 
     def offline(*args, **kwargs):
         raise OSError("no network")
 
-    monkeypatch.setattr(type(ResNet50_Weights.IMAGENET1K_V2), "get_state_dict", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     with pytest.raises(run.RunError, match="could not be downloaded"):
         judges.open_judge("resnet50", "cpu")
 
