@@ -4,7 +4,9 @@ Images stay in memory as uint8 tensors (N, H, W, C). They become float in [0, 1]
 at a time, augmented on the device they live on: no per-image work, no worker processes.
 """
 
+import functools
 import hashlib
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,18 +59,37 @@ def train_and_validation(images, split_seed, val_fraction, limit=None):
     return Split(images.x_train, images.y_train, train), Split(images.x_train, images.y_train, val)
 
 
+@functools.cache  # once for each class, however often it is looked up
+def say(line):
+    print(line, file=sys.stderr)
+
+
+def unpadded(word):
+    """A number without zeros before it; any other word as it is."""
+    return word.lstrip("0") or "0" if word.isascii() and word.isdigit() else word
+
+
 def class_numbers(names, classes):
-    """Turn class names or numbers into labels. Raises RunError for one that does not exist."""
+    """Turn class names or numbers into labels, in the order given. Raises RunError for one that does not exist or could be several.
+
+    A name wins over a number, which counts from 0 and holds where no class has that name. Case, and zeros before a number, may differ
+    where that leaves one class. Says on stderr which class it took where the word is also the number of another one.
+    """
     labels = []
     for name in names:
-        if name in classes and not name.isdigit():
-            labels.append(classes.index(name))
-        elif name.lstrip("-").isdigit() and 0 <= int(name) < len(classes):
-            labels.append(int(name))
-        else:
-            raise run.RunError(
-                f"there is no class {name}: known are 0 to {len(classes) - 1} ({', '.join(classes[:20])}{', ...' * (len(classes) > 20)})"
-            )
+        number = next((label for label in range(len(classes)) if str(label) == unpadded(name)), None)
+        found = []
+        for spell in (str, str.casefold, unpadded):  # from strict to lax
+            found = found or [label for label, known in enumerate(classes) if spell(known) == spell(name)]
+        if len(found) > 1:
+            alike = " or ".join(classes[label] for label in found)
+            raise run.RunError(f"the class {name} could be {alike}: spell it exactly")
+        if not found and number is None:
+            known = f"{', '.join(classes[:20])}{', ...' * (len(classes) > 20)}"
+            raise run.RunError(f"there is no class {name}: known are 0 to {len(classes) - 1} ({known})")
+        if found and number not in (None, found[0]):
+            say(f"class {name}: taken as the class named {classes[found[0]]}, not as number {number}, which is named {classes[number]}")
+        labels.append(found[0] if found else number)
     return labels
 
 

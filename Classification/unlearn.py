@@ -100,6 +100,11 @@ def main(argv=None):
     opened = job.open_job(args.model_path, job.forget_flags(args), accelerator, args.data_dir)
     before = {name: parameter.detach().clone() for name, parameter in opened.model.named_parameters()}
     mask, mask_facts = masking.load(args.mask_path, before, opened.facts["forget_sha"]) if args.mask_path else (None, {})
+    if args.method == "retrain" and not opened.training["epochs"] and (args.epochs is None or args.lr is None):
+        raise run.RunError(
+            f"the original at {args.model_path} was trained for 0 epochs here, as weights from elsewhere are, so that Retrain would stay "
+            "untrained: pass the --epochs and --lr to train it with"
+        )
     record.begin(job.PACKAGES, kind="unlearn", **opened.facts, mask_info=mask_facts)
 
     # Unlearn. A method is handed what its signature names, and nothing else

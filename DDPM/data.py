@@ -5,7 +5,9 @@ device they live on: no per-image work, no worker processes. What a step sees fo
 so that a run can go on at any step and does not depend on the number of processes.
 """
 
+import functools
 import hashlib
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -51,18 +53,37 @@ def generator(*keys):
     return torch.Generator().manual_seed(mix(*keys))
 
 
+@functools.cache  # once for each class, however often it is looked up
+def say(line):
+    print(line, file=sys.stderr)
+
+
+def unpadded(word):
+    """A number without zeros before it; any other word as it is."""
+    return word.lstrip("0") or "0" if word.isascii() and word.isdigit() else word
+
+
 def class_numbers(names, classes):
-    """Turn class names or numbers into labels. Raises RunError for one that does not exist."""
+    """Turn class names or numbers into labels, in the order given. Raises RunError for one that does not exist or could be several.
+
+    A name wins over a number, which counts from 0 and holds where no class has that name. Case, and zeros before a number, may differ
+    where that leaves one class. Says on stderr which class it took where the word is also the number of another one.
+    """
     labels = []
     for name in names:
-        if name in classes and not name.isdigit():
-            labels.append(classes.index(name))
-        elif name in map(str, range(len(classes))):
-            labels.append(int(name))
-        else:
-            raise run.RunError(
-                f"there is no class {name}: known are 0 to {len(classes) - 1} ({', '.join(classes[:20])}{', ...' * (len(classes) > 20)})"
-            )
+        number = next((label for label in range(len(classes)) if str(label) == unpadded(name)), None)
+        found = []
+        for spell in (str, str.casefold, unpadded):  # from strict to lax
+            found = found or [label for label, known in enumerate(classes) if spell(known) == spell(name)]
+        if len(found) > 1:
+            alike = " or ".join(classes[label] for label in found)
+            raise run.RunError(f"the class {name} could be {alike}: spell it exactly")
+        if not found and number is None:
+            known = f"{', '.join(classes[:20])}{', ...' * (len(classes) > 20)}"
+            raise run.RunError(f"there is no class {name}: known are 0 to {len(classes) - 1} ({known})")
+        if found and number not in (None, found[0]):
+            say(f"class {name}: taken as the class named {classes[found[0]]}, not as number {number}, which is named {classes[number]}")
+        labels.append(found[0] if found else number)
     return labels
 
 
@@ -72,8 +93,12 @@ def select_classes(words, classes):
     for word in words:
         if word == "all":
             labels += range(len(classes))
-        elif word.startswith("x") and word not in classes:
-            excluded = class_numbers(word[1:].split(","), classes)
+        elif word.startswith("x") and word.casefold() not in map(str.casefold, classes):
+            excluded = word[1:].split(",")
+            padded = next((part for part in excluded if part not in classes and unpadded(part) != part), None)
+            if padded:  # 01 is 0 and 1 in the paper's repository: never read it as 1
+                raise run.RunError(f"there is no class {padded} to leave out: write x0,1 to leave out 0 and 1")
+            excluded = class_numbers(excluded, classes)
             labels += [label for label in range(len(classes)) if label not in excluded]
         else:
             labels += class_numbers(word.split(","), classes)

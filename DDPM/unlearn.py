@@ -133,6 +133,11 @@ def main(argv=None):
     targets = data.targets(opened.classes, args.target_class)
     model, before = opened.model, {name: parameter.detach().clone() for name, parameter in opened.model.named_parameters()}
     mask, mask_facts = masking.load(args.mask_path, before, opened.facts["forget_sha"]) if args.mask_path else (None, {})
+    if args.method == "retrain" and not opened.training["steps"] and (args.steps is None or args.lr is None):
+        raise run.RunError(
+            f"the original at {args.model_path} was trained for 0 steps here, as weights from elsewhere are, so that Retrain would stay "
+            "untrained: pass the --steps and --lr to train it with"
+        )
     record.begin(job.PACKAGES, kind="unlearn", **opened.facts, mask_info=mask_facts)
 
     # Unlearn. A method is handed what its signature names, and nothing else

@@ -5,7 +5,9 @@ step sees follows from the seed and the step's number alone, so that a run can g
 processes.
 """
 
+import functools
 import hashlib
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -144,20 +146,38 @@ def whole_pass(split, batch_size, seed, timesteps, device, number=0, rank=0, wor
         yield split.load(rows, normal), split.y[rows].to(device), t[positions].to(device), noise
 
 
+@functools.cache  # once for each class, however often it is looked up
+def say(line):
+    print(line, file=sys.stderr)
+
+
+def unpadded(word):
+    """A number without zeros before it; any other word as it is."""
+    return word.lstrip("0") or "0" if word.isascii() and word.isdigit() else word
+
+
 def class_numbers(names, classes):
-    """Turn class names or numbers into labels, sorted, without doubles. Raises RunError for one that does not exist."""
-    plain = {name.casefold(): label for label, name in reversed(list(enumerate(classes)))}
-    labels = set()
+    """Turn class names or numbers into labels, in the order given. Raises RunError for one that does not exist or could be several.
+
+    A name wins over a number, which counts from 0 and holds where no class has that name. Case, and zeros before a number, may differ
+    where that leaves one class. Says on stderr which class it took where the word is also the number of another one.
+    """
+    labels = []
     for name in names:
-        if name.casefold() in plain:
-            labels.add(plain[name.casefold()])
-        elif name.isdigit() and int(name) < len(classes):
-            labels.add(int(name))
-        else:
-            raise run.RunError(
-                f"there is no class {name}: known are 0 to {len(classes) - 1} ({', '.join(classes[:20])}{', ...' * (len(classes) > 20)})"
-            )
-    return sorted(labels)
+        number = next((label for label in range(len(classes)) if str(label) == unpadded(name)), None)
+        found = []
+        for spell in (str, str.casefold, unpadded):  # from strict to lax
+            found = found or [label for label, known in enumerate(classes) if spell(known) == spell(name)]
+        if len(found) > 1:
+            alike = " or ".join(classes[label] for label in found)
+            raise run.RunError(f"the class {name} could be {alike}: spell it exactly")
+        if not found and number is None:
+            known = f"{', '.join(classes[:20])}{', ...' * (len(classes) > 20)}"
+            raise run.RunError(f"there is no class {name}: known are 0 to {len(classes) - 1} ({known})")
+        if found and number not in (None, found[0]):
+            say(f"class {name}: taken as the class named {classes[found[0]]}, not as number {number}, which is named {classes[number]}")
+        labels.append(found[0] if found else number)
+    return labels
 
 
 def next_retained(label, forgotten, count):

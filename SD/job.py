@@ -221,7 +221,7 @@ def of_classes(args, pipeline, recorded, shas, accelerator, needs):
         raise run.RunError("images with captions have no classes: use --forget_prompt, with --forget_dir and --retain_dir")
     caption = source["caption"] or CAPTION
     found = datasets.load(source["dataset"], source["data_dir"], source["image_size"] or models.image_size(pipeline))
-    labels = data.class_numbers(args.forget_class, found.classes)
+    labels = sorted(set(data.class_numbers(args.forget_class, found.classes)))
     if len(labels) == len(found.classes):
         raise run.RunError("all classes would be forgotten: at least one must be retained")
     table = [caption.format(name) for name in found.classes]

@@ -71,7 +71,7 @@ def parse(argv=None):
 def open_data(args, size):
     """(Dataset, texts, prompt number of each training picture, numbers of the forgotten prompts), of retained pictures only."""
     found = datasets.load(args.dataset, args.data_dir, size)
-    labels = data.class_numbers(args.forget_class or [], found.classes)
+    labels = sorted(set(data.class_numbers(args.forget_class or [], found.classes)))
     if labels and len(labels) == len(found.classes):
         raise run.RunError("all classes would be left out: at least one must be retained")
     texts = found.captions or [args.caption.format(name) for name in found.classes]

@@ -397,3 +397,21 @@ def test_tables_in_the_readme_are_those_that_were_measured(readme):  # mutation:
     for name in names:
         shown = text.split(f"<!-- {name} -->\n", 1)[1].split("<!-- end -->", 1)[0]
         assert shown == (ROOT / name).read_text()
+
+
+def test_retrain_of_weights_from_elsewhere_asks_how_long(home, tmp_path, capsys):
+    """Breaks if Retrain takes over the 0 epochs that train.py --model_path records: its net would be untrained."""
+    weights = ("--model_path", home / "original" / "model.safetensors", "--epochs", 0)
+    assert script(*tiny("--data_dir", home / "data", *weights, "--save_dir", tmp_path / "original")) == 0
+    command = (
+        "unlearn",
+        "--model_path",
+        tmp_path / "original",
+        *("--method", "retrain", "--num_forget", NUM_FORGET),
+        "--save_dir",
+        tmp_path / "retrain",
+    )
+    for flags in ((), ("--epochs", 2), ("--lr", 0.01)):
+        assert script(*command, *flags) != 0 and not (tmp_path / "retrain").exists()
+        assert "was trained for 0 epochs here" in capsys.readouterr().err
+    assert script(*command, "--epochs", 2, "--lr", 0.01) == 0

@@ -234,3 +234,26 @@ def test_tiny_imagenet_from_its_archive(tmp_path):  # mutation: sort the annotat
     images = datasets.load_images("tiny_imagenet", tmp_path)
     assert images.classes == ["n01", "n02"] and images.y_train.tolist() == [0, 1] and images.y_test.tolist() == [1, 0]
     assert images.x_train[0].unique().tolist() == [200] and images.x_test[0].unique().tolist() == [50]
+
+
+def test_class_names_win_over_numbers(capsys):
+    """Breaks if a word of digits is read as a number before the names are looked at, or if the choice is not said."""
+    folders = ["1", "10", "2"]  # in the order of their names, as folders are read
+    assert data.class_numbers(["1", "10", "2", "0"], folders) == [0, 1, 2, 0]
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["class 1: taken as the class named 1, not as number 1, which is named 10"]
+    assert data.class_numbers(["02", "1"], ["zero", "two", "three"]) == [2, 1] and data.class_numbers(["3"], list("0123456789")) == [3]
+    assert capsys.readouterr().err == ""
+
+
+def test_one_spelling_of_a_class_has_one_answer(capsys):
+    """Breaks if case, zeros before a number, signs or foreign digits are read otherwise than in the other two folders."""
+    named = ["cat", "Dog", "dog", "owl"]
+    assert data.class_numbers(["CAT", "Dog", "dog", "03", "0"], named) == [0, 1, 2, 3, 0]
+    assert data.class_numbers(["001", "1"], ["a", "b", "01"]) == [2, 2]  # a number of zeros before it is that class's name
+    refused = {"DOG": "could be Dog or dog", "4": "known are 0 to 3", "bird": "there is no class bird"}
+    for word in ("-0", "-1", "--5", "+1", "\u00b2", "\u2460", "\u0663", "1.0", "", " 1", "9" * 5000):
+        refused[word] = "there is no class"
+    for word, message in refused.items():
+        with pytest.raises(run.RunError, match=message):
+            data.class_numbers([word], named)

@@ -503,3 +503,21 @@ def test_tables_in_the_readme_are_those_that_were_measured(readme):  # mutation:
     for name in names:
         shown = text.split(f"<!-- {prefix}{name} -->\n", 1)[1].split("<!-- end -->", 1)[0]
         assert shown == (ROOT / name).read_text()
+
+
+def test_retrain_of_weights_from_elsewhere_asks_how_long(home, tmp_path, capsys):
+    """Breaks if Retrain takes over the 0 steps that train.py --model_path records: its net would be untrained."""
+    weights = ("--model_path", home / "original" / "model.safetensors", "--steps", 0)
+    assert script(*tiny("--data_dir", home / "data", *weights, "--save_dir", tmp_path / "original")) == 0
+    command = (
+        "unlearn",
+        "--model_path",
+        tmp_path / "original",
+        *("--method", "retrain", "--forget_class", FORGOTTEN),
+        "--save_dir",
+        tmp_path / "retrain",
+    )
+    for flags in ((), ("--steps", 2), ("--lr", 0.01)):
+        assert script(*command, *flags) != 0 and not (tmp_path / "retrain").exists()
+        assert "was trained for 0 steps here" in capsys.readouterr().err
+    assert script(*command, "--steps", 2, "--lr", 0.01) == 0
