@@ -41,6 +41,7 @@ ARTEFACTS = (
     "samples",
     "fading.gif",
 )
+PATHS = ("model_path", "classifier", "pretrained", "clip_model")  # flags that name a file or folder, or something else
 NOT_COMPARED = ("save_dir", "resume", "overwrite", "device", "processes", "computed_on")  # flags that may differ when a run is resumed
 
 
@@ -246,6 +247,25 @@ def git_commit():
 
 
 # ----------------------------------------------------------------------------------------------------------- run folder
+def lies_in(path, folder):
+    """Whether a resolved path is a folder or lies in it, however they are spelled."""
+    return folder.exists() and any(part.exists() and part.samefile(folder) for part in (path, *path.parents))
+
+
+def check_apart(args):
+    """Refuse a --save_dir that is, holds or lies in a run that the same command reads: --overwrite would delete what it starts from."""
+    for save_dir in args.save_dir if isinstance(args.save_dir, list) else [args.save_dir]:
+        target = Path(save_dir).resolve()
+        for name, value in vars(args).items():
+            for source in value if isinstance(value, list) else [value]:
+                if name == "save_dir" or not (isinstance(source, Path) or (name in PATHS and isinstance(source, str))):
+                    continue
+                read = Path(source).resolve()
+                folder = read if read.is_dir() else read.parent
+                if read.exists() and (lies_in(read, target) or ((folder / "args.json").is_file() and lies_in(target, folder))):
+                    raise RunError(f"--save_dir {save_dir} is, holds or lies in what --{name} {source} reads: name another --save_dir")
+
+
 class Run:
     """One run folder, written by the main process only.
 
@@ -260,6 +280,7 @@ class Run:
         self.finished = args.resume and (self.folder / "done.json").is_file()
         if args.resume and args.overwrite:
             raise RunError("--resume and --overwrite contradict each other: pass one of them")
+        check_apart(args)
         if not main_process:
             return
         if (self.folder / "args.json").is_file():

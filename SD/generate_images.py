@@ -94,6 +94,7 @@ def draw_files(pipeline, rows, folder, accelerator, args):
 def main(argv=None):
     args = parse(argv)
     accelerator = engine.make_accelerator(args.device, args.precision)
+    run.check_apart(args)  # all together: no run may replace the model of another
     pairs = zip(args.model_path, args.save_dir, strict=True)
     each = [job.namespace(args, model_path=model_path, save_dir=save_dir) for model_path, save_dir in pairs]
     records = [run.Run(one, accelerator.is_main_process) for one in each]

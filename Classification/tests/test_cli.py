@@ -415,3 +415,42 @@ def test_retrain_of_weights_from_elsewhere_asks_how_long(home, tmp_path, capsys)
         assert script(*command, *flags) != 0 and not (tmp_path / "retrain").exists()
         assert "was trained for 0 epochs here" in capsys.readouterr().err
     assert script(*command, "--epochs", 2, "--lr", 0.01) == 0
+
+
+OWN = {  # a script and the runs it reads, in the places of which it must not write
+    "train": ("train --dataset digits --model_path {run}/model.safetensors", "original"),
+    "generate_mask": ("generate_mask --num_forget 60 --model_path {run}", "original"),
+    "unlearn": ("unlearn --method ft --num_forget 60 --model_path {run}", "original"),
+    "unlearn, mask": ("unlearn --num_forget 60 --model_path {home}/original --mask_path {run}", "mask"),
+    "evaluate": ("evaluate --num_forget 60 --model_path {run}", "original"),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_run_is_not_written_over_what_it_reads(name, home, tmp_path, capsys, monkeypatch):
+    """Breaks if check_apart compares the paths as they are spelled, or only --model_path, or only equal folders."""
+    words, source = OWN[name]
+    shutil.copytree(home / source, tmp_path / "runs" / source)
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    monkeypatch.chdir(tmp_path / "runs")
+    before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+    run_folder = tmp_path / "runs" / source
+    command = words.format(home=home, tmp=tmp_path, run=run_folder).split()
+    command += ["--save_dir"] * ("--save_dir" not in command)
+    inside = () if command[-2].endswith("/new") or run_folder / "model" in map(Path, command) else (run_folder / "new",)
+    for save_dir in (run_folder, f"../runs/{source}/../{source}", tmp_path / "link" / source, *inside):
+        for flags in ((), ("--overwrite",)):
+            assert script(*command, save_dir, *flags) != 0
+            errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+            assert len(errors) == 1 and "is, holds or lies in what --" in errors[0]
+    assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()} == before
+
+
+def test_a_run_does_not_hold_what_it_reads(home, tmp_path, capsys):
+    """Breaks if only a --save_dir inside the original is refused: --overwrite deletes samples/ of the run that holds it."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "args.json").write_text("{}")
+    shutil.copytree(home / "original", tmp_path / "run" / "samples")
+    command = ("generate_mask", "--num_forget", NUM_FORGET)
+    assert script(*command, "--model_path", tmp_path / "run" / "samples", "--save_dir", tmp_path / "run", "--overwrite") != 0
+    assert "is, holds or lies in what --model_path" in capsys.readouterr().err and (tmp_path / "run" / "samples" / "done.json").is_file()

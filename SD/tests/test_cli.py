@@ -581,3 +581,46 @@ def test_tables_in_the_readme_are_those_that_were_measured(readme):  # mutation:
     for name in names:
         shown = text.split(f"<!-- {prefix}{name} -->\n", 1)[1].split("<!-- end -->", 1)[0]
         assert shown == (ROOT / name).read_text()
+
+
+OWN = {  # a script and the runs it reads, in the places of which it must not write
+    "train": ("train --dataset digits --model_path {run}", "original"),
+    "train, its pipeline": ("train --dataset digits --model_path {run}/model", "original"),
+    "generate_mask": ("generate_mask --forget_class 3 --model_path {run}", "original"),
+    "unlearn": ("unlearn --method rl --forget_class 3 --model_path {run}", "original"),
+    "unlearn, mask": ("unlearn --forget_class 3 --model_path {home}/original --mask_path {run}", "mask"),
+    "generate_images": ("generate_images --model_path {run}", "original"),
+    "generate_images, two models": ("generate_images --model_path {run} {home}/original --save_dir {tmp}/new", "original"),
+    "evaluate": ("evaluate --forget_class 3 --classifier {run} --sample_path {tmp}/none", "classifier"),
+    "evaluate, samples": ("evaluate --forget_class 3 --classifier {home}/classifier --sample_path {run}", "original"),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_run_is_not_written_over_what_it_reads(name, home, tmp_path, capsys, monkeypatch):
+    """Breaks if check_apart compares the paths as they are spelled, or only --model_path, or only equal folders."""
+    words, source = OWN[name]
+    shutil.copytree(home / source, tmp_path / "runs" / source)
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    monkeypatch.chdir(tmp_path / "runs")
+    before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+    run_folder = tmp_path / "runs" / source
+    command = words.format(home=home, tmp=tmp_path, run=run_folder).split()
+    command += ["--save_dir"] * ("--save_dir" not in command)
+    inside = () if command[-2].endswith("/new") or run_folder / "model" in map(Path, command) else (run_folder / "new",)
+    for save_dir in (run_folder, f"../runs/{source}/../{source}", tmp_path / "link" / source, *inside):
+        for flags in ((), ("--overwrite",)):
+            assert script(*command, save_dir, *flags) != 0
+            errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+            assert len(errors) == 1 and "is, holds or lies in what --" in errors[0]
+    assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()} == before
+
+
+def test_a_run_does_not_hold_what_it_reads(home, tmp_path, capsys):
+    """Breaks if only a --save_dir inside the original is refused: --overwrite deletes samples/ of the run that holds it."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "args.json").write_text("{}")
+    shutil.copytree(home / "original", tmp_path / "run" / "samples")
+    command = ("generate_mask", "--forget_class", FORGOTTEN)
+    assert script(*command, "--model_path", tmp_path / "run" / "samples", "--save_dir", tmp_path / "run", "--overwrite") != 0
+    assert "is, holds or lies in what --model_path" in capsys.readouterr().err and (tmp_path / "run" / "samples" / "done.json").is_file()
