@@ -159,7 +159,8 @@ def test_weights_and_image_survive(shape, tmp_path):
     single_file.export(pipeline, tmp_path / "one.safetensors")
     loaded = single_file.load(tmp_path / "one.safetensors", tmp_path)
     assert_same(loaded, pipeline)
-    assert (draw(loaded) == before).all() and before.std() > 0
+    # Equal weights draw equal images, but for rounding: on some processors a product's last bit follows from where its weights lie
+    assert abs(draw(loaded) - before).max() < 1e-4 and before.std() > 0.01
 
 
 def test_names_are_those_of_sd_1(tmp_path):  # mutation: misspell a place; number upsamplers 1 everywhere; two-dimensional VAE attention
