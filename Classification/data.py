@@ -6,47 +6,60 @@ at a time, augmented on the device they live on: no per-image work, no worker pr
 
 import functools
 import hashlib
+import math
 import sys
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-import run
+from cli import RunError
 
 
 @dataclass
 class Split:
-    """Some rows of an image tensor. x: all images; y: all labels; rows: int64 positions that belong to the split."""
+    """Some images of a data set, and nothing else of it.
 
-    x: torch.Tensor
-    y: torch.Tensor
-    rows: torch.Tensor
+    images: uint8 (n, H, W, C); labels: int64 (n,); indices: int64 (n,), on the CPU, their positions in the data set, ascending;
+    name: what the split stands for ("forget", "retain", ...).
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+    name: str
 
     def __len__(self):
-        return len(self.rows)
+        return len(self.indices)
 
-    def labels(self):
-        """int64 (n,) on the CPU."""
-        return self.y.cpu()[self.rows]
-
-    def take(self, rows):
-        return Split(self.x, self.y, rows)
+    def take(self, positions):
+        """The samples at some positions of the split."""
+        here = positions.to(self.images.device)
+        return Split(self.images[here], self.labels[here], self.indices[positions], self.name)
 
 
-def mix(*keys):
-    """A seed made of a purpose and numbers, so that no purpose disturbs another."""
+def concatenate(first, second, name):
+    """A Split of the samples of two, those of the first one first."""
+    pairs = ((getattr(first, field), getattr(second, field)) for field in ("images", "labels", "indices"))
+    return Split(*map(torch.cat, pairs), name)
+
+
+def derive_seed(*keys):
+    """A seed of its own for each label and numbers, so that no purpose disturbs another."""
     return int.from_bytes(hashlib.sha256(repr(keys).encode()).digest()[:8], "little") >> 1
 
 
-def generator(*keys):
-    """A CPU generator of its own for a purpose: equal keys give equal draws."""
-    return torch.Generator().manual_seed(mix(*keys))
+def make_generator(*keys):
+    """A CPU generator of its own for each label and numbers. Equal keys give equal draws."""
+    return torch.Generator().manual_seed(derive_seed(*keys))
 
 
-def train_and_validation(images, split_seed, val_fraction, limit=None):
-    """Return (train, validation) Splits: `val_fraction` of each class is held out, by `split_seed`; at most `limit` training samples."""
-    draw, labels, train, val = generator("validation", split_seed), images.y_train.cpu(), [], []
+def train_and_validation(labels, split_seed, val_fraction, limit=None):
+    """Return (train, validation) indices, int64 and ascending, of images with these labels (n,).
+
+    `val_fraction` of each class is held out, by `split_seed`. At most `limit` training samples are kept.
+    """
+    draw, labels, train, val = make_generator("validation", split_seed), labels.cpu(), [], []
     for label in labels.unique().tolist():
         rows = (labels == label).nonzero().squeeze(1)
         rows = rows[torch.randperm(len(rows), generator=draw)]
@@ -56,10 +69,10 @@ def train_and_validation(images, split_seed, val_fraction, limit=None):
     train, val = torch.cat(train).sort().values, torch.cat(val).sort().values
     if limit is not None:
         train = train[torch.randperm(len(train), generator=draw)[:limit]].sort().values
-    return Split(images.x_train, images.y_train, train), Split(images.x_train, images.y_train, val)
+    return train, val
 
 
-@functools.cache  # once for each class, however often it is looked up
+@functools.cache  # once per class, however often it is looked up
 def say(line):
     print(line, file=sys.stderr)
 
@@ -83,126 +96,125 @@ def class_numbers(names, classes):
             found = found or [label for label, known in enumerate(classes) if spell(known) == spell(name)]
         if len(found) > 1:
             alike = " or ".join(classes[label] for label in found)
-            raise run.RunError(f"the class {name} could be {alike}: spell it exactly")
+            raise RunError(f"the class {name} could be {alike}: spell it exactly")
         if not found and number is None:
             known = f"{', '.join(classes[:20])}{', ...' * (len(classes) > 20)}"
-            raise run.RunError(f"there is no class {name}: known are 0 to {len(classes) - 1} ({known})")
+            raise RunError(f"there is no class {name}: known are 0 to {len(classes) - 1} ({known})")
         if found and number not in (None, found[0]):
             say(f"class {name}: taken as the class named {classes[found[0]]}, not as number {number}, which is named {classes[number]}")
         labels.append(found[0] if found else number)
     return labels
 
 
-def forget_rows(train, classes, forget_class=None, num_forget=None, forget_indices=None, split_seed=1):
-    """Return the rows of the training split to forget, sorted.
+def forget_indices(train, labels, classes, forget_class=None, num_forget=None, indices_file=None, split_seed=1):
+    """Return the indices to forget out of `train`, the training indices, both ascending. labels: (N,), of the data set's training images.
 
-    One of: all of some classes; `num_forget` random samples (a fraction of the split if below 1), with `forget_class` of those
-    classes only; or a file of indices into the data set's training images. Raises RunError if a class or an index does not
-    exist, or if nothing would be forgotten or nothing retained.
+    One of: all samples of some classes; `num_forget` random samples (a fraction of them if below 1), of `forget_class` only if that
+    is given; or a file of indices into the data set's training images. Raises RunError if a class or an index does not exist, or if
+    nothing would be forgotten or nothing retained.
     """
-    rows = train.rows
+    chosen = train
     if forget_class:
-        wanted = torch.tensor(class_numbers(forget_class, classes))
-        rows = rows[torch.isin(train.y.cpu()[rows], wanted)]
-    if forget_indices is not None:
-        rows = read_indices(forget_indices)
-        outside = rows[~torch.isin(rows, train.rows)]
+        chosen = train[torch.isin(labels.cpu()[train], torch.tensor(class_numbers(forget_class, classes)))]
+    if indices_file is not None:
+        chosen = read_indices(indices_file)
+        outside = chosen[~torch.isin(chosen, train)]
         if len(outside):
-            raise run.RunError(
-                f"{len(outside)} of the indices in {forget_indices}, the first {int(outside[0])}, are not among the model's training "
+            raise RunError(
+                f"{len(outside)} of the indices in {indices_file}, the first {int(outside[0])}, are not among the model's training "
                 "samples (out of range, or in the validation split: train.py --val_fraction 0 keeps none)"
             )
     if num_forget is not None:
-        count = round(num_forget * len(rows)) if isinstance(num_forget, float) else num_forget
-        if count > len(rows):
-            raise run.RunError(f"--num_forget {num_forget} is more than the {len(rows)} samples there are to forget from")
-        rows = rows[torch.randperm(len(rows), generator=generator("forget", split_seed))[:count]]
-    if not 0 < len(rows) < len(train):
-        raise run.RunError(
-            f"{len(rows)} of {len(train)} training samples would be forgotten: at least one must be forgotten and one retained"
+        count = round(num_forget * len(chosen)) if isinstance(num_forget, float) else num_forget
+        if count > len(chosen):
+            raise RunError(f"--num_forget {num_forget} is more than the {len(chosen)} samples there are to forget from")
+        chosen = chosen[torch.randperm(len(chosen), generator=make_generator("forget", split_seed))[:count]]
+    if not 0 < len(chosen) < len(train):
+        raise RunError(
+            f"{len(chosen)} of {len(train)} training samples would be forgotten: at least one must be forgotten and one retained"
         )
-    return rows.sort().values
+    return chosen.sort().values
 
 
 def read_indices(path):
     try:
         values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.array([int(word) for word in path.read_text().split()])
     except (ValueError, EOFError) as error:
-        raise run.RunError(f"{path} is no list of indices ({error}): one whole number a line, or a .npy of integers") from error
+        raise RunError(f"{path} is no list of indices ({error}): one whole number a line, or a .npy of integers") from error
     if values.ndim != 1 or not len(values) or not np.issubdtype(values.dtype, np.integer):
-        raise run.RunError(f"{path} must hold at least one index, as whole numbers in one dimension")
+        raise RunError(f"{path} must hold at least one index, as whole numbers in one dimension")
     rows = torch.from_numpy(values.astype(np.int64))
     if len(rows.unique()) != len(rows):
-        raise run.RunError(f"{path} names some indices twice")
+        raise RunError(f"{path} names some indices twice")
     return rows
 
 
-def forget_sha(rows):
-    """sha256 of the forget set: it travels with masks and runs, and a mismatch is refused."""
-    return hashlib.sha256(rows.sort().values.numpy().astype("<i8").tobytes()).hexdigest()
+def forget_sha(indices):
+    """sha256 of the forget set. It travels with masks and runs, and a mismatch is refused."""
+    return hashlib.sha256(indices.sort().values.numpy().astype("<i8").tobytes()).hexdigest()
 
 
 @dataclass
 class Batch:
-    """This process's slice of a global batch. x: float (B, C, H, W) in [0, 1]; y: int64 (B,); rows: positions in the data set.
+    """This process's slice of a global batch.
 
-    mean(values) takes per-sample values (B,) to this process's share of their mean over the global batch: shares averaged over
-    processes give that mean. draw(high) gives B integers in [0, high) that do not depend on the number of processes.
+    images: float (B, C, H, W) in [0, 1]; labels: int64 (B,); positions: (B,), those of the samples in their split; size: of the
+    global batch. mean(values) takes per-sample values (B,) to this process's share of their mean over the global batch: shares
+    averaged over processes give that mean. draw(high) gives B integers in [0, high) that do not depend on the number of processes.
     """
 
-    x: torch.Tensor
-    y: torch.Tensor
-    rows: torch.Tensor
+    images: torch.Tensor
+    labels: torch.Tensor
+    positions: torch.Tensor
+    size: int
     weight: float
     part: slice
-    size: int
     noise: torch.Generator
 
     def mean(self, values):
         return values.mean() * self.weight
 
     def draw(self, high):
-        return torch.randint(high, (self.size,), generator=self.noise)[self.part].to(self.y.device)
+        return torch.randint(high, (self.size,), generator=self.noise)[self.part].to(self.labels.device)
 
 
 def epoch_batches(split, batch_size, noise, augment=None, rank=0, world=1):
-    """Yield the batches of one pass over a split in random order.
+    """Yield the Batches of one pass over a split in random order.
 
     The pass is cut into ceil(n / batch_size) batches of nearly equal size, so that no short last batch weighs its samples more.
     `noise` draws order, augmentation and labels for the whole global batch; process `rank` of `world` takes its part of it.
-    augment: a Source, or None for images as they are.
+    augment: an imagesets.Source, or None for images as they are.
     """
-    order = split.rows[torch.randperm(len(split), generator=noise)]
-    for rows in order.tensor_split(-(-len(order) // batch_size)):
-        start, stop = len(rows) * rank // world, len(rows) * (rank + 1) // world
-        weight = (stop - start) * world / len(rows)
-        part = slice(start, stop) if stop > start else slice(0, 1)  # with weight 0: every process takes part in every step
-        mine = rows[part].to(split.x.device)
+    for order in torch.randperm(len(split), generator=noise).tensor_split(math.ceil(len(split) / batch_size)):
+        start, stop = len(order) * rank // world, len(order) * (rank + 1) // world
+        weight = (stop - start) * world / len(order)
+        # A process without a sample of its own takes one with weight 0, so that every process takes part in every step
+        part = slice(start, stop) if stop > start else slice(0, 1)
+        positions = order[part].to(split.images.device)
         shifts = flips = None
         if augment is not None:
-            shifts = torch.randint(2 * augment.crop + 1, (2, len(rows)), generator=noise)[:, part].to(split.x.device)
-            flips = (torch.rand(len(rows), generator=noise) < 0.5)[part].to(split.x.device) if augment.flip else None
-        yield Batch(
-            to_float(shift_and_flip(split.x[mine], shifts, flips, augment)), split.y[mine], rows[part], weight, part, len(rows), noise
-        )
+            shifts = torch.randint(2 * augment.crop + 1, (2, len(order)), generator=noise)[:, part].to(split.images.device)
+            flips = (torch.rand(len(order), generator=noise) < 0.5)[part].to(split.images.device) if augment.flip else None
+        images = to_float(shift_and_flip(split.images[positions], shifts, flips, augment))
+        yield Batch(images, split.labels[positions], positions, len(order), weight, part, noise)
 
 
-def shift_and_flip(x, shifts, flips, source):
+def shift_and_flip(images, shifts, flips, source):
     """Random crops of uint8 images (B, H, W, C) padded with black, then mirrored where `flips` says so."""
     if source is None:
-        return x
-    count, height, width, _ = x.shape
+        return images
+    count, height, width, _ = images.shape
     pad = source.crop
-    padded = torch.nn.functional.pad(x, (0, 0, pad, pad, pad, pad))
-    rows = shifts[0][:, None] + torch.arange(height, device=x.device)
-    columns = torch.arange(width, device=x.device).expand(count, width)
+    padded = torch.nn.functional.pad(images, (0, 0, pad, pad, pad, pad))
+    rows = shifts[0][:, None] + torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device).expand(count, width)
     if flips is not None:
         columns = torch.where(flips[:, None], columns.flip(1), columns)
     columns = columns + shifts[1][:, None]
-    batch = torch.arange(count, device=x.device)[:, None, None]
+    batch = torch.arange(count, device=images.device)[:, None, None]
     return padded[batch, rows[:, :, None], columns[:, None, :]]
 
 
-def to_float(x):
+def to_float(images):
     """uint8 (B, H, W, C) to float (B, C, H, W) in [0, 1]; the strides are channels_last."""
-    return x.permute(0, 3, 1, 2).float().div_(255)
+    return images.permute(0, 3, 1, 2).float().div_(255)

@@ -6,7 +6,8 @@ Parameter names are torchvision's own. Two buffers, pixel_mean and pixel_std, co
 import torch
 from torch import nn
 
-import run
+from cli import RunError
+from run_folder import check_shapes, read_tensors
 
 
 class SmallCNN(nn.Module):
@@ -72,7 +73,7 @@ def vgg16_bn(num_classes, channels, image_size):
     import torchvision
 
     if image_size < 32:
-        raise run.RunError(f"vgg16_bn halves its input five times and needs images of 32 px or more, not {image_size}")
+        raise RunError(f"vgg16_bn halves its input five times and needs images of 32 px or more, not {image_size}")
     model = torchvision.models.vgg16_bn(num_classes=num_classes)
     if channels != 3:
         model.features[0] = nn.Conv2d(channels, 64, 3, padding=1)
@@ -132,18 +133,12 @@ def set_normalisation(model, x):
 
 
 def load_weights(model, path):
-    """Load model.safetensors into a model. Raises RunError when they do not fit."""
-    tensors, _ = run.read_tensors(path)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != wanted:
-        example = next(name for name in {**wanted, **found} if wanted.get(name) != found.get(name))
-        raise run.RunError(
-            f"{path} belongs to another model: {example} is {found.get(example, 'absent')} there and {wanted.get(example, 'absent')} here"
-        )
+    """Load model.safetensors into a model. Raises RunError when they do not fit or are not finite."""
+    tensors, _ = read_tensors(path)
+    check_shapes(path, *({name: tuple(tensor.shape) for name, tensor in state.items()} for state in (tensors, model.state_dict())))
     bad = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
     if bad:
-        raise run.RunError(f"{path} holds NaN or infinite values in {bad}")
+        raise RunError(f"{path} holds NaN or infinite values in {bad}")
     model.load_state_dict(tensors)
 
 

@@ -2,35 +2,35 @@
 
     python train.py --dataset cifar10 --arch resnet18 --save_dir runs/cifar10/original
 
-Writes a run folder. With --model_path it starts from the weights of another run or of a bare .safetensors file, and
+Writes a run folder. With --model_path it starts from the weights of another run or of a single .safetensors file, and
 `--epochs 0` then takes those weights as they are. Several processes: accelerate launch --num_processes N train.py ...
 """
 
+import cli
 import data
-import datasets
-import engine
-import job
+import imagesets
 import metrics
 import models
-import run
+import passes
+import trainer
+from run_folder import RunFolder
+from trainer import Trainer, cross_entropy
 
 
 def parse(argv=None):
-    parser = run.parser(__doc__)
-    run.add_flags(parser, "model_path", required=["save_dir"], data_dir="data")
-    parser.add_argument("--dataset", choices=datasets.DATASETS, default="cifar10", help="data set")
-    parser.add_argument("--arch", choices=models.MODELS, default="resnet18", help="model architecture")
-    parser.add_argument("--image_size", type=run.positive_int, metavar="PX", help="size of the images of --dataset folder (default: 64)")
-    parser.add_argument("--val_fraction", type=run.share, default=0.1, help="share of each class held out for validation")
-    parser.add_argument("--optimizer", choices=engine.OPTIMIZERS, default="sgd", help="optimizer, also of the unlearning that follows")
-    parser.add_argument("--momentum", type=run.non_negative_float, default=0.9, help="momentum of sgd")
-    parser.add_argument(
-        "--weight_decay", type=run.non_negative_float, default=5e-4, help="weight decay, also of the unlearning that follows"
-    )
-    parser.add_argument(
-        "--schedule", choices=engine.SCHEDULES, default="step", help="learning rate over the run; step: x0.1 at 91/182 and 136/182 of it"
-    )
-    run.add_flags(parser, "limit", "resume", "overwrite", "device", "precision", lr=0.1, epochs=182, batch_size=256, split_seed=1, seed=1)
+    parser = cli.Parser(__doc__)
+    parser.add_shared("model_path", required=["save_dir"], data_dir="data")
+    parser.add(cli.DATA, "--dataset", choices=imagesets.DATASETS, default="cifar10", help="data set")
+    parser.add(cli.DATA, "--arch", choices=models.MODELS, default="resnet18", help="model architecture")
+    parser.add(cli.DATA, "--image_size", type=cli.positive_int, metavar="PX", help="size of the images of --dataset folder (default: 64)")
+    parser.add(cli.DATA, "--val_fraction", type=cli.share, default=0.1, help="share of each class held out for validation")
+    choices = {
+        "optimizer": dict(choices=trainer.OPTIMIZERS, help="optimizer, also of the unlearning that follows"),
+        "weight_decay": dict(help="weight decay, also of the unlearning that follows"),
+        "schedule": dict(choices=trainer.SCHEDULES, help="learning rate over the run; step: x0.1 at 91/182 and 136/182 of it"),
+    }
+    parser.add_shared(options=choices, optimizer="sgd", momentum=0.9, weight_decay=5e-4, schedule="step")
+    parser.add_shared("limit", "resume", "overwrite", "device", "precision", lr=0.1, epochs=182, batch_size=256, split_seed=1, seed=1)
     args = parser.parse_args(argv)
     if args.image_size and args.dataset != "folder":
         parser.error("--image_size is for --dataset folder: the other data sets have a size of their own")
@@ -39,15 +39,14 @@ def parse(argv=None):
 
 def main(argv=None):
     args = parse(argv)
-    accelerator = engine.make_accelerator(args.device, args.precision)
-    record = run.Run(args, accelerator.is_main_process)
-    if record.finished:
-        return print(f"{record.folder} is finished already")
+    accelerator = trainer.make_accelerator(args.device, args.precision)
+    run_folder = RunFolder(args, accelerator)
 
     # Data and model
     with accelerator.main_process_first():  # which writes the cache that the others read
-        images = datasets.load_images(args.dataset, args.data_dir, args.image_size, accelerator.device)
-    train, val = data.train_and_validation(images, args.split_seed, args.val_fraction, args.limit)
+        images = imagesets.load_images(args.dataset, args.data_dir, args.image_size, accelerator.device)
+    train_indices, val_indices = data.train_and_validation(images.y_train, args.split_seed, args.val_fraction, args.limit)
+    train, val = images.train(train_indices, "train"), images.train(val_indices, "val")
     shape = {
         "arch": args.arch,
         "num_classes": len(images.classes),
@@ -58,44 +57,24 @@ def main(argv=None):
     models.set_normalisation(model, images.x_train)
     if args.model_path is not None:
         models.load_weights(model, args.model_path / "model.safetensors" if args.model_path.is_dir() else args.model_path)
-    model = engine.place(model, accelerator)
+    model = trainer.prepare(model, accelerator)
 
     # Train
-    record.begin(
-        job.PACKAGES,
-        kind="train",
-        method="original",
-        architecture=shape,
-        classes=images.classes,
-        processes=accelerator.num_processes,
-        computed_on=str(accelerator.device),
-        autocast=accelerator.mixed_precision,
-    )
-    engine.fit(
-        model,
-        lambda epoch: [{"train": train}],
-        lambda train: {"train": engine.cross_entropy(model, train)},
-        epochs=args.epochs,
-        lr=args.lr,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        accelerator=accelerator,
-        run=record,
-        optimizer=args.optimizer,
-        momentum=args.momentum,
-        weight_decay=args.weight_decay,
-        schedule=args.schedule,
-        augment=datasets.DATASETS[args.dataset],
-    )
+    run_folder.begin(kind="train", method="original", architecture=shape, classes=images.classes)
+    settings = {name: getattr(args, name) for name in ("batch_size", "optimizer", "momentum", "weight_decay", "schedule")}
+    loop = Trainer(model, run_folder, accelerator, seed=args.seed, augment=imagesets.DATASETS[args.dataset], **settings)
+    for _ in loop.epochs(args.epochs, args.lr, train):
+        for batch in loop.batches(train):
+            loop.step(train=cross_entropy(model, batch))
 
     # Save
-    seconds = record.seconds()
-    record.save("model.safetensors", model.state_dict())
-    accuracy = metrics.accuracy(engine.predict(model, val if len(val) else train), (val if len(val) else train).labels())
-    record.finish(seconds=seconds, accuracy=accuracy, images_seen=record.images_seen, **engine.memory(accelerator))
-    if accelerator.is_main_process:
-        print(f"{record.folder}: {'validation' if len(val) else 'training'} accuracy {accuracy:.2f} %, {seconds:.0f} s")
+    seconds = run_folder.seconds()
+    run_folder.save("model.safetensors", model.state_dict())
+    shown = val if len(val) else train
+    accuracy = metrics.accuracy(passes.predict_logits(model, shown), shown.labels.cpu())
+    message = f"{'validation' if len(val) else 'training'} accuracy {accuracy:.2f} %, {seconds:.0f} s"
+    run_folder.finish(message, seconds=seconds, accuracy=accuracy, images_seen=run_folder.images_seen)
 
 
 if __name__ == "__main__":
-    run.cli(main)
+    cli.run(main)

@@ -1,11 +1,16 @@
-"""The unlearning methods. One file each, one line each below.
+"""The unlearning methods: one file and one line each.
 
-A method is a function that edits the model in place. Its signature declares everything about it: the positional parameters
-are what it is handed (`forget`, `retain`: a method that does not name `retain` never sees retain data), the keyword-only ones
-are its flags with their defaults (None: the value the original model was trained with).
+A method is a function that edits the model in place. Its positional parameters are what it is handed: `model`, `forget`, `retain`
+(Splits), `trainer`, `training` (the original's flags), `fresh()` (a model with new random weights). A method that does not name
+`retain` is handed no retain data. Its keyword-only parameters are its flags, with their defaults (None: as the original was trained).
+A flag that no other method has is declared in the method's own file, in FLAGS. TRAINING there holds the training settings of the
+method's authors, where they differ from the original's.
+
+A loss is a mean over the global batch: batch.mean(per-sample losses), or trainer.cross_entropy. A mean over this process's samples
+would be wrong under several processes.
 """
 
-import inspect
+from cli import non_negative_float, non_negative_int
 
 from .be import be
 from .bs import bs
@@ -21,48 +26,14 @@ from .salun_soft import salun_soft
 from .scrub import scrub
 from .ssd import ssd
 
-METHODS = {
-    "retrain": retrain,
-    "ft": ft,
-    "rl": rl,
-    "ga": ga,
-    "iu": iu,
-    "be": be,
-    "bs": bs,
-    "l1_sparse": l1_sparse,
-    "salun": salun,
-    "salun_soft": salun_soft,
-    "neggrad_plus": neggrad_plus,
-    "scrub": scrub,
-    "ssd": ssd,
-}
+METHODS = {method.__name__: method for method in (retrain, ft, rl, ga, iu, be, bs, l1_sparse, salun, salun_soft, neggrad_plus, scrub, ssd)}
 NEEDS_MASK = {"salun"}
 TAKES_NO_MASK = {"retrain"}  # starts from fresh weights
-PAPER_SPELLINGS = {
-    "FT": "ft",
-    "RL": "rl",
-    "GA": "ga",
-    "wfisher": "iu",
-    "boundary_expanding": "be",
-    "boundary_shrink": "bs",
-    "FT_l1": "l1_sparse",
-    "RL_proximal": "salun_soft",
-}  # of the paper's own repository
-
-
-def reads(name):
-    """Which parts of the data a method is handed: a subset of ("forget", "retain")."""
-    return tuple(part for part in ("forget", "retain") if part in inspect.signature(METHODS[name]).parameters)
-
-
-def flags(name):
-    """{flag: default} of a method."""
-    parameters = inspect.signature(METHODS[name]).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-
-
-def call(name, given, options):
-    """Run a method, handing it only what its signature names out of `given`."""
-    method = METHODS[name]
-    wanted = [parameter.name for parameter in inspect.signature(method).parameters.values() if parameter.kind is not parameter.KEYWORD_ONLY]
-    method(**{key: given[key] for key in wanted}, **options)
+FLAGS = {  # of several methods
+    "mix": dict(action="store_true", help="one shuffled pass over forget and retain set, not one after the other"),
+    "gamma": dict(type=non_negative_float, help="weight of the L1 norm at the start, or of the cross-entropy (scrub)"),
+    "fisher_samples": dict(type=non_negative_int, help="samples for the Fisher information (0: all)"),
+}
+PAPER_SPELLINGS = dict(  # of the paper's own repository
+    FT="ft", RL="rl", GA="ga", wfisher="iu", boundary_expanding="be", boundary_shrink="bs", FT_l1="l1_sparse", RL_proximal="salun_soft"
+)

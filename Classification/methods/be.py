@@ -1,13 +1,13 @@
 import torch
 
-from engine import cross_entropy
 from models import head
+from trainer import cross_entropy
 
 
-def be(model, forget, fit, *, epochs=10, lr=1e-5):
-    """Boundary expanding (Chen et al. 2023, arXiv 2303.11570): train the forget set towards an output class that is new, then drop it.
+def be(model, forget, trainer, *, epochs=10, lr=1e-5):
+    """Boundary expanding (Chen et al. 2023, arXiv 2303.11570): train the forget set towards a new output class, then drop that class.
 
-    The extra class is a linear layer beside the model's own head, so the model itself never changes shape and nothing of the
+    The extra class is a linear layer next to the model's own head. So the model itself never changes shape, and nothing of the
     extra class can remain in it. Reads no retain data.
     """
     last = head(model)
@@ -16,12 +16,8 @@ def be(model, forget, fit, *, epochs=10, lr=1e-5):
     torch.nn.init.zeros_(shadow.bias)
     widen = last.register_forward_hook(lambda layer, inputs, output: torch.cat([output, shadow(inputs[0])], 1))
     try:
-        fit(
-            lambda epoch: [{"forget": forget}],
-            lambda forget: {"forget": cross_entropy(model, forget, torch.full_like(forget.y, last.out_features))},
-            epochs=epochs,
-            lr=lr,
-            extra=shadow,
-        )
+        for _ in trainer.epochs(epochs, lr, forget, extra=shadow):
+            for batch in trainer.batches(forget):
+                trainer.step(forget=cross_entropy(model, batch, torch.full_like(batch.labels, last.out_features)))
     finally:
         widen.remove()

@@ -1,14 +1,16 @@
 import torch
 from tqdm import tqdm
 
-from data import generator
-from masking import apply_where
+from cli import positive_float
+from data import make_generator
+from passes import mean_gradient, sample_gradients
 
 DAMPING = 1.0  # F starts as the identity, as in the official recursion, so that its alpha is iu_scale
 BLOCK_BYTES = 2 << 30  # two blocks of per-sample gradients are held at once
+FLAGS = {"iu_scale": dict(type=positive_float, help="length of the step along the influence direction")}
 
 
-def iu(model, forget, retain, gradient, samples, seed, mask, *, iu_scale=1.0, fisher_samples=1000):
+def iu(model, forget, retain, trainer, *, iu_scale=1.0, fisher_samples=1000):
     """Influence unlearning with the WoodFisher inverse (the paper's baseline IU): theta_o + iu_scale * F^-1 v.
 
     v = (sum of gradients on the forget set) / N - (sum of gradients on the retain set) * n_f / (N * n_r), N = n_f + n_r, and
@@ -16,26 +18,27 @@ def iu(model, forget, retain, gradient, samples, seed, mask, *, iu_scale=1.0, fi
     identity it is (v - G^T (s * DAMPING * I + G G^T)^-1 G v) / DAMPING with the s gradients as rows of G, which equals the full
     WoodFisher recursion with its history. The official release keeps one auxiliary vector in place of that history.
     """
-    order = torch.randperm(len(retain), generator=generator("iu", seed))[: fisher_samples or None]
-    few = retain.take(retain.rows[order].sort().values)
-    of_forget, of_retain = gradient(forget), gradient(retain)
+    order = torch.randperm(len(retain), generator=make_generator("iu", trainer.seed))[: fisher_samples or None]
+    few = retain.take(order.sort().values)
+    of_forget, of_retain = (
+        mean_gradient(model, trainer.count(split), trainer.accelerator, trainer.batch_size) for split in (forget, retain)
+    )
     share = len(forget) / (len(forget) + len(retain))
     v = torch.cat([(of_forget[name] - of_retain[name]).flatten() * share for name in of_forget])
-    step = iu_scale * inverse_times(v, samples, few)
+    step = iu_scale * inverse_times(v, lambda block: sample_gradients(model, trainer.count(block)), few)
     parameters = dict(model.named_parameters())
     pieces = step.split([parameter.numel() for parameter in parameters.values()])
-    new = {
-        name: parameter.detach() + piece.view(parameter.shape) for (name, parameter), piece in zip(parameters.items(), pieces, strict=True)
-    }
-    apply_where(parameters, new, mask)
+    new = {name: p.detach() + piece.view(p.shape) for (name, p), piece in zip(parameters.items(), pieces, strict=True)}
+    trainer.update(new)
 
 
 def inverse_times(v, samples, split):
     """Return (DAMPING * I + G^T G / s)^-1 v, G (s, n) being the per-sample gradients of the split, never held whole.
 
-    A block of rows is held while the rows after it are computed anew, so memory is bounded and the arithmetic exact.
+    samples: function of a split that yields blocks of its per-sample gradients. A block of rows is held while the rows after it are
+    computed again, so memory is bounded and the arithmetic exact.
     """
-    blocks = [split.take(rows) for rows in split.rows.split(max(1, BLOCK_BYTES // (4 * len(v))))]
+    blocks = [split.take(positions) for positions in torch.arange(len(split)).split(max(1, BLOCK_BYTES // (4 * len(v))))]
     offsets = [0]
     for block in blocks:
         offsets.append(offsets[-1] + len(block))

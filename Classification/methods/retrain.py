@@ -1,14 +1,15 @@
-from engine import cross_entropy
+from trainer import cross_entropy
+
+TRAINING = {"schedule": None}  # that of the original
 
 
-def retrain(model, retain, fit, fresh, training, *, epochs=None, lr=None):
-    """Exact unlearning, what every other method is compared with: train from new random weights on the retain set alone,
-    by default with epochs, learning rate and schedule of the original model's training."""
+def retrain(model, retain, trainer, fresh, training, *, epochs=None, lr=None):
+    """Exact unlearning, the reference for all other methods: train from new random weights on the retain set alone.
+
+    Epochs, learning rate and schedule are those of the original model's training, unless flags give others.
+    """
     model.load_state_dict(fresh().state_dict())
-    fit(
-        lambda epoch: [{"retain": retain}],
-        lambda retain: {"retain": cross_entropy(model, retain)},
-        epochs=training["epochs"] if epochs is None else epochs,
-        lr=training["lr"] if lr is None else lr,
-        schedule=training["schedule"],
-    )
+    epochs, lr = training["epochs"] if epochs is None else epochs, training["lr"] if lr is None else lr
+    for _ in trainer.epochs(epochs, lr, retain):
+        for batch in trainer.batches(retain):
+            trainer.step(retain=cross_entropy(model, batch))

@@ -12,15 +12,15 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are the same on every machi
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are faster so
 
-from helpers import NUM_FORGET, cpu, script, tiny  # noqa: E402
+from helpers import NUM_FORGET, TINY, cpu, ok  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
     """A folder with a trained original (runs/original), a mask of 60 random samples at ratio 0.5, and the digits' cache in data/."""
     home = tmp_path_factory.mktemp("home")
-    assert script(*tiny("--data_dir", home / "data", "--save_dir", home / "original")) == 0
-    assert script("generate_mask", "--model_path", home / "original", "--num_forget", NUM_FORGET, "--save_dir", home / "mask") == 0
+    ok("train", TINY, "--data_dir", home / "data", "--save_dir", home / "original")
+    ok("generate_mask", "--model_path", home / "original", "--num_forget", NUM_FORGET, "--save_dir", home / "mask")
     return home
 
 
@@ -28,40 +28,25 @@ def home(tmp_path_factory):
 def unlearn(home, tmp_path_factory):
     """unlearn(method, *flags) -> run folder of that method on the original, 60 random samples forgotten."""
 
-    def call(method, *flags, forget=("--num_forget", NUM_FORGET)):
+    def call(method, *flags, forget=f"--num_forget {NUM_FORGET}"):
         folder = tmp_path_factory.mktemp(method) / "run"
         mask = ("--mask_path", home / "mask") if method == "salun" and "--mask_path" not in flags else ()
-        assert (
-            script(
-                "unlearn",
-                "--method",
-                method,
-                "--model_path",
-                home / "original",
-                *forget,
-                *mask,
-                "--precision",
-                "fp32",
-                "--save_dir",
-                folder,
-                *flags,
-            )
-            == 0
-        )
+        start = ("--method", method, "--model_path", home / "original", forget)
+        ok("unlearn", *start, *mask, "--precision fp32 --save_dir", folder, *flags)
         return folder
 
     return call
 
 
 @pytest.fixture(scope="session")
-def opened(home):
-    """The original model, its splits and the forget set, as the scripts see them."""
-    import job
+def load(home):
+    """load() -> the Task of the original model, load(folder) -> that of an unlearned one: model, forget set, retain set."""
+    import task
 
     flags = {"forget_class": None, "num_forget": NUM_FORGET, "forget_indices": None, "split_seed": None}
 
-    def call(path=home / "original", **other):
+    def call(path=home / "original", precision="fp32", **other):
         kind = "train" if path == home / "original" else "unlearn"
-        return job.open_job(path, flags | other, cpu(), kind=kind)
+        return task.load_task(path, flags | other, cpu(precision), kind=kind)
 
     return call

@@ -4,16 +4,22 @@ import sys
 
 from accelerate.state import AcceleratorState
 
-import engine
-import run
+import cli
+import trainer
 
 NUM_FORGET = 60  # random samples that the tests forget
+TINY = "--dataset digits --arch cnn --epochs 4 --lr 0.1 --batch_size 64 --schedule linear --precision fp32"  # trains in about a second
 
 
 def cpu(precision="fp32"):
     """An accelerator as a new process would make it: on the CPU."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    return engine.make_accelerator("cpu", precision)
+    return trainer.make_accelerator("cpu", precision)
+
+
+def words(*argv):
+    """A command line: strings are split at spaces, all else is one word."""
+    return [part for word in argv for part in (word.split() if isinstance(word, str) else [str(word)])]
 
 
 def script(name, *argv):
@@ -21,7 +27,7 @@ def script(name, *argv):
     AcceleratorState._reset_state(reset_partial_state=True)  # a new process would start without one
     module = __import__(name)
     try:
-        run.cli(module.main, [str(word) for word in argv])
+        cli.run(module.main, words(*argv))
     except SystemExit as stop:
         if isinstance(stop.code, str):
             print(stop.code, file=sys.stderr)
@@ -30,23 +36,6 @@ def script(name, *argv):
     return 0
 
 
-def tiny(*argv, name="train"):
-    """Arguments for a digits model that trains in about a second."""
-    return (
-        name,
-        "--dataset",
-        "digits",
-        "--arch",
-        "cnn",
-        "--epochs",
-        4,
-        "--lr",
-        0.1,
-        "--batch_size",
-        64,
-        "--schedule",
-        "linear",
-        "--precision",
-        "fp32",
-        *argv,
-    )
+def ok(name, *argv):
+    """Run a script that must succeed."""
+    assert script(name, *argv) == 0, f"{name} {words(*argv)}"

@@ -1,4 +1,4 @@
-"""Data, forget sets and batches. Beside each property stands the mutation that would break it."""
+"""Data, forget sets and batches. Each names the mutation that would break it."""
 
 import numpy as np
 import pytest
@@ -6,17 +6,18 @@ import torch
 from PIL import Image
 
 import data
-import datasets
-import run
+import imagesets
+from cli import RunError
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    return datasets.load_images("digits", tmp_path_factory.mktemp("digits"))
+    return imagesets.load_images("digits", tmp_path_factory.mktemp("digits"))
 
 
-def test_digits_are_decoded_once_and_cached(tmp_path):  # mutation: do not write the cache
-    first = datasets.load_images("digits", tmp_path)
+def test_digits_are_decoded_once_and_cached(tmp_path):
+    """Mutation: do not write the cache."""
+    first = imagesets.load_images("digits", tmp_path)
     assert (
         first.x_train.shape == (1437, 8, 8, 1)
         and first.x_test.shape == (360, 8, 8, 1)
@@ -28,32 +29,34 @@ def test_digits_are_decoded_once_and_cached(tmp_path):  # mutation: do not write
         arrays = dict(cache)
     arrays["y_train"] = 9 - arrays["y_train"]
     np.savez(tmp_path / "digits.npz", **arrays)
-    assert torch.equal(datasets.load_images("digits", tmp_path).y_train, 9 - first.y_train)  # a file that is there is used as it is
+    assert torch.equal(imagesets.load_images("digits", tmp_path).y_train, 9 - first.y_train)  # a file that is there is used as it is
 
 
-def test_validation_holds_out_a_tenth_of_each_class(digits):  # mutation: split without regard to class
-    train, val = data.train_and_validation(digits, 1, 0.1)
-    assert len(train) + len(val) == 1437 and not set(train.rows.tolist()) & set(val.rows.tolist())
+def test_validation_holds_out_a_tenth_of_each_class(digits):
+    """Mutation: split without regard to class."""
+    train, val = data.train_and_validation(digits.y_train, 1, 0.1)
+    assert len(train) + len(val) == 1437 and not set(train.tolist()) & set(val.tolist())
     for label in range(10):
-        assert int((val.labels() == label).sum()) == round(0.1 * int((digits.y_train == label).sum()))
-    assert not torch.equal(val.rows, data.train_and_validation(digits, 2, 0.1)[1].rows)
+        assert int((digits.y_train[val] == label).sum()) == round(0.1 * int((digits.y_train == label).sum()))
+    assert not torch.equal(val, data.train_and_validation(digits.y_train, 2, 0.1)[1])
 
 
-def test_forget_sets(digits, tmp_path):  # mutation: draw from all images rather than the training split
-    train, _ = data.train_and_validation(digits, 1, 0.1)
-    rows = data.forget_rows(train, digits.classes, num_forget=0.1, split_seed=1)
-    assert len(rows) == round(0.1 * len(train)) and set(rows.tolist()) <= set(train.rows.tolist())
-    assert torch.equal(rows, data.forget_rows(train, digits.classes, num_forget=0.1, split_seed=1))
-    assert not torch.equal(rows, data.forget_rows(train, digits.classes, num_forget=0.1, split_seed=2))
-    whole = data.forget_rows(train, digits.classes, forget_class=["3"])
-    assert len(whole) == int((train.labels() == 3).sum()) and (digits.y_train[whole] == 3).all()
-    some = data.forget_rows(train, digits.classes, forget_class=["3", "5"], num_forget=0.5)
+def test_forget_sets(digits, tmp_path):
+    """Mutation: draw from all images rather than the training split."""
+    train, _ = data.train_and_validation(digits.y_train, 1, 0.1)
+    rows = data.forget_indices(train, digits.y_train, digits.classes, num_forget=0.1, split_seed=1)
+    assert len(rows) == round(0.1 * len(train)) and set(rows.tolist()) <= set(train.tolist())
+    assert torch.equal(rows, data.forget_indices(train, digits.y_train, digits.classes, num_forget=0.1, split_seed=1))
+    assert not torch.equal(rows, data.forget_indices(train, digits.y_train, digits.classes, num_forget=0.1, split_seed=2))
+    whole = data.forget_indices(train, digits.y_train, digits.classes, forget_class=["3"])
+    assert len(whole) == int((digits.y_train[train] == 3).sum()) and (digits.y_train[whole] == 3).all()
+    some = data.forget_indices(train, digits.y_train, digits.classes, forget_class=["3", "5"], num_forget=0.5)
     assert digits.y_train[some].unique().tolist() == [3, 5]
-    listed = train.rows[[5, 1, 9]]
+    listed = train[[5, 1, 9]]
     (tmp_path / "list.txt").write_text("\n".join(map(str, listed.tolist())))
     np.save(tmp_path / "list.npy", listed.numpy())
     for name in ("list.txt", "list.npy"):
-        assert torch.equal(data.forget_rows(train, digits.classes, forget_indices=tmp_path / name), listed.sort().values)
+        assert torch.equal(data.forget_indices(train, digits.y_train, digits.classes, indices_file=tmp_path / name), listed.sort().values)
     assert data.forget_sha(listed) == data.forget_sha(listed.flip(0)) != data.forget_sha(listed[:2])
 
 
@@ -69,55 +72,66 @@ def test_forget_sets(digits, tmp_path):  # mutation: draw from all images rather
         (dict(forget_class=list("0123456789")), "at least one"),
     ],
 )
-def test_impossible_forget_sets_are_refused(digits, flags, message):  # mutation: clamp in place of raising
-    train, _ = data.train_and_validation(digits, 1, 0.1)
+def test_impossible_forget_sets_are_refused(digits, flags, message):
+    """Mutation: clamp in place of raising."""
+    train, _ = data.train_and_validation(digits.y_train, 1, 0.1)
     assert len(train) == 1294
-    with pytest.raises(run.RunError, match=message):
-        data.forget_rows(train, digits.classes, **flags)
+    with pytest.raises(RunError, match=message):
+        data.forget_indices(train, digits.y_train, digits.classes, **flags)
 
 
 @pytest.mark.parametrize(
     "text, message",
     [("1 2 x", "no list of indices"), ("", "at least one index"), ("4 4", "twice"), ("99999", "not among"), ("-1", "not among")],
 )
-def test_bad_index_files_are_refused(digits, tmp_path, text, message):  # mutation: skip indices that are out of range
+def test_bad_index_files_are_refused(digits, tmp_path, text, message):
+    """Mutation: skip indices that are out of range."""
     (tmp_path / "list.txt").write_text(text)
-    train, _ = data.train_and_validation(digits, 1, 0)
-    with pytest.raises(run.RunError, match=message):
-        data.forget_rows(train, digits.classes, forget_indices=tmp_path / "list.txt")
+    train, _ = data.train_and_validation(digits.y_train, 1, 0)
+    with pytest.raises(RunError, match=message):
+        data.forget_indices(train, digits.y_train, digits.classes, indices_file=tmp_path / "list.txt")
 
 
-def batches(split, world, rank, batch_size=50, source=datasets.DATASETS["cifar10"]):
-    return list(data.epoch_batches(split, batch_size, data.generator("test"), source, rank, world))
+def split_of(digits, val_fraction=0.1, part=0):
+    """The training part (0) or the validation part (1) of the digits, as a Split."""
+    return digits.train(data.train_and_validation(digits.y_train, 1, val_fraction)[part], "train")
+
+
+def batches(split, world, rank, batch_size=50, source=imagesets.DATASETS["cifar10"]):
+    return list(data.epoch_batches(split, batch_size, data.make_generator("test"), source, rank, world))
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_batches_do_not_depend_on_the_number_of_processes(digits, world):  # mutation: seed `noise` with the rank
-    split, _ = data.train_and_validation(digits, 1, 0.9)
+def test_batches_do_not_depend_on_the_number_of_processes(digits, world):
+    """Mutation: seed `noise` with the rank."""
+    split = split_of(digits, 0.9)
     for whole, *parts in zip(batches(split, 1, 0), *(batches(split, world, rank) for rank in range(world)), strict=True):
-        assert torch.equal(whole.x, torch.cat([part.x for part in parts]))
+        assert torch.equal(whole.images, torch.cat([part.images for part in parts]))
         assert torch.equal(whole.draw(1000), torch.cat([part.draw(1000) for part in parts]))
-        values = whole.x.mean((1, 2, 3))
-        shares = torch.stack([part.mean(part.x.mean((1, 2, 3))) for part in parts])
+        values = whole.images.mean((1, 2, 3))
+        shares = torch.stack([part.mean(part.images.mean((1, 2, 3))) for part in parts])
         torch.testing.assert_close(shares.mean(), values.mean())
 
 
-def test_a_batch_smaller_than_the_number_of_processes_counts_each_sample_once(digits):  # mutation: weight 1 for a borrowed sample
-    split = data.Split(digits.x_train, digits.y_train, torch.tensor([4]))
-    shares = [batch.mean(torch.ones(len(batch.y))) for rank in range(3) for batch in batches(split, 3, rank)]
+def test_a_batch_smaller_than_the_number_of_processes_counts_each_sample_once(digits):
+    """Mutation: weight 1 for a borrowed sample."""
+    split = digits.train(torch.tensor([4]), "train")
+    shares = [batch.mean(torch.ones(len(batch.labels))) for rank in range(3) for batch in batches(split, 3, rank)]
     assert float(torch.stack(shares).mean()) == pytest.approx(1)
 
 
-def test_an_epoch_visits_every_sample_once_in_even_batches(digits):  # mutation: drop the last batch
-    split, _ = data.train_and_validation(digits, 1, 0.1)
+def test_an_epoch_visits_every_sample_once_in_even_batches(digits):
+    """Mutation: drop the last batch."""
+    split = split_of(digits)
     seen = batches(split, 1, 0)
-    assert sorted(torch.cat([batch.rows for batch in seen]).tolist()) == split.rows.tolist()
-    assert {len(batch.y) for batch in seen} <= {49, 50} and len(seen) == 26
+    assert sorted(torch.cat([batch.positions for batch in seen]).tolist()) == list(range(len(split)))
+    assert {len(batch.labels) for batch in seen} <= {49, 50} and len(seen) == 26
 
 
-def test_augmentation_is_a_crop_and_a_flip():  # mutation: flip after cropping with the shift of the other side
+def test_augmentation_is_a_crop_and_a_flip():
+    """Mutation: flip after cropping with the shift of the other side."""
     x = torch.arange(1, 10, dtype=torch.uint8).view(1, 3, 3, 1)
-    source = datasets.Source(None, 3, 1, True)
+    source = imagesets.Source(None, 3, 1, True)
     plain = data.shift_and_flip(x, torch.tensor([[1], [1]]), torch.tensor([False]), source)
     assert torch.equal(plain, x)
     assert torch.equal(data.shift_and_flip(x, torch.tensor([[1], [1]]), torch.tensor([True]), source), x.flip(2))
@@ -125,15 +139,16 @@ def test_augmentation_is_a_crop_and_a_flip():  # mutation: flip after cropping w
     assert down.tolist() == [[0, 0, 0], [2, 3, 0], [5, 6, 0]]
 
 
-def test_random_labels_are_never_the_true_one(digits):  # mutation: draw(num_classes) in other_labels
-    from methods.rl import other_labels
+def test_random_labels_are_never_the_true_one(digits):
+    """Mutation: draw(num_classes) in other_labels."""
+    from methods.salun import other_labels
 
-    split, _ = data.train_and_validation(digits, 1, 0.1)
+    split = split_of(digits)
     counts = torch.zeros(10, 10)
     for batch in batches(split, 1, 0):
         labels = other_labels(batch, 10)
-        assert (labels != batch.y).all() and labels.min() >= 0 and labels.max() <= 9
-        counts.index_put_((batch.y, labels), torch.ones(len(labels)), accumulate=True)
+        assert (labels != batch.labels).all() and labels.min() >= 0 and labels.max() <= 9
+        counts.index_put_((batch.labels, labels), torch.ones(len(labels)), accumulate=True)
     off_diagonal = counts[~torch.eye(10, dtype=torch.bool)]
     assert off_diagonal.min() > 0  # every wrong label is drawn
 
@@ -145,20 +160,22 @@ def make_folder(root, counts, size=(20, 14)):
             Image.fromarray(np.full((*size, 3), 10 * i, np.uint8)).save(root / name / f"{i}.png")
 
 
-def test_a_folder_of_images_and_its_changes(tmp_path):  # mutation: a cache without the folder's stamp
+def test_a_folder_of_images_and_its_changes(tmp_path):
+    """Mutation: a cache without the folder's stamp."""
     make_folder(tmp_path / "train", {"cat": 6, "dog": 4})
     make_folder(tmp_path / "val", {"cat": 2, "dog": 1})
-    images = datasets.load_images("folder", tmp_path, 16)
+    images = imagesets.load_images("folder", tmp_path, 16)
     assert images.x_train.shape == (10, 16, 16, 3) and len(images.x_test) == 3 and images.classes == ["cat", "dog"]
     assert data.class_numbers(["dog", "0"], images.classes) == [1, 0]
     (tmp_path / "train" / "dog" / "0.png").unlink()
-    assert len(datasets.load_images("folder", tmp_path, 16).x_train) == 9
+    assert len(imagesets.load_images("folder", tmp_path, 16).x_train) == 9
     make_folder(tmp_path / "flat", {"a": 15, "b": 15})
-    flat = datasets.load_images("folder", tmp_path / "flat", 8)
+    flat = imagesets.load_images("folder", tmp_path / "flat", 8)
     assert len(flat.x_train) == 27 and len(flat.x_test) == 3
 
 
-def test_bad_folders_and_caches_are_refused(tmp_path):  # mutation: skip unreadable images
+def test_bad_folders_and_caches_are_refused(tmp_path):
+    """Mutation: skip unreadable images."""
     make_folder(tmp_path / "one", {"cat": 2})
     make_folder(tmp_path / "bad", {"cat": 2, "dog": 2})
     (tmp_path / "bad" / "dog" / "torn.jpg").write_bytes((tmp_path / "bad" / "dog" / "1.png").read_bytes()[:40])
@@ -169,13 +186,13 @@ def test_bad_folders_and_caches_are_refused(tmp_path):  # mutation: skip unreada
         ("empty", "holds no images"),
         ("absent", "is no folder"),
     ):
-        with pytest.raises(run.RunError, match=message):
-            datasets.load_images("folder", tmp_path / name, 8)
-    datasets.load_images("digits", tmp_path)
+        with pytest.raises(RunError, match=message):
+            imagesets.load_images("folder", tmp_path / name, 8)
+    imagesets.load_images("digits", tmp_path)
     whole = (tmp_path / "digits.npz").read_bytes()
     (tmp_path / "digits.npz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(run.RunError, match="not a whole .npz"):
-        datasets.load_images("digits", tmp_path)
+    with pytest.raises(RunError, match="not a whole .npz"):
+        imagesets.load_images("digits", tmp_path)
     np.savez(
         tmp_path / "digits.npz",
         x_train=np.full((4, 8, 8, 1), np.nan),
@@ -183,24 +200,26 @@ def test_bad_folders_and_caches_are_refused(tmp_path):  # mutation: skip unreada
         x_test=np.zeros((1, 8, 8, 1), np.uint8),
         y_test=np.zeros(1, int),
     )
-    with pytest.raises(run.RunError, match="must be uint8"):
-        datasets.load_images("digits", tmp_path)
+    with pytest.raises(RunError, match="must be uint8"):
+        imagesets.load_images("digits", tmp_path)
 
 
-def test_a_data_set_that_cannot_be_downloaded_is_named(tmp_path, monkeypatch):  # mutation: let torchvision's own error through
+def test_a_data_set_that_cannot_be_downloaded_is_named(tmp_path, monkeypatch):
+    """Mutation: let torchvision's own error through."""
     import torchvision
 
     def offline(*args, **kwargs):
         raise OSError("no network")
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR100", offline)
-    with pytest.raises(run.RunError, match="CIFAR100 is neither in"):
-        datasets.load_images("cifar100", tmp_path)
-    with pytest.raises(run.RunError, match="tiny-imagenet-200.zip"):
-        datasets.load_images("tiny_imagenet", tmp_path)
+    with pytest.raises(RunError, match="CIFAR100 is neither in"):
+        imagesets.load_images("cifar100", tmp_path)
+    with pytest.raises(RunError, match="tiny-imagenet-200.zip"):
+        imagesets.load_images("tiny_imagenet", tmp_path)
 
 
-def test_torchvision_data_sets_come_out_in_one_shape(tmp_path, monkeypatch):  # mutation: forget SVHN's transpose
+def test_torchvision_data_sets_come_out_in_one_shape(tmp_path, monkeypatch):
+    """Mutation: forget SVHN's transpose."""
     import torchvision
 
     class Fake:
@@ -217,12 +236,13 @@ def test_torchvision_data_sets_come_out_in_one_shape(tmp_path, monkeypatch):  # 
         ("FashionMNIST", "fashion_mnist", (28, 28, 1)),
     ):
         monkeypatch.setattr(torchvision.datasets, name, type(name, (Fake,), {}))
-        images = datasets.load_images(dataset, tmp_path)
+        images = imagesets.load_images(dataset, tmp_path)
         assert images.x_train.shape == (6, *shape) and images.x_test.shape == (4, *shape) and len(images.classes) == 10
-        assert datasets.load_images(dataset, tmp_path).y_test.tolist() == [0, 1, 2, 3]  # from the cache
+        assert imagesets.load_images(dataset, tmp_path).y_test.tolist() == [0, 1, 2, 3]  # from the cache
 
 
-def test_tiny_imagenet_from_its_archive(tmp_path):  # mutation: sort the annotations
+def test_tiny_imagenet_from_its_archive(tmp_path):
+    """Mutation: sort the annotations."""
     root = tmp_path / "tiny-imagenet-200"
     for wnid, value in (("n02", 50), ("n01", 200)):
         (root / "train" / wnid / "images").mkdir(parents=True)
@@ -231,7 +251,7 @@ def test_tiny_imagenet_from_its_archive(tmp_path):  # mutation: sort the annotat
     for name, value in (("b.png", 50), ("a.png", 200)):
         Image.fromarray(np.full((64, 64, 3), value, np.uint8)).save(root / "val" / "images" / name)
     (root / "val" / "val_annotations.txt").write_text("b.png\tn02\t0\t0\t1\t1\na.png\tn01\t0\t0\t1\t1\n")
-    images = datasets.load_images("tiny_imagenet", tmp_path)
+    images = imagesets.load_images("tiny_imagenet", tmp_path)
     assert images.classes == ["n01", "n02"] and images.y_train.tolist() == [0, 1] and images.y_test.tolist() == [1, 0]
     assert images.x_train[0].unique().tolist() == [200] and images.x_test[0].unique().tolist() == [50]
 
@@ -255,5 +275,5 @@ def test_one_spelling_of_a_class_has_one_answer(capsys):
     for word in ("-0", "-1", "--5", "+1", "\u00b2", "\u2460", "\u0663", "1.0", "", " 1", "9" * 5000):
         refused[word] = "there is no class"
     for word, message in refused.items():
-        with pytest.raises(run.RunError, match=message):
+        with pytest.raises(RunError, match=message):
             data.class_numbers([word], named)

@@ -1,4 +1,4 @@
-"""The mask: exact, and hard. Beside each property stands the mutation that would break it."""
+"""The mask: exact, and hard. Each names the mutation that would break it."""
 
 import math
 
@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import masking
-import run
+from cli import RunError
+from run_folder import write_tensors
 
-SOLVERS = {
+OPTIMIZERS = {
     "sgd": lambda leaves: torch.optim.SGD(leaves, 0.1, momentum=0.9, weight_decay=0.05),
     "adam": lambda leaves: torch.optim.Adam(leaves, 0.01, weight_decay=0.05),
     "adamw": lambda leaves: torch.optim.AdamW(leaves, 0.01, weight_decay=0.5),
@@ -33,13 +34,15 @@ def by_sorting(saliency, ratio):
 
 
 @pytest.mark.parametrize("ratio", [0.0001, 0.1, 0.5, 0.999, 1.0])
-def test_select_equals_sorting(ratio, monkeypatch):  # mutation: round() for floor(), or LOW_BITS one bit off
+def test_select_equals_sorting(ratio, monkeypatch):
+    """Mutation: round() for floor(), or LOW_BITS one bit off."""
     monkeypatch.setattr(masking, "CHUNK", 100)  # ties and thresholds must hold across chunks
     mask = masking.select(saliency(), ratio)
     assert torch.equal(torch.cat([part.reshape(-1) for part in mask.values()]), by_sorting(saliency(), ratio))
 
 
-def test_select_breaks_ties_by_position(monkeypatch):  # mutation: drop the [:ties] in select
+def test_select_breaks_ties_by_position(monkeypatch):
+    """Mutation: drop the [:ties] in select."""
     monkeypatch.setattr(masking, "CHUNK", 5)
     tied = {"a": torch.tensor([1.0, -1, 0, 1]), "b": torch.tensor([2.0, 1, -1, 0, 0, 1, 1, 0.5])}
     for k in range(13):
@@ -47,14 +50,16 @@ def test_select_breaks_ties_by_position(monkeypatch):  # mutation: drop the [:ti
         assert torch.equal(torch.cat(list(mask.values())), by_sorting(tied, k / 12 + 1e-9))
 
 
-def test_select_handles_all_zero_and_denormal():  # mutation: a histogram over values in place of bits
+def test_select_handles_all_zero_and_denormal():
+    """Mutation: a histogram over values in place of bits."""
     mask = masking.select({"a": torch.zeros(10), "b": torch.full((10,), 1e-42)}, 0.6)
     assert mask["b"].all() and mask["a"].tolist() == [True] * 2 + [False] * 8
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_select_refuses_non_finite(bad):  # mutation: drop the check of the top bins
-    with pytest.raises(run.RunError, match="NaN or infinite"):
+def test_select_refuses_non_finite(bad):
+    """Mutation: drop the check of the top bins."""
+    with pytest.raises(RunError, match="NaN or infinite"):
         masking.select({"a": torch.tensor([1.0, bad, 2.0])}, 0.5)
 
 
@@ -66,16 +71,16 @@ def network():
     return net.to(memory_format=torch.channels_last)
 
 
-def train(net, mask, solver, steps=6):
-    with masking.Leaves(dict(net.named_parameters()), mask) as leaves:
-        optimizer = SOLVERS[solver](leaves.parameters())
+def train(net, mask, name, steps=6):
+    with masking.SalientParameters(dict(net.named_parameters()), mask) as salient:
+        optimizer = OPTIMIZERS[name](salient.parameters())
         for step in range(steps):
             draw = torch.Generator().manual_seed(step)
             x, y = torch.randn(8, 2, 6, 6, generator=draw), torch.randint(5, (8,), generator=draw)
             torch.nn.functional.cross_entropy(net(x), y).backward()
             optimizer.step()
             optimizer.zero_grad()
-            leaves.scatter()
+            salient.scatter()
         return sum(
             value.numel() * value.element_size()
             for state in optimizer.state.values()
@@ -84,32 +89,32 @@ def train(net, mask, solver, steps=6):
         )
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_frozen_weights_stay_bitwise_equal(solver):  # mutation: hand the optimizer net.parameters() and mask gradients instead
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_frozen_weights_stay_bitwise_equal(optimizer):
+    """Mutation: hand the optimizer net.parameters() and mask gradients instead."""
     net = network()
     before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
     mask = masking.select(
         {name: torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) for name, parameter in before.items()}, 0.5
     )
     mask["4.bias"][:] = False  # a parameter frozen whole
-    train(net, mask, solver)
+    train(net, mask, optimizer)
     for name, parameter in net.named_parameters():
         assert torch.equal(parameter[~mask[name]], before[name][~mask[name]])
         assert (parameter[mask[name]] != before[name][mask[name]]).all()
         assert parameter.requires_grad
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_salient_weights_move_as_in_dense_training_with_masked_gradients(
-    solver,
-):  # mutation: scatter in row-major order for a channels_last tensor
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_salient_weights_move_as_in_dense_training_with_masked_gradients(kind):
+    """Mutation: scatter in row-major order for a channels_last tensor."""
     masked, dense = network(), network()
     mask = {
         name: torch.rand(parameter.shape, generator=torch.Generator().manual_seed(2)) < 0.5 for name, parameter in dense.named_parameters()
     }
-    train(masked, mask, solver, steps=4)
+    train(masked, mask, kind, steps=4)
     start = {name: parameter.detach().clone() for name, parameter in dense.named_parameters()}
-    optimizer = SOLVERS[solver](dense.parameters())
+    optimizer = OPTIMIZERS[kind](dense.parameters())
     for step in range(4):
         draw = torch.Generator().manual_seed(step)
         x, y = torch.randn(8, 2, 6, 6, generator=draw), torch.randint(5, (8,), generator=draw)
@@ -123,14 +128,16 @@ def test_salient_weights_move_as_in_dense_training_with_masked_gradients(
         torch.testing.assert_close(parameter, dict(dense.named_parameters())[name], rtol=1e-4, atol=1e-6)
 
 
-def test_full_mask_equals_no_mask():  # mutation: always make compact leaves
+def test_full_mask_equals_no_mask():
+    """Mutation: always make compact leaves."""
     masked, free = network(), network()
     train(masked, {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in masked.named_parameters()}, "adamw")
     train(free, None, "adamw")
     assert all(torch.equal(a, b) for a, b in zip(masked.state_dict().values(), free.state_dict().values(), strict=True))
 
 
-def test_batchnorm_statistics_lie_outside_the_mask():  # mutation: put the model in eval mode under a mask
+def test_batchnorm_statistics_lie_outside_the_mask():
+    """Mutation: put the model in eval mode under a mask."""
     net = network()
     before = net[1].running_mean.clone()
     train(
@@ -145,27 +152,31 @@ def test_batchnorm_statistics_lie_outside_the_mask():  # mutation: put the model
     assert not torch.equal(net[1].running_mean, before)
 
 
-def test_optimizer_memory_shrinks_with_the_mask():  # mutation: leaves of the dense shape
+def test_optimizer_memory_shrinks_with_the_mask():
+    """Mutation: leaves of the dense shape."""
     mask = masking.select({name: parameter.detach() for name, parameter in network().named_parameters()}, 0.25)
     assert train(network(), mask, "adam", steps=1) == pytest.approx(0.25 * train(network(), None, "adam", steps=1), rel=0.02)
 
 
-def test_gradients_accumulate_over_backward_passes():  # mutation: overwrite leaf.grad in take_gradient
+def test_gradients_accumulate_over_backward_passes():
+    """Mutation: overwrite leaf.grad in take_gradient."""
     net = network()
     mask = {name: torch.rand(parameter.shape) < 0.5 for name, parameter in net.named_parameters()}
     x = torch.randn(4, 2, 6, 6)
-    with masking.Leaves(dict(net.named_parameters()), mask) as leaves:
+    with masking.SalientParameters(dict(net.named_parameters()), mask) as salient:
         net.eval()
         net(x).square().sum().backward()
-        once = [leaf.grad.clone() for leaf in leaves.parameters()]
+        once = [leaf.grad.clone() for leaf in salient.parameters()]
         net(x).square().sum().backward()
-        for leaf, grad in zip(leaves.parameters(), once, strict=True):
+        for leaf, grad in zip(salient.parameters(), once, strict=True):
             torch.testing.assert_close(leaf.grad, 2 * grad)
 
 
-def test_mask_file_round_trip_and_size(tmp_path):  # mutation: save the bool tensors unpacked
+def test_mask_file_round_trip_and_size(tmp_path):
+    """Mutation: save the bool tensors unpacked."""
+
     class Here:
-        save = staticmethod(lambda name, tensors, metadata: run.write_tensors(tmp_path / name, tensors, metadata))
+        save = staticmethod(lambda name, tensors, metadata: write_tensors(tmp_path / name, tensors, metadata))
 
     weights = {"w": torch.randn(1000, 1001), "b": torch.randn(13)}
     mask = masking.select(weights, 0.3)
@@ -178,14 +189,15 @@ def test_mask_file_round_trip_and_size(tmp_path):  # mutation: save the bool ten
         (weights | {"b": torch.zeros(14)}, "f", "another model"),
         (weights, "g", "another forget set"),
     ):
-        with pytest.raises(run.RunError, match=message):
+        with pytest.raises(RunError, match=message):
             masking.load(tmp_path, parameters, sha)
 
 
-def test_check_change_sees_a_frozen_weight_move():  # mutation: return the fraction without looking at the mask
+def test_check_change_sees_a_frozen_weight_move():
+    """Mutation: return the fraction without looking at the mask."""
     before, mask = {"w": torch.zeros(10)}, {"w": torch.arange(10) < 5}
     assert masking.check_change(before, {"w": (torch.arange(10) < 3).float()}, mask) == 0.3
-    with pytest.raises(run.RunError, match="outside the mask"):
+    with pytest.raises(RunError, match="outside the mask"):
         masking.check_change(before, {"w": (torch.arange(10) > 8).float()}, mask)
-    with pytest.raises(run.RunError, match="NaN"):
+    with pytest.raises(RunError, match="NaN"):
         masking.check_change(before, {"w": torch.full((10,), math.nan)}, mask)

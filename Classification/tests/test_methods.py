@@ -1,78 +1,85 @@
-"""Every method trains and keeps its promise. Beside each property stands the mutation that would break it."""
+"""Every method trains and keeps its promise. Each test names the mutation that would break it."""
 
 import copy
-import functools
+import importlib
 import json
+import types
 from unittest.mock import Mock
 
 import pytest
 import torch
 from accelerate.state import PartialState
 
+import cli
 import data
-import engine
 import masking
 import methods
 import metrics
 import models
-import run
-from helpers import cpu, script
+import passes
+import trainer
+from cli import RunError
+from helpers import cpu, ok, script
+from run_folder import read_tensors
+from trainer import Trainer
 
 # Settings strong enough to move a tiny model in a second, and what must come of them: 'away' where the model must err more
 # on the forget set, 'stay' where it only must keep the rest.
 PROMISES = {
-    "retrain": ([], "stay"),
-    "ft": (["--lr", "0.05", "--epochs", "2"], "stay"),
-    "rl": (["--lr", "0.02", "--epochs", "4"], "away"),
-    "ga": (["--lr", "0.003", "--epochs", "4"], "away"),
-    "iu": (["--iu_scale", "1", "--fisher_samples", "100"], "away"),
-    "be": (["--lr", "0.003", "--epochs", "6"], "away"),
-    "bs": (["--lr", "0.003", "--epochs", "6"], "away"),
-    "l1_sparse": (["--lr", "0.05", "--epochs", "2"], "stay"),
-    "salun": (["--lr", "0.02", "--epochs", "4"], "away"),
-    "salun_soft": (["--lr", "0.02", "--epochs", "4"], "away"),
-    "neggrad_plus": (["--lr", "0.02", "--epochs", "3", "--beta", "0.9"], "away"),
-    "scrub": (["--lr", "0.01", "--epochs", "3", "--ascent_epochs", "3"], "away"),
-    "ssd": (["--ssd_alpha", "1.2", "--ssd_lambda", "0.5"], "away"),
+    "retrain": ("", "stay"),
+    "ft": ("--lr 0.05 --epochs 2", "stay"),
+    "rl": ("--lr 0.02 --epochs 4", "away"),
+    "ga": ("--lr 0.003 --epochs 4", "away"),
+    "iu": ("--iu_scale 1 --fisher_samples 100", "away"),
+    "be": ("--lr 0.003 --epochs 6", "away"),
+    "bs": ("--lr 0.003 --epochs 6", "away"),
+    "l1_sparse": ("--lr 0.05 --epochs 2", "stay"),
+    "salun": ("--lr 0.02 --epochs 4", "away"),
+    "salun_soft": ("--lr 0.02 --epochs 4", "away"),
+    "neggrad_plus": ("--lr 0.02 --epochs 3 --beta 0.9", "away"),
+    "scrub": ("--lr 0.01 --epochs 3 --ascent_epochs 3", "away"),
+    "ssd": ("--ssd_alpha 1.2 --ssd_lambda 0.5", "away"),
 }
-CLASS = ("--forget_class", "3")
 
 
 @pytest.fixture(scope="module")
 def class_mask(home):
-    assert script("generate_mask", "--model_path", home / "original", *CLASS, "--save_dir", home / "class_mask") == 0
+    ok("generate_mask", "--model_path", home / "original", "--forget_class 3 --save_dir", home / "class_mask")
     return home / "class_mask"
 
 
-def loss_and_accuracy(opened, split):
-    logits = engine.predict(opened.model, split)
-    return torch.nn.functional.cross_entropy(logits, split.labels()).item(), metrics.accuracy(logits, split.labels())
+def loss_and_accuracy(model, split):
+    logits = passes.predict_logits(model, split)
+    return torch.nn.functional.cross_entropy(logits, split.labels).item(), metrics.accuracy(logits, split.labels)
 
 
+def inputs(name):
+    return cli.method_inputs(methods.METHODS[name])
+
+
+def short(name):
+    """Flags that make a method quick."""
+    flags = cli.method_flags(methods.METHODS[name])
+    return " ".join(words for flag, words in (("epochs", "--epochs 1"), ("fisher_samples", "--fisher_samples 50")) if flag in flags)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", methods.METHODS)
-def test_method_keeps_its_promise_on_a_class(
-    name, unlearn, opened, class_mask
-):  # mutation: swap the sign of the forget loss, or forget and retain
+def test_method_keeps_its_promise_on_a_class(name, unlearn, load, class_mask):
+    """Mutation: swap the sign of the forget loss, or forget and retain."""
     flags, promise = PROMISES[name]
     mask = ["--mask_path", class_mask] if name == "salun" else []
-    folder = unlearn(name, *flags, *mask, forget=CLASS)
-    before, after = opened(forget_class=["3"], num_forget=None), opened(folder, forget_class=["3"], num_forget=None)
-    (forget_before, _), (forget_after, forget_accuracy) = loss_and_accuracy(before, before.forget), loss_and_accuracy(after, after.forget)
-    (_, retain_before), (_, retain_after) = loss_and_accuracy(before, before.retain), loss_and_accuracy(after, after.retain)
+    folder = unlearn(name, flags, *mask, forget="--forget_class 3")
+    before, after = load(forget_class=["3"], num_forget=None), load(folder, forget_class=["3"], num_forget=None)
+    (forget_before, _), (forget_after, forget_accuracy) = (loss_and_accuracy(one.model, one.forget) for one in (before, after))
+    (_, retain_before), (_, retain_after) = (loss_and_accuracy(one.model, one.retain) for one in (before, after))
     if promise == "away":
         assert forget_after > forget_before + 0.2
     if name in ("retrain", "rl", "salun", "salun_soft"):
         assert forget_accuracy < 20
-    assert retain_after > retain_before - (40 if methods.reads(name) == ("forget",) or name in ("iu", "ssd") else 8)
+    assert retain_after > retain_before - (40 if "retain" not in inputs(name) or name in ("iu", "ssd") else 8)
     done = json.loads((folder / "done.json").read_text())
     assert 0 < done["fraction_changed"] <= 1 and done["images_seen"] > 0 and done["seconds"] > 0
-
-
-def test_a_job_opens_whatever_ran_before_in_this_process(opened, monkeypatch):
-    """Breaks if the fixture makes its accelerator without resetting accelerate's state, which a run on another device leaves behind."""
-    cpu()
-    monkeypatch.setitem(PartialState._shared_state, "device", torch.device("cuda"))
-    assert opened().forget.x.device.type == "cpu"
 
 
 def test_every_method_is_tested():
@@ -80,101 +87,246 @@ def test_every_method_is_tested():
 
 
 @pytest.mark.parametrize("name", sorted(set(methods.METHODS) - methods.TAKES_NO_MASK))
-def test_every_method_under_a_mask_leaves_frozen_weights_bitwise_equal(
-    name, home, unlearn, opened
-):  # mutation: pass mask=None to fit or to apply_where
-    short = [
-        word
-        for flag, word in (("--epochs", "1"), ("--fisher_samples", "50"))
-        if flag.strip("-") in methods.flags(name)
-        for word in (flag, word)
-    ]
-    folder = unlearn(name, *short, "--mask_path", home / "mask")
-    before, after = dict(opened().model.named_parameters()), dict(opened(folder).model.named_parameters())
-    mask, _ = masking.load(home / "mask", before, opened().facts["forget_sha"])
+def test_every_method_under_a_mask_leaves_frozen_weights_bitwise_equal(name, home, unlearn, load):
+    """Mutation: pass mask=None to the Trainer or to apply_where."""
+    folder = unlearn(name, short(name), "--mask_path", home / "mask")
+    before, after = dict(load().model.named_parameters()), dict(load(folder).model.named_parameters())
+    mask, _ = masking.load(home / "mask", before, load().facts["forget_sha"])
     for key in before:
         assert torch.equal(before[key][~mask[key]], after[key][~mask[key]])
     assert json.loads((folder / "done.json").read_text())["fraction_changed"] <= 0.5
 
 
-def test_a_mask_of_ratio_one_equals_no_mask(home, unlearn):  # mutation: floor(ratio * n) - 1
-    assert (
-        script("generate_mask", "--model_path", home / "original", "--num_forget", 60, "--mask_ratio", "1.0", "--save_dir", home / "mask_1")
-        == 0
-    )
-    with_mask, without = unlearn("salun", "--epochs", "1", "--mask_path", home / "mask_1"), unlearn("rl", "--epochs", "1")
+def test_a_mask_of_ratio_one_equals_no_mask(home, unlearn):
+    """Mutation: floor(ratio * n) - 1."""
+    ok("generate_mask", "--model_path", home / "original", "--num_forget 60 --mask_ratio 1.0 --save_dir", home / "mask_1")
+    with_mask, without = unlearn("salun", "--epochs 1", "--mask_path", home / "mask_1"), unlearn("rl", "--epochs 1")
     assert (with_mask / "model.safetensors").read_bytes() == (without / "model.safetensors").read_bytes()
 
 
-def test_same_seed_same_bytes_and_another_seed_others(unlearn):  # mutation: seed from the clock
-    first, second, other = (unlearn("salun", "--epochs", "1", "--seed", seed) / "model.safetensors" for seed in (0, 0, 1))
+def test_same_seed_same_bytes_and_another_seed_others(unlearn):
+    """Mutation: seed from the clock."""
+    first, second, other = (unlearn("salun", f"--epochs 1 --seed {seed}") / "model.safetensors" for seed in (0, 0, 1))
     assert first.read_bytes() == second.read_bytes() != other.read_bytes()
 
 
-def test_retain_free_methods_are_handed_no_retain_data():  # mutation: hand every method everything
-    assert methods.reads("ga") == methods.reads("be") == methods.reads("bs") == ("forget",)
-    assert methods.reads("ft") == methods.reads("retrain") == methods.reads("l1_sparse") == ("retain",)
-    assert methods.reads("salun") == ("forget", "retain")
+# ------------------------------------------------------------------------------------------------ what a method is handed
+def poisoned(split, seed=7):
+    """A split of the same size with other images and labels."""
+    draw = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, split.images.shape, generator=draw, dtype=torch.uint8)
+    return data.Split(images, torch.randint(10, split.labels.shape, generator=draw), split.indices, split.name)
 
 
-def test_boundary_expanding_leaves_no_extra_class(unlearn, home, opened):  # mutation: replace the head and forget to put the old shape back
-    folder = unlearn("be", "--epochs", "1")
-    saved, _ = run.read_tensors(folder / "model.safetensors")
-    original, _ = run.read_tensors(home / "original" / "model.safetensors")
+@pytest.mark.parametrize(
+    "name, unseen", [(name, "retain") for name in ("ga", "be", "bs")] + [(name, "forget") for name in ("ft", "l1_sparse", "retrain")]
+)
+def test_a_method_never_sees_the_data_that_it_does_not_name(name, unseen, unlearn, monkeypatch):
+    """Mutation: let a Split hold the images of the whole data set, and a method read them."""
+    import task
+
+    load_task = task.load_task
+
+    def poison(*args, **options):
+        loaded = load_task(*args, **options)
+        setattr(loaded, unseen, poisoned(getattr(loaded, unseen)))
+        return loaded
+
+    clean = unlearn(name, "--epochs 1")
+    monkeypatch.setattr(task, "load_task", poison)
+    assert (unlearn(name, "--epochs 1") / "model.safetensors").read_bytes() == (clean / "model.safetensors").read_bytes()
+    assert unseen not in inputs(name)
+
+
+def test_a_split_holds_its_own_images_only(load):
+    """Mutation: keep a reference to the images of the whole data set in a Split."""
+    loaded = load()
+    for split in (loaded.forget, loaded.retain):
+        assert len(split.images) == len(split.labels) == len(split)
+        assert split.images.untyped_storage().nbytes() == split.images.numel()
+
+
+# ------------------------------------------------------------------------------------------------- a method of one's own
+OWN_METHOD = '''
+from cli import positive_float
+from trainer import cross_entropy
+
+FLAGS = {"push": dict(type=positive_float, help="weight of the forget term")}
+TRAINING = {"momentum": 0.0}
+
+
+def mine(model, forget, retain, trainer, *, epochs=1, lr=0.01, push=0.5):
+    """Descend on the retain set, ascend on the forget set."""
+    for _ in trainer.epochs(epochs, lr, total=epochs * trainer.count_steps(forget, retain)):
+        for forget_batch, retain_batch in trainer.batches(forget, retain):
+            trainer.step(forget=-push * cross_entropy(model, forget_batch), retain=cross_entropy(model, retain_batch))
+'''
+
+
+def module_of(tmp_path, monkeypatch, name, text):
+    """Import a file of one method and give its function a line in METHODS."""
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module(name)
+    monkeypatch.setitem(methods.METHODS, name, getattr(module, name))
+    return module
+
+
+@pytest.mark.slow
+def test_a_new_method_with_a_flag_of_its_own_is_one_file_and_one_line(tmp_path, monkeypatch, unlearn, home, capsys):
+    """Mutation: keep the flags of all methods in unlearn.py; name the methods in table.py."""
+    module_of(tmp_path, monkeypatch, "mine", OWN_METHOD)
+    folders = [unlearn("mine", "--push 0.25"), unlearn("ft", "--epochs 1"), unlearn("mine", "--push 0.25 --momentum 0.9")]
+    args = json.loads((folders[0] / "args.json").read_text())
+    assert args["options"] == {"epochs": 1, "lr": 0.01, "push": 0.25}
+    first, _, with_momentum = ((folder / "model.safetensors").read_bytes() for folder in folders)
+    assert first != with_momentum  # TRAINING is a default: the flag goes first
+    ok(["evaluate", "--precision", "fp32", "--model_path"][0], "--precision fp32 --model_path", *folders[:2])
+    (tmp_path / "runs").mkdir()
+    for folder in folders[:2]:
+        (tmp_path / "runs" / folder.parent.name).symlink_to(folder)
+        folder.rename(tmp_path / "runs" / f"{folder.parent.name}_run")
+        (tmp_path / "runs" / folder.parent.name).unlink()
+    monkeypatch.undo()  # table.py needs no line for it
+    ok("table", tmp_path / "runs")
+    assert "mine" in capsys.readouterr().out
+    assert script("unlearn", "--method ft --push 1 --num_forget 60 --model_path", home / "original", "--save_dir", tmp_path / "no") != 0
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("def odd(model, trainer, *, strange=1): ...", "method odd has --strange in its signature but not in FLAGS"),
+        ("FLAGS = {'beta': dict(type=int, help='')}\ndef odd(model, trainer, *, beta=1): ...", "--beta, which is declared already"),
+        ("FLAGS = {'lr': dict(type=int, help='')}\ndef odd(model, trainer, *, lr=1): ...", "--lr, which is declared already"),
+        ("FLAGS = {'device': dict(type=int, help='')}\ndef odd(model, trainer, *, device=1): ...", "--device, which is declared already"),
+        ("def odd(model, trainer, *, split_seed=1): ...", "method odd: "),
+    ],
+)
+def test_a_flag_without_a_declaration_or_with_two_names_its_method(text, message, tmp_path, monkeypatch, capsys):
+    """Mutation: let argparse or a KeyError speak."""
+    module = types.ModuleType("odd")
+    exec(text, module.__dict__)  # noqa: S102
+    monkeypatch.setitem(__import__("sys").modules, "odd", module)
+    monkeypatch.setitem(methods.METHODS, "odd", module.odd)
+    assert script("unlearn", "--method ft --num_forget 60 --model_path", tmp_path, "--save_dir", tmp_path / "run") == 1
+    assert message in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------------ the Trainer
+def null_run_folder():
+    return Mock(images_seen=0, **{"last_checkpoint.return_value": None, "seconds.return_value": 0.0})
+
+
+def trainer_of(model, mask=None, **settings):
+    return Trainer(model, null_run_folder(), cpu(), seed=1, mask=mask, **{"batch_size": 4} | settings)
+
+
+def few(count=8, name="train"):
+    return data.Split(torch.zeros(count, 2, 2, 1, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64), torch.arange(count), name)
+
+
+def test_a_step_without_a_loss_term_says_so():
+    """Mutation: let sum(()) fail."""
+    loop, split = trainer_of(torch.nn.Linear(4, 2)), few()
+    with pytest.raises(RunError, match=r"trainer.step\(\) was called without a loss term"):
+        for _ in loop.epochs(1, 0.1, split):
+            loop.step()
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_a_tensor_without_a_gradient_ends_the_run(mask):
+    """Mutation: do not look at the first step's gradients. The optimizer passes such a tensor over in silence."""
+    model = torch.nn.Module()
+    model.used, model.idle = torch.nn.Linear(4, 2), torch.nn.Linear(2, 2)
+    chosen = {name: torch.arange(p.numel()).view(p.shape) % 2 == 0 for name, p in model.named_parameters()} if mask else None
+    split = few()
+
+    def run(weight):
+        loop = trainer_of(model, chosen)
+        for _ in loop.epochs(1, 0.1, split):
+            for batch in loop.batches(split):
+                features = model.used(batch.images.flatten(1)[:, :4])
+                loop.step(train=features.sum() if weight is None else (features + weight * model.idle(features)).sum())
+
+    with pytest.raises(RunError, match="idle.weight no gradient"):
+        run(None)
+    run(0.0)  # a gradient of zeros is one
+
+
+@pytest.mark.slow
+def test_training_flags_reach_the_trainer(unlearn, home):
+    """Mutation: drop any of the settings in unlearn.py."""
+    plain = (unlearn("rl", "--epochs 1") / "model.safetensors").read_bytes()
+    for flags in ("--optimizer adam", "--momentum 0.5", "--weight_decay 0.1", "--schedule cosine", "--batch_size 32"):
+        assert (unlearn("rl", "--epochs 1", flags) / "model.safetensors").read_bytes() != plain, flags
+    folder = unlearn("ga", "--epochs 1 --forget_batch_size 20")
+    assert (folder / "log.csv").read_text().splitlines()[-1].startswith("3,")  # 60 samples in 3 steps, where 64 would make 1
+
+
+def test_settings_come_from_the_flag_then_the_authors_then_the_original():
+    """Mutation: swap the order of the three."""
+    method = types.FunctionType((lambda model: None).__code__, {"__name__": "methods.retrain"})
+    args = types.SimpleNamespace(optimizer="adam", momentum=None, weight_decay=None, schedule=None)
+    trained = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "schedule": "step"}
+    defaults = dict(optimizer=None, momentum=None, weight_decay=0.0, schedule="constant")
+    found = cli.training_settings(args, methods.METHODS["retrain"], trained, defaults)
+    assert method and found == {"optimizer": "adam", "momentum": 0.9, "weight_decay": 0.0, "schedule": "step"}
+
+
+# ------------------------------------------------------------------------------------------------------- single methods
+def test_boundary_expanding_leaves_no_extra_class(unlearn, home, load):
+    """Mutation: replace the head and forget to put the old shape back."""
+    folder = unlearn("be", "--epochs 1")
+    saved, original = (read_tensors(path / "model.safetensors")[0] for path in (folder, home / "original"))
     assert {name: tensor.shape for name, tensor in saved.items()} == {name: tensor.shape for name, tensor in original.items()}
-    assert not models.head(opened(folder).model)._forward_hooks
+    assert not models.head(load(folder).model)._forward_hooks
 
 
-def test_boundary_shrink_picks_the_nearest_wrong_class(
-    opened,
-):  # mutation: drop the scatter of -inf, or take the prediction on the clean image
+def test_boundary_shrink_picks_the_nearest_wrong_class(load):
+    """Mutation: drop the scatter of -inf, or take the prediction on the clean image."""
     from methods.bs import nearest_wrong_class
 
-    job = opened()
-    labels = nearest_wrong_class(job.model, job.forget, 0.1)[job.forget.rows]
-    assert (labels != job.forget.labels()).all()
-    x, y = next(engine.plain_batches(job.forget, 1))
-    x.requires_grad_(True)
-    torch.nn.functional.cross_entropy(job.model(x), y).backward()
-    logits = job.model((x + 0.1 * x.grad.sign()).clamp(0, 1))[0].tolist()
-    logits[int(y)] = float("-inf")
+    loaded = load()
+    labels = nearest_wrong_class(loaded.model, loaded.forget, 0.1)
+    assert (labels != loaded.forget.labels).all()
+    images, true = next(passes.plain_batches(loaded.forget, 1))
+    images.requires_grad_(True)
+    torch.nn.functional.cross_entropy(loaded.model(images), true).backward()
+    logits = loaded.model((images + 0.1 * images.grad.sign()).clamp(0, 1))[0].tolist()
+    logits[int(true)] = float("-inf")
     assert int(labels[0]) == max(range(10), key=logits.__getitem__)
 
 
-def test_soft_threshold_is_anchored_at_the_original(
-    opened, monkeypatch
-):  # mutation: take the anchor inside proximal_step, each step or epoch
-    from methods.salun_soft import salun_soft
-
-    job = opened()
-    origin = copy.deepcopy(job.model)
+def test_soft_threshold_is_anchored_at_the_original(load, monkeypatch):
+    """Mutation: take the anchor inside proximal_step, each step or epoch."""
+    module = importlib.import_module("methods.salun_soft")
+    loaded = load()
+    model, origin, loop = loaded.model, copy.deepcopy(loaded.model), trainer_of(loaded.model)
+    monkeypatch.setattr(module, "salun", lambda *args, **options: None)
+    module.salun_soft(model, loaded.forget, loaded.retain, loop, mask_ratio=0.5)
     seen = []
-
-    def fit(passes, loss, *, after_step, **options):
-        with masking.Leaves(dict(job.model.named_parameters())) as leaves, torch.no_grad():
-            for progress in (0.0, 0.5, 1.0):
-                for leaf in leaves.parameters():
-                    leaf.add_(torch.randn(leaf.shape, generator=torch.Generator().manual_seed(leaf.numel())), alpha=0.01)
-                after_step(leaves, progress)
-                moved = torch.cat([(a != b).flatten() for a, b in zip(job.model.parameters(), origin.parameters(), strict=True)])
-                seen.append(moved.double().mean().item())
-
-    salun_soft(job.model, job.forget, job.retain, fit, mask_ratio=0.5)
+    with masking.SalientParameters(dict(model.named_parameters())) as salient, torch.no_grad():
+        for progress in (0.0, 0.5, 1.0):
+            for leaf in salient.parameters():
+                leaf.add_(torch.randn(leaf.shape, generator=torch.Generator().manual_seed(leaf.numel())), alpha=0.01)
+            loop.after_step(salient, progress)
+            moved = torch.cat([(a != b).flatten() for a, b in zip(model.parameters(), origin.parameters(), strict=True)])
+            seen.append(moved.double().mean().item())
     assert seen == pytest.approx([0.5, 0.75, 1.0], abs=0.001)
 
 
-def test_influence_step_equals_the_explicit_inverse(
-    opened, monkeypatch
-):  # mutation: forget the division by DAMPING, or s in the Woodbury identity
-    module = __import__("methods.iu", fromlist=["iu"])
-    job = opened()
-    few = job.retain.take(job.retain.rows[:30])
-    total = sum(parameter.numel() for parameter in job.model.parameters())
+def test_influence_step_equals_the_explicit_inverse(load, monkeypatch):
+    """Mutation: forget the division by DAMPING, or s in the Woodbury identity."""
+    module = importlib.import_module("methods.iu")
+    loaded = load()
+    few = loaded.retain.take(torch.arange(30))
+    total = sum(parameter.numel() for parameter in loaded.model.parameters())
     draw = torch.Generator().manual_seed(0)
     project = torch.randn(total, 40, generator=draw) / total**0.5  # a small problem made of the same gradients
 
     def samples(split):
-        for block in engine.sample_gradients(job.model, split):
+        for block in passes.sample_gradients(loaded.model, split):
             rows = torch.cat([gradients.flatten(1) for gradients in block.values()], 1)
             yield {"p": rows @ project}
 
@@ -188,68 +340,62 @@ def test_influence_step_equals_the_explicit_inverse(
             torch.testing.assert_close(module.inverse_times(v, samples, few), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_dampening_follows_its_equation(opened):  # mutation: swap I and I_f, or drop the clamp at 1
-    from methods.ssd import ssd
-
-    job = opened()
-    before = {name: parameter.detach().clone() for name, parameter in job.model.named_parameters()}
-    of_forget, whole = engine.fisher_diagonal(job.model, job.forget), engine.fisher_diagonal(job.model, job.retain)
+def test_dampening_follows_its_equation(load, monkeypatch):
+    """Mutation: swap I and I_f, or drop the clamp at 1."""
+    module = importlib.import_module("methods.ssd")
+    loaded = load()
+    model = loaded.model
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    of_forget, whole = passes.fisher_diagonal(model, loaded.forget), passes.fisher_diagonal(model, loaded.retain)
     answers = iter([whole, of_forget])
-    ssd(job.model, job.forget, job.retain, lambda split: next(answers), None, ssd_alpha=2.0, ssd_lambda=5.0)
-    for name, parameter in job.model.named_parameters():
+    monkeypatch.setattr(module, "fisher_diagonal", lambda model, split: next(answers))
+    module.ssd(model, loaded.forget, loaded.retain, trainer_of(model), ssd_alpha=2.0, ssd_lambda=5.0)
+    for name, parameter in model.named_parameters():
         i, i_f = whole[name], of_forget[name]
         expected = torch.where(i_f > 2.0 * i, before[name] * (5.0 * i / i_f).clamp(max=1), before[name])
         assert torch.equal(parameter, expected)
-    assert any(not torch.equal(parameter, before[name]) for name, parameter in job.model.named_parameters())
+    assert any(not torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
-def test_l1_weight_falls_linearly_to_zero(opened):  # mutation: a constant weight
-    from methods.l1_sparse import l1_sparse
+class Recorder(Trainer):
+    """A Trainer that keeps the loss terms of each step and changes nothing."""
 
-    job, weights = opened(), []
-
-    def fit(passes, loss, *, epochs, lr):
-        for epoch in range(epochs):
-            passes(epoch)
-            batch = next(data.epoch_batches(job.retain, 64, data.generator(0)))
-            weights.append(loss(retain=batch)["l1"].item() / sum(parameter.abs().sum().item() for parameter in job.model.parameters()))
-
-    l1_sparse(job.model, job.retain, fit, epochs=4, gamma=1e-3)
-    assert weights == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4], rel=1e-4)
+    def step(self, **terms):
+        self.terms = [*getattr(self, "terms", []), {name: value.item() for name, value in terms.items()}]
 
 
-def test_mixed_passes_relabel_the_forget_set_only(opened):  # mutation: relabel by position in the batch
-    from methods.rl import rl
+def test_l1_weight_falls_linearly_to_zero(load):
+    """Mutation: a constant weight."""
+    loaded = load()
+    norm = sum(parameter.abs().sum().item() for parameter in loaded.model.parameters())
+    loop = Recorder(loaded.model, null_run_folder(), cpu(), seed=1, batch_size=2000)
+    methods.METHODS["l1_sparse"](loaded.model, loaded.retain, loop, epochs=4, gamma=1e-3)
+    assert [terms["l1"] / norm for terms in loop.terms] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4], rel=1e-4)
 
-    job, terms = opened(), {}
-    job.model.eval()
 
-    def fit(passes, loss, *, epochs, lr):
-        (splits,) = passes(0)
-        assert len(splits["both"]) == len(job.forget) + len(job.retain)
-        batch = next(data.epoch_batches(splits["both"], 10_000, data.generator(0)))
-        terms.update(loss(both=batch))
-
-    rl(job.model, job.forget, job.retain, fit, mix=True, alpha=2.0)
-    total = len(job.forget) + len(job.retain)
+def test_mixed_passes_relabel_the_forget_set_only(load, monkeypatch):
+    """Mutation: relabel by position in the batch."""
+    loaded = load()
+    loop = Recorder(loaded.model, null_run_folder(), cpu(), seed=1, batch_size=10_000)
+    model = loaded.model.eval()
+    monkeypatch.setattr(model, "train", lambda mode=True: model)  # stay in eval mode, for the comparison below
+    methods.METHODS["rl"](model, loaded.forget, loaded.retain, loop, epochs=1, mix=True, alpha=2.0)
+    total = len(loaded.forget) + len(loaded.retain)
     with torch.no_grad():
-        retain = (
-            torch.nn.functional.cross_entropy(job.model(data.to_float(job.retain.x[job.retain.rows])), job.retain.labels(), reduction="sum")
-            / total
-        )
-    assert terms["retain"].item() == pytest.approx(2 * float(retain), rel=1e-3)
-    assert terms["forget"].item() > 3 * len(job.forget) / total  # wrong labels on a trained model
+        logits = loaded.model(data.to_float(loaded.retain.images))
+        retain = torch.nn.functional.cross_entropy(logits, loaded.retain.labels, reduction="sum") / total
+    (terms,) = loop.terms
+    assert terms["retain"] == pytest.approx(2 * float(retain), rel=1e-3)
+    assert terms["forget"] > 3 * len(loaded.forget) / total  # wrong labels on a trained model
 
 
-def test_saliency_is_the_gradient_of_the_mean_loss_whatever_the_batches(opened):  # mutation: average the gradients of batches
-    job = opened()
-    accelerator = cpu()
-    whole, in_parts = (
-        engine.mean_gradient(job.model, job.forget, accelerator, 60),
-        engine.mean_gradient(job.model, job.forget, accelerator, 7),
-    )
-    x, y = next(engine.plain_batches(job.forget, 1000))
-    expected = torch.autograd.grad(torch.nn.functional.cross_entropy(job.model.eval()(x), y), list(job.model.parameters()))
+# ------------------------------------------------------------------------------------------------------- passes, autocast
+def test_saliency_is_the_gradient_of_the_mean_loss_whatever_the_batches(load):
+    """Mutation: average the gradients of batches."""
+    loaded, accelerator = load(), cpu()
+    whole, in_parts = (passes.mean_gradient(loaded.model, loaded.forget, accelerator, size) for size in (60, 7))
+    images, labels = next(passes.plain_batches(loaded.forget, 1000))
+    expected = torch.autograd.grad(torch.nn.functional.cross_entropy(loaded.model.eval()(images), labels), list(loaded.model.parameters()))
     for name, gradient in zip(whole, expected, strict=True):
         torch.testing.assert_close(whole[name], gradient, rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(in_parts[name], gradient, rtol=1e-3, atol=1e-6)
@@ -263,11 +409,11 @@ def test_autocast_begins_and_ends_with_a_forward_pass():
     predict = lambda model: model.eval()(x).detach()  # noqa: E731
     names, inside = list(model.state_dict()), []
     part.register_forward_hook(lambda *_: inside.append(torch.is_autocast_enabled("cpu")))
-    model = engine.place(model, accelerator)
+    model = trainer.prepare(model, accelerator)
     copied = copy.deepcopy(model)
     output = predict(model)
     assert not torch.is_autocast_enabled("cpu") and inside == [True] and output.dtype == torch.float32
-    with engine.without_autocast(model), torch.no_grad():
+    with passes.without_autocast(model), torch.no_grad():
         whole = predict(model)
     assert inside == [True, False] and not torch.equal(whole, output) and torch.equal(predict(model), output)
     assert list(model.state_dict()) == list(copied.state_dict()) == names and not accelerator._models
@@ -278,37 +424,19 @@ def test_autocast_begins_and_ends_with_a_forward_pass():
 
 
 def test_every_weight_is_trained_in_half_precision(unlearn):
-    """Breaks if a pass under no_grad leaves its weight casts to the pass that trains. With PyTorch from 2.11 on it cannot."""
-    folder = unlearn("salun", *["--epochs", "1"], "--precision", "bf16")
+    """Mutation: a pass under no_grad that leaves its weight casts to the pass that trains. With PyTorch from 2.11 on it cannot."""
+    folder = unlearn("salun", "--epochs 1 --precision bf16")
     assert json.loads((folder / "done.json").read_text())["fraction_changed"] > 0.4
 
 
-def test_gradients_of_single_samples_stay_in_float32(home):
-    """Breaks if sample_gradients() runs under the autocast of the model's forward pass."""
-    import job
-
-    flags = {"forget_class": None, "num_forget": 20, "forget_indices": None, "split_seed": None}
-    jobs = [job.open_job(home / "original", flags, cpu(precision)) for precision in ("fp32", "bf16")]
-    whole, half = (engine.fisher_diagonal(one.model, one.forget) for one in jobs)
+def test_gradients_of_single_samples_stay_in_float32(load):
+    """Mutation: run sample_gradients() under the autocast of the model's forward pass."""
+    whole, half = (passes.fisher_diagonal(one.model, one.forget) for one in (load(precision="fp32"), load(precision="bf16")))
     assert all(torch.equal(whole[name], half[name]) for name in whole)
 
 
-@pytest.mark.parametrize("mask", [False, True])
-def test_a_tensor_without_a_gradient_ends_the_run(mask):
-    """Breaks if fit() does not look at the first step's gradients: the optimizer passes such a tensor over in silence."""
-    model = torch.nn.Module()
-    model.used, model.idle = torch.nn.Linear(4, 2), torch.nn.Linear(2, 2)
-    chosen = {name: torch.arange(p.numel()).view(p.shape) % 2 == 0 for name, p in model.named_parameters()} if mask else None
-    split = data.Split(torch.zeros(8, 2, 2, 1, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64), torch.arange(8))
-    log = Mock(images_seen=0, **{"last_checkpoint.return_value": None, "seconds.return_value": 0.0})
-    options = {"lr": 0.1, "batch_size": 4, "seed": 1, "accelerator": cpu(), "run": log, "mask": chosen}
-
-    def loss(train, weight=None):
-        features = model.used(train.x.flatten(1)[:, :4])
-        return {"train": features.sum() if weight is None else (features + weight * model.idle(features)).sum()}
-
-    with pytest.raises(run.RunError, match="idle.weight no gradient"):
-        engine.fit(model, lambda epoch: [{"train": split}], loss, epochs=1, **options)
-    engine.fit(
-        model, lambda epoch: [{"train": split}], functools.partial(loss, weight=0.0), epochs=1, **options
-    )  # a gradient of zeros is one
+def test_a_job_opens_whatever_ran_before_in_this_process(load, monkeypatch):
+    """Mutation: make the accelerator of a fixture without resetting accelerate's state, which a run on another device leaves behind."""
+    cpu()
+    monkeypatch.setitem(PartialState._shared_state, "device", torch.device("cuda"))
+    assert load().forget.images.device.type == "cpu"

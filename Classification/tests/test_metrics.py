@@ -1,4 +1,4 @@
-"""Metrics against hand-made cases. Beside each property stands the mutation that would break it."""
+"""Metrics against hand-made cases. Each names the mutation that would break it."""
 
 import math
 
@@ -9,11 +9,13 @@ import torch
 import metrics
 
 
-def test_accuracy():  # mutation: fractions in place of percent
+def test_accuracy():
+    """Mutation: fractions in place of percent."""
     assert metrics.accuracy(torch.tensor([[1.0, 0], [0, 1], [1, 0], [1, 0]]), torch.tensor([0, 1, 1, 0])) == 75
 
 
-def test_entropies_by_hand():  # mutation: p where 1 - p belongs (a fault of the official release)
+def test_entropies_by_hand():
+    """Mutation: p where 1 - p belongs (a fault of the official release)."""
     p, y = torch.tensor([[0.7, 0.2, 0.1]], dtype=torch.float64), torch.tensor([0])
     assert float(metrics.entropy(p)) == pytest.approx(-(0.7 * math.log(0.7) + 0.2 * math.log(0.2) + 0.1 * math.log(0.1)))
     assert float(metrics.modified_entropy(p, y)) == pytest.approx(-(0.3 * math.log(0.7) + 0.2 * math.log(0.8) + 0.1 * math.log(0.9)))
@@ -21,7 +23,8 @@ def test_entropies_by_hand():  # mutation: p where 1 - p belongs (a fault of the
     assert float(metrics.modified_entropy(sure, y)) == 0 and float(metrics.modified_entropy(sure, torch.tensor([1]))) > 10
 
 
-def test_attack_tells_members_from_non_members():  # mutation: count members in place of non-members
+def test_attack_tells_members_from_non_members():
+    """Mutation: count members in place of non-members."""
     draw = np.random.default_rng(0)
     members, outsiders = draw.uniform(0.9, 1, (200, 1)), draw.uniform(0, 0.6, (200, 1))
     assert metrics.attack(members, outsiders, draw.uniform(0.95, 1, (50, 1))) == 0
@@ -29,7 +32,8 @@ def test_attack_tells_members_from_non_members():  # mutation: count members in 
     assert metrics.attack(members, outsiders, np.array([[0.99], [0.1], [0.2], [0.98]])) == 50
 
 
-def test_merging_equal_rows_changes_nothing():  # mutation: forget sample_weight
+def test_merging_equal_rows_changes_nothing():
+    """Mutation: forget sample_weight."""
     from sklearn.svm import SVC
 
     draw = np.random.default_rng(1)
@@ -38,7 +42,8 @@ def test_merging_equal_rows_changes_nothing():  # mutation: forget sample_weight
     assert metrics.attack(members, outsiders, targets) == 100 * (plain.predict(targets) == 0).mean()
 
 
-def test_membership_finds_the_forgotten(tmp_path):  # mutation: take members from the forget set
+def test_membership_finds_the_forgotten(tmp_path):
+    """Mutation: take members from the forget set."""
     draw = torch.Generator().manual_seed(0)
     labels = torch.randint(5, (400,), generator=draw)
     sure = 8 * torch.nn.functional.one_hot(labels, 5) + torch.randn(400, 5, generator=draw)

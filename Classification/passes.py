@@ -1,0 +1,83 @@
+"""Evaluation-mode passes over a split: logits, mean gradient, per-sample gradients and the Fisher diagonal."""
+
+import contextlib
+import math
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import data
+
+GRADIENT_BYTES = 512 << 20  # memory for per-sample gradients held at once
+
+
+def plain_batches(split, batch_size):
+    """Yield (images, labels) over a split in order, without augmentation."""
+    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+        yield data.to_float(images), labels
+
+
+@torch.no_grad()
+def predict_logits(model, split, batch_size=1000):
+    """Return the logits (N, K), float32 on the CPU, of a split in eval mode without augmentation."""
+    model.eval()
+    batches = tqdm(plain_batches(split, batch_size), "predict", math.ceil(len(split) / batch_size), disable=None, mininterval=1)
+    outputs = [model(images).cpu() for images, _ in batches]
+    return torch.cat(outputs) if outputs else torch.empty(0, 0)
+
+
+def mean_gradient(model, split, accelerator, batch_size=256):
+    """Gradient of the mean cross-entropy over a whole split, {name: tensor}. Its magnitude is SalUn's saliency.
+
+    Eval mode, no augmentation, every sample weighted once. It is accumulated in float32 in place, without a second copy.
+    """
+    model.eval()
+    model.zero_grad(set_to_none=True)
+    mine = split.take(torch.arange(len(split)).tensor_split(accelerator.num_processes)[accelerator.process_index])
+    batches = tqdm(plain_batches(mine, batch_size), "gradient", math.ceil(len(mine) / batch_size), disable=None, mininterval=1)
+    for images, labels in batches:
+        (F.cross_entropy(model(images), labels, reduction="sum") / len(split)).backward()
+    gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    return {name: accelerator.reduce(tensor, "sum") for name, tensor in gradient.items()}
+
+
+@contextlib.contextmanager
+def without_autocast(model):
+    """While entered, the model's forward pass is its class's own, without the autocast that prepare() gave it."""
+    prepared = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if prepared is not None:
+            model.forward = prepared
+
+
+def sample_gradients(model, split):
+    """Yield {name: (B, *shape)}: each sample's gradient of the cross-entropy, in eval mode and float32, in blocks bounded by memory."""
+    model.eval()
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    buffers = dict(model.named_buffers())
+    size = sum(parameter.numel() for parameter in parameters.values()) * 4
+
+    def loss(parameters, image, label):
+        logits = torch.func.functional_call(model, (parameters, buffers), (image[None],))
+        return F.cross_entropy(logits, label[None])
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
+    for images, labels in plain_batches(split, max(1, min(64, GRADIENT_BYTES // size))):
+        with without_autocast(model):
+            gradients = each(parameters, images, labels)
+        yield gradients
+
+
+def fisher_diagonal(model, split):
+    """Mean over a split of each sample's squared gradient, {name: tensor}: the diagonal of the empirical Fisher information."""
+    total = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+    with tqdm(total=len(split), desc="fisher", disable=None, mininterval=1) as bar:
+        for block in sample_gradients(model, split):
+            for name, gradients in block.items():
+                total[name] += gradients.square().sum(0)
+            bar.update(len(gradients))
+    return {name: tensor / len(split) for name, tensor in total.items()}

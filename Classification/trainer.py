@@ -1,0 +1,274 @@
+"""Everything around a training loop. The loop itself stands in the method, or in train.py."""
+
+import math
+import time
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import data
+from cli import RunError
+from masking import SalientParameters, apply_where
+
+CHECKPOINT_SECONDS = 15  # an epoch that ends this long after the last checkpoint is followed by one
+LOG_STEPS = 20  # steps per row of log.csv
+BUCKET = 1 << 25  # gradient entries that processes exchange in one message
+
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+SCHEDULES = {  # factor of the learning rate at progress 0 <= p < 1 through the run
+    "constant": lambda p: 1.0,
+    "step": lambda p: 0.1 ** ((p >= 91 / 182) + (p >= 136 / 182)),
+    "cosine": lambda p: 0.5 * (1 + math.cos(math.pi * p)),
+    "linear": lambda p: max(p, 0.01) / 0.15 if p < 0.15 else (1 - p) / 0.85,  # a warm-up, then down to 0
+}
+
+
+def make_accelerator(device, precision):
+    """An Accelerator on the device asked for, with bf16 autocast where `precision` is bf16, or auto and native to the device."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RunError("--device cuda: no CUDA device is available")
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    if on_cpu:
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        native = bool(capabilities.get("avx512_bf16") or capabilities.get("bf16"))
+    else:
+        native = torch.cuda.get_device_capability()[0] >= 8
+    bf16 = precision == "bf16" or (precision == "auto" and native)
+    return Accelerator(cpu=on_cpu, mixed_precision="bf16" if bf16 else "no")
+
+
+def prepare(model, accelerator):
+    """Move a model to this process's device and autocast its forward pass; its outputs stay float32.
+
+    On several GPUs, BatchNorm takes its statistics over all of them (PyTorch cannot on CPUs).
+    """
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = model.to(accelerator.device)
+    # Autocast begins and ends with each forward pass. In a region around several passes, PyTorch before 2.11 reuses a weight's cast that
+    # was made under no_grad for the pass that trains, and the weight gets no gradient.
+    accelerator.prepare_model(model, evaluation_mode=True)  # in place; nothing is wrapped around it
+    accelerator.free_memory()  # accelerate would keep every model that it has prepared
+    return model
+
+
+def cross_entropy(model, batch, labels=None):
+    """This process's share of the mean cross-entropy over the global batch, with the true labels unless others are given."""
+    return batch.mean(F.cross_entropy(model(batch.images), batch.labels if labels is None else labels, reduction="none"))
+
+
+class Trainer:
+    """What stands around a method's loop: optimizer over the salient weights, schedule, checks, masked step, log, checkpoints.
+
+        for epoch in trainer.epochs(epochs, lr, forget, retain):
+            for batch in trainer.batches(forget):
+                trainer.step(forget=cross_entropy(model, batch))
+
+    model is trained in place, at the salient positions of `mask` only if there is one. The other keywords are the flags of the
+    same names. augment: the imagesets.Source whose crops and flips are drawn, or None. A method may set after_step, a function
+    (salient parameters, progress in (0, 1]) that edits them in place after each step of the optimizer.
+    """
+
+    def __init__(
+        self,
+        model,
+        run_folder,
+        accelerator,
+        *,
+        seed,
+        batch_size,
+        forget_batch_size=None,
+        mask=None,
+        augment=None,
+        optimizer="sgd",
+        momentum=0.9,
+        weight_decay=5e-4,
+        schedule="constant",
+    ):
+        self.model, self.run_folder, self.accelerator, self.seed, self.mask, self.augment = (
+            model,
+            run_folder,
+            accelerator,
+            seed,
+            mask,
+            augment,
+        )
+        self.batch_size, self.forget_batch_size = batch_size, forget_batch_size or batch_size
+        self.optimizer_name, self.momentum, self.weight_decay, self.schedule = optimizer, momentum, weight_decay, schedule
+        self.after_step = None
+
+    def epochs(self, epochs, lr, *splits, total=None, extra=None):
+        """Yield the number of each epoch; what follows the last yield of an epoch is logged and checkpointed here.
+
+        An epoch is one pass over each of `splits`. Where it is something else, `total` gives the steps of the whole run.
+        extra: a module that is trained as well, outside the mask. With --resume the loop continues after the last checkpoint and ends
+        in the same bytes.
+        """
+        self.total = sum(self.count_steps(split) for split in splits) * epochs if total is None else total
+        self.extra, self.lr = extra, lr
+        with SalientParameters(dict(self.model.named_parameters()), self.mask) as self.salient:
+            self.trained = self.salient.tensors | ({} if extra is None else {f"extra.{name}": p for name, p in extra.named_parameters()})
+            self.optimizer = self._make_optimizer()
+            first, self.steps_done = self._load_checkpoint()
+            self.log, self.stepped, saved = Log(self.run_folder, self.accelerator), False, time.monotonic()
+            hidden = None if self.accelerator.is_main_process else True
+            self.bar = tqdm(total=self.total, initial=self.steps_done, desc="train", disable=hidden, mininterval=1)
+            for self.epoch in range(first, epochs):
+                torch.manual_seed(data.derive_seed("dropout", self.seed, self.epoch, self.accelerator.process_index))
+                self.noise = data.make_generator("batches", self.seed, self.epoch)
+                self.model.train()
+                yield self.epoch
+                self.log.flush()
+                if time.monotonic() - saved > CHECKPOINT_SECONDS and self.epoch + 1 < epochs:
+                    self._save_checkpoint()
+                    saved = time.monotonic()
+            self.bar.close()
+        self.model.eval()
+
+    def _make_optimizer(self):
+        options = {"momentum": self.momentum} if self.optimizer_name == "sgd" else {}
+        fused = True if self.accelerator.device.type == "cuda" else None
+        return OPTIMIZERS[self.optimizer_name](self.trained.values(), self.lr, weight_decay=self.weight_decay, fused=fused, **options)
+
+    def count_steps(self, *splits):
+        """Steps of one pass over splits that are walked through together, the longest once."""
+        return max(math.ceil(len(split) / self._size(split)) for split in splits)
+
+    def _size(self, split):
+        return self.forget_batch_size if split.name == "forget" else self.batch_size
+
+    def batches(self, *splits):
+        """Yield the Batches of one pass over a split in random order.
+
+        Of several splits, yield a tuple with a Batch of each: the longest is walked through once, a shorter one again and again.
+        """
+
+        def endless(split):
+            here = self.accelerator.process_index, self.accelerator.num_processes
+            while True:
+                yield from data.epoch_batches(split, self._size(split), self.noise, self.augment, *here)
+
+        streams = [endless(split) for split in splits]
+        for _ in range(self.count_steps(*splits)):
+            batches = tuple(next(stream) for stream in streams)
+            self.run_folder.images_seen += sum(batch.size for batch in batches)
+            yield batches if len(splits) > 1 else batches[0]
+
+    def step(self, **terms):
+        """One step of the optimizer down the sum of the loss terms, which are logged by their names."""
+        if not terms:
+            raise RunError("trainer.step() was called without a loss term: pass at least one, by name")
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * SCHEDULES[self.schedule](self.steps_done / self.total)
+        sum(terms.values()).backward()
+        if not self.stepped:
+            check_gradients(self.trained)
+            self.stepped = True
+        average_gradients(self.trained.values(), self.accelerator)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps_done += 1
+        if self.after_step is not None:
+            self.after_step(self.salient, self.steps_done / self.total)
+        self.salient.scatter()
+        self.log.add(terms, step=self.steps_done, epoch=self.epoch, lr=self.optimizer.param_groups[0]["lr"])
+        self.bar.update()
+
+    def update(self, new):
+        """Write {name: tensor} into the model, at the salient positions only if there is a mask: for closed-form methods."""
+        apply_where(dict(self.model.named_parameters()), new, self.mask)
+
+    def count(self, split):
+        """The split, its images counted as seen: for passes that do not train."""
+        self.run_folder.images_seen += len(split)
+        return split
+
+    def _save_checkpoint(self):
+        """Keep model, extra module, optimizer state and counters. All noise follows from seed and epoch."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if self.extra is not None:
+            tensors |= {f"extra.{name}": tensor for name, tensor in self.extra.state_dict().items()}
+        for i, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{key}": value for key, value in values.items() if value is not None}
+        self.run_folder.checkpoint(tensors, epoch=self.epoch + 1, step=self.steps_done)
+
+    def _load_checkpoint(self):
+        """Return the epoch and step to continue at: those of the last checkpoint on --resume, else (0, 0)."""
+        checkpoint = self.run_folder.last_checkpoint()
+        if checkpoint is None:
+            return 0, 0
+        tensors, state = checkpoint
+        self.model.load_state_dict(part(tensors, "model."))
+        if self.extra is not None:
+            self.extra.load_state_dict(part(tensors, "extra."))
+        self.salient.gather(dict(self.model.named_parameters()))
+        load_optimizer(self.optimizer, part(tensors, "optimizer."))
+        self.run_folder.continue_from(state)
+        return state["epoch"], state["step"]
+
+
+def part(tensors, prefix):
+    """The tensors whose name starts with `prefix`, under the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def load_optimizer(optimizer, tensors):
+    """Load {"<parameter number>.<key>": tensor} into an optimizer's state."""
+    values = {}
+    for name, tensor in tensors.items():
+        i, key = name.split(".", 1)
+        values.setdefault(int(i), {})[key] = tensor
+    optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def check_gradients(trained):
+    """Raise RunError if a trained tensor {name: leaf} has no gradient: the optimizer would silently skip it. Zeros are a gradient."""
+    for name, leaf in trained.items():
+        if leaf.requires_grad and leaf.grad is None:
+            raise RunError(f"the loss gives {name} no gradient, so it would never be trained: let the model use it, or freeze it")
+
+
+def average_gradients(leaves, accelerator):
+    """Average gradients over processes, in few messages. Only what the optimizer holds is sent, so a mask makes them smaller too."""
+    if accelerator.num_processes == 1:
+        return
+    gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+    while gradients:
+        bucket = [gradients.pop()]
+        while gradients and sum(gradient.numel() for gradient in bucket) < BUCKET:
+            bucket.append(gradients.pop())
+        flat = accelerator.reduce(torch.cat([gradient.reshape(-1) for gradient in bucket]), "mean")
+        for gradient, values in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+            gradient.copy_(values.view_as(gradient))
+
+
+class Log:
+    """Means of the loss terms since the last row of log.csv. Raises RunError for a loss that is not finite."""
+
+    def __init__(self, run_folder, accelerator):
+        self.run_folder, self.accelerator, self.sums, self.counts = run_folder, accelerator, {}, {}
+
+    def add(self, terms, **row):
+        """Add the terms {name: scalar} of a step. row: columns of log.csv, `step` among them."""
+        self.row = row
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach()
+            self.counts[name] = self.counts.get(name, 0) + 1
+        if row["step"] % LOG_STEPS == 0:
+            self.flush()
+
+    def flush(self):
+        """Write a row, if a step was added since the last one."""
+        means = {name: float(self.accelerator.reduce(self.sums[name], "mean")) / self.counts[name] for name in sorted(self.sums)}
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise RunError(
+                    f"the {name} loss became {value} by step {self.row['step']}: lower --lr, or look for NaN in the data; "
+                    "no weights were written"
+                )
+        if means:
+            self.run_folder.log(**self.row, **means, seconds=round(self.run_folder.seconds(), 3))
+        self.sums, self.counts = {}, {}
