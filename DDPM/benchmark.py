@@ -2,48 +2,42 @@
 
     python benchmark.py --model_path runs/quickstart/seed1/original --classifier runs/quickstart/seed1/classifier
 
-Timings of several things are taken in turns and their medians compared, so that a busy machine bears on all. The steps are those of
-the paper's U-Net for CIFAR-10 with random weights; sampling quality is that of the model given. Writes FOLDER/benchmark.json and .md.
+Timings of several things are taken in turns and their medians compared, so that a busy machine affects all. The steps are those of
+the paper's U-Net for CIFAR-10 with random weights. Sampling quality is that of the model given. Writes FOLDER/benchmark.json and .md.
 """
 
 import functools
-import resource
 import statistics
+import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
+import cli
 import data
-import engine
 import evaluate
-import job
 import masking
 import metrics
 import models
-import run
 import sampling
-
-
-class Scratch:
-    """Takes the place of a Run where nothing is to be kept."""
-
-    def __init__(self, folder):
-        self.folder = Path(folder)
-
-    def save(self, name, tensors, metadata=None):
-        run.write_tensors(self.folder / name, tensors, metadata)
+import task
+import trainer
+from run_folder import machine, peak_memory_mb, versions, write_json, write_tensors, write_whole
+from trainer import noisy_images, predict_noise, predict_together, squared_error
 
 
 def parse(argv=None):
-    parser = run.parser(__doc__)
-    run.add_flags(parser, required=["model_path"])
-    parser.add_argument("--classifier", type=Path, required=True, metavar="RUN", help="run of train_classifier.py")
-    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark"), metavar="FOLDER", help="folder to write into")
-    parser.add_argument("--rounds", type=run.positive_int, default=7, help="timed calls of each thing")
-    parser.add_argument("--guidance", type=run.non_negative_float, default=2.0, help="guidance of the samples")
-    parser.add_argument("--num_per_class", type=run.positive_int, default=50, help="samples of each class")
-    run.add_flags(parser, "device", "precision", batch_size=8)
+    parser = cli.Parser(__doc__)
+    parser.add_shared(required=["model_path"])
+    parser.add(cli.DATA, "--classifier", type=Path, required=True, metavar="RUN", help="run of train_classifier.py")
+    parser.add(cli.RUN, "--folder", type=Path, default=Path("runs/benchmark"), metavar="FOLDER", help="folder to write into")
+    parser.add(cli.RUN, "--rounds", type=cli.positive_int, default=7, help="timed calls of each thing")
+    cond_scale = "weight w of the samples' classifier-free guidance"
+    parser.add(cli.METHOD, "--cond_scale", "--guidance", type=cli.non_negative_float, default=2.0, metavar="W", help=cond_scale)
+    parser.add(cli.METHOD, "--num_per_class", type=cli.positive_int, default=50, help="samples of each class")
+    parser.add_shared("device", "precision", batch_size=8)
     return parser.parse_args(argv)
 
 
@@ -62,141 +56,129 @@ def in_turns(functions, rounds):
 
 
 def paper_unet(accelerator):
-    return engine.place(models.build_unet("unet128", 10, 3, 32, seed=0), accelerator)
+    return trainer.prepare(models.build_unet("unet128", 10, 3, 32, seed=0), accelerator)
 
 
-def batches(accelerator, batch_size):
-    images = torch.randint(256, (64, 32, 32, 3), dtype=torch.uint8).to(accelerator.device)
-    split = data.Split(images, torch.randint(10, (64,), device=accelerator.device), torch.arange(64))
-    return [data.Stream(split, name, batch_size=batch_size, seed=1, timesteps=models.TIMESTEPS).batch(0) for name in ("forget", "retain")]
-
-
-def relabelling(model, scheduler, forget, retain, how):
+def salun_loss(model, forget, retain, how):
     """SalUn's loss, Eq. 7, with its three predictions (target c', prediction c, retain) in one, two or three forward passes."""
-    forget_t, retain_t = (scheduler.add_noise(batch.x, batch.noise, batch.t) for batch in (forget, retain))
-    target, prediction, kept = (forget_t, forget.t, (forget.y + 1) % 10), (forget_t, forget.t, forget.y), (retain_t, retain.t, retain.y)
+    forget_noisy = noisy_images(forget)
+    of_target, of_forget = (forget_noisy, forget.t, (forget.labels + 1) % 10), (forget_noisy, forget.t, forget.labels)
+    of_retain = (noisy_images(retain), retain.t, retain.labels)
     if how == "one pass":  # the target goes through the backward pass too, with gradients of zero
-        wanted, predicted, remembered = engine.predict_together(model, target, prediction, kept)
+        target, of_c, of_others = predict_together(model, of_target, of_forget, of_retain)
     else:
         with torch.no_grad():
-            wanted = engine.predict(model, *target)
-        if how == "two passes":
-            predicted, remembered = engine.predict_together(model, prediction, kept)
-        else:
-            predicted, remembered = engine.predict(model, *prediction), engine.predict(model, *kept)
-    loss = engine.squared_error(predicted, wanted.detach()) + engine.squared_error(remembered, retain.noise)
-    return loss.mean()
+            target = predict_noise(model, *of_target)
+        calls = [(of_forget, of_retain)] if how == "two passes" else [(of_forget,), (of_retain,)]
+        of_c, of_others = (prediction for parts in calls for prediction in predict_together(model, *parts))
+    return (squared_error(of_c, target.detach()) + squared_error(of_others, retain.noise)).mean()
 
 
-def steps(results, accelerator, rounds, batch_size):
-    """An unlearning step of the paper's U-Net with and without a mask, and the ways of batching its predictions."""
-    forget, retain = batches(accelerator, batch_size)
-    scheduler, functions, memory = models.noise_scheduler(), {}, {}
+def make_step(accelerator, forget, retain, ratio):
+    """A function that does one step of Adam on SalUn's loss, and the MB of its optimizer's state."""
+    model = paper_unet(accelerator)
+    mask = None if ratio is None else masking.select({name: torch.randn_like(p) for name, p in model.named_parameters()}, ratio)
+    salient = masking.SalientParameters(dict(model.named_parameters()), mask)
+    optimizer = torch.optim.Adam(salient.parameters(), 1e-4)
+
+    def step():
+        salun_loss(model, forget, retain, "two passes").backward()
+        torch.nn.utils.clip_grad_norm_(salient.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        salient.scatter()
+
+    step()
+    state = [value for values in optimizer.state.values() for value in values.values() if torch.is_tensor(value)]
+    return step, sum(value.numel() * value.element_size() for value in state) / 1e6
+
+
+def unlearning_steps(results, accelerator, rounds, batch_size):
+    """An unlearning step of the paper's U-Net with and without a mask, and the ways of batching its predictions, on random images."""
+    images = torch.randint(256, (64, 32, 32, 3), dtype=torch.uint8).to(accelerator.device)
+    labels = torch.randint(10, (64,), device=accelerator.device)
+    splits = (data.Split(images, labels, torch.arange(64), name) for name in ("forget", "retain"))
+    forget, retain = (data.Stream(split, batch_size=batch_size, seed=1, timesteps=models.TIMESTEPS).batch(0) for split in splits)
+    steps, megabytes = {}, {}
     for name, ratio in (("dense", None), ("masked", 0.5)):
-        model = paper_unet(accelerator)
-        mask = None if ratio is None else masking.select({key: torch.randn_like(p) for key, p in model.named_parameters()}, ratio)
-        leaves = masking.Leaves(dict(model.named_parameters()), mask)
-        solver = torch.optim.Adam(leaves.parameters(), 1e-4)
-
-        def step(model=model, leaves=leaves, solver=solver):
-            def loss():
-                return {"loss": relabelling(model, scheduler, forget, retain, "two passes")}
-
-            engine.train_step(loss, {}, solver, leaves.parameters(), accelerator, 1.0, None)
-            leaves.scatter()
-
-        functions[name] = step
-        step()
-        state = [value for values in solver.state.values() for value in values.values() if torch.is_tensor(value)]
-        memory[name] = sum(value.numel() * value.element_size() for value in state) / 1e6
-    seconds = in_turns(functions, rounds)
+        steps[name], megabytes[name] = make_step(accelerator, forget, retain, ratio)
+    seconds = in_turns(steps, rounds)
     results[f"SalUn step at ratio 0.5, paper's U-Net, batch {batch_size}"] = {
         **{f"{name}, seconds": value for name, value in seconds.items()},
         "time, masked / dense": seconds["masked"] / seconds["dense"],
-        **{f"optimizer, {name}, MB": value for name, value in memory.items()},
-        "memory, masked / dense": memory["masked"] / memory["dense"],
+        **{f"optimizer, {name}, MB": value for name, value in megabytes.items()},
+        "memory, masked / dense": megabytes["masked"] / megabytes["dense"],
     }
     model = paper_unet(accelerator)
 
     def backward(how):
-        relabelling(model, scheduler, forget, retain, how).backward()
+        salun_loss(model, forget, retain, how).backward()
         model.zero_grad(set_to_none=True)
 
     ways = ("one pass", "two passes", "three passes")
     seconds = in_turns({how: functools.partial(backward, how) for how in ways}, rounds)
     results[f"gradient of SalUn's loss, paper's U-Net, batch {batch_size}"] = {
-        **{f"{how}, seconds": seconds[how] for how in ways},
+        **{f"{how}, seconds": value for how, value in seconds.items()},
         "time, two / one": seconds["two passes"] / seconds["one pass"],
         "time, two / three": seconds["two passes"] / seconds["three passes"],
     }
 
 
-def mask_of_the_paper(results, accelerator, folder):
+def mask_of_the_paper(results, accelerator):
     """Selection and file of a mask of the paper's U-Net."""
     gradient = {name: torch.randn_like(parameter) for name, parameter in paper_unet(accelerator).named_parameters()}
     seconds = in_turns({"select": lambda: masking.select(gradient, 0.5)}, 3)["select"]
-    start = time.perf_counter()
-    masking.save(Scratch(folder), masking.select(gradient, 0.5), mask_ratio=0.5, forget_sha="", seconds=seconds)
     weights = sum(tensor.numel() for tensor in gradient.values())
-    results["mask of the paper's U-Net"] = {
-        "weights": weights,
-        "select, seconds": seconds,
-        "select and save, seconds": time.perf_counter() - start,
-        "file, bytes": (folder / "mask.safetensors").stat().st_size,
-        "as int64, bytes": 8 * weights,
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = SimpleNamespace(save=lambda name, *rest: write_tensors(Path(folder, name), *rest))  # masking.save only writes into it
+        start = time.perf_counter()
+        masking.save(scratch, masking.select(gradient, 0.5), mask_ratio=0.5, forget_sha="", seconds=seconds)
+        saved, size = time.perf_counter() - start, Path(folder, "mask.safetensors").stat().st_size
+    row = {"weights": weights, "select, seconds": seconds, "select and save, seconds": saved}
+    results["mask of the paper's U-Net"] = row | {"file, bytes": size, "as int64, bytes": 8 * weights}
 
 
 def samplers(results, args, accelerator):
     """50-step DDIM against 1,000-step sampling: time, what the classifier recognises, distance to the training images."""
-    model, _, recorded = job.open_model(args.model_path, accelerator)
-    classifier, features, _ = evaluate.open_classifier(args.classifier, accelerator)
-    images = job.open_images(*(recorded[name] for name in ("dataset", "data_dir", "image_size", "limit", "seed")), accelerator)
+    model, _, recorded = task.load_model(args.model_path, accelerator)
+    classifier, _ = evaluate.load_classifier(args.classifier, accelerator)
+    features = metrics.register_features(classifier)
+    images = task.load_images(*(recorded[name] for name in ("dataset", "data_dir", "image_size", "limit", "seed")), accelerator)
     keys = [(label, index) for label in range(len(images.classes)) for index in range(args.num_per_class)]
     labels = torch.tensor([label for label, _ in keys])
     shape = (images.x_train.shape[3], *images.x_train.shape[1:3])
+    options = {"null": len(images.classes), "seed": 1, "cond_scale": args.cond_scale}
     seconds = {}
-    for name, sampler, steps_ in (
-        ("ddim, 25", "ddim", 25),
-        ("ddim, 50", "ddim", 50),
-        ("ddim, 1000", "ddim", 1000),
-        ("ddpm, 1000", "ddpm", 1000),
-    ):
-        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-        drawn = sampling.draw(
-            model, keys, shape, accelerator, null=len(images.classes), seed=1, steps=steps_, sampler=sampler, guidance=args.guidance
-        )
+    for sampler, steps in (("ddim", 25), ("ddim", 50), ("ddim", 1000), ("ddpm", 1000)):
+        name = f"{sampler}, {steps}"
+        before, start = peak_memory_mb(accelerator.device), time.perf_counter()
+        drawn = sampling.draw(model, keys, shape, accelerator, steps=steps, sampler=sampler, **options)
         seconds[name] = time.perf_counter() - start
-        results[f"{len(keys)} samples of {recorded['dataset']}, {name} steps, guidance {args.guidance:g}"] = {
+        results[f"{len(keys)} samples of {recorded['dataset']}, {name} steps, guidance w = {args.cond_scale:g}"] = {
             "seconds": seconds[name],
-            "recognised, %": metrics.accuracy(metrics.judge(classifier, drawn), labels),
+            "recognised, %": metrics.accuracy(metrics.classify(classifier, drawn), labels),
             "feature_distance": metrics.fidelity(drawn, images.x_train, extractor=features)["feature_distance"],
-            "memory grown by, MB": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
+            "memory grown by, MB": peak_memory_mb(accelerator.device) - before,
         }
     results["time, 1000 / 50 steps"] = {name: seconds[name] / seconds["ddim, 50"] for name in ("ddim, 1000", "ddpm, 1000")}
 
 
 def main(argv=None):
     args = parse(argv)
-    accelerator = engine.make_accelerator(args.device, args.precision)
-    results = {"machine": run.machine(), "autocast": accelerator.mixed_precision, "versions": run.versions(*job.PACKAGES)}
-    args.folder.mkdir(parents=True, exist_ok=True)
+    accelerator = trainer.make_accelerator(args.device, args.precision)
+    results = {"machine": machine(), "autocast": accelerator.mixed_precision, "versions": versions()}
     samplers(results, args, accelerator)
-    mask_of_the_paper(results, accelerator, args.folder)
-    (args.folder / "mask.safetensors").unlink()
-    steps(results, accelerator, args.rounds, args.batch_size)
-    run.write_json(args.folder / "benchmark.json", results)
+    mask_of_the_paper(results, accelerator)
+    unlearning_steps(results, accelerator, args.rounds, args.batch_size)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    write_json(args.folder / "benchmark.json", results)
     rows = {name: row for name, row in results.items() if name not in ("machine", "versions", "autocast")}
-    lines = [
-        f"Measured on {results['machine']}, torch {results['versions']['torch']}, autocast {results['autocast']}, by benchmark.sh.",
-        "",
-        "| what | figures |",
-        "|---|---|",
-        *(f"| {name} | {'; '.join(f'{key} {shown(value)}' for key, value in row.items())} |" for name, row in rows.items()),
-    ]
-    run.write_whole(args.folder / "benchmark.md", lambda beside: beside.write_text("\n".join(lines) + "\n"))
-    print("\n".join(lines))
-    print(f"written: {args.folder.resolve()}/benchmark.md, benchmark.json")
+    how = f"torch {results['versions']['torch']}, autocast {results['autocast']}"
+    text = f"Measured on {results['machine']}, {how}, by scripts/benchmark.sh.\n\n| what | figures |\n|---|---|\n"
+    for name, row in rows.items():
+        text += f"| {name} | {'; '.join(f'{key} {shown(value)}' for key, value in row.items())} |\n"
+    write_whole(args.folder / "benchmark.md", lambda partial: partial.write_text(text))
+    print(f"{text}written: {args.folder.resolve()}/benchmark.md, benchmark.json")
 
 
 def shown(value):
@@ -204,4 +186,4 @@ def shown(value):
 
 
 if __name__ == "__main__":
-    run.cli(main)
+    cli.run(main)

@@ -2,7 +2,7 @@
 
 Images stay in memory as uint8 tensors (N, H, W, C). They become float in [-1, 1], shape (B, C, H, W), a batch at a time on the
 device they live on: no per-image work, no worker processes. What a step sees follows from the seed and the step's number alone,
-so that a run can go on at any step and does not depend on the number of processes.
+so that a run can continue at any step and does not depend on the number of processes.
 """
 
 import functools
@@ -12,19 +12,29 @@ from dataclasses import dataclass
 
 import torch
 
-import run
+from cli import RunError
 
 
 @dataclass
 class Split:
-    """Some rows of an image tensor. x: all images; y: all labels; rows: int64 positions that belong to the split."""
+    """Some images of a data set, and nothing else of it.
 
-    x: torch.Tensor
-    y: torch.Tensor
-    rows: torch.Tensor
+    images: uint8 (n, H, W, C); labels: int64 (n,); indices: int64 (n,), on the CPU, their positions in the data set, ascending;
+    name: what the split stands for ("forget", "retain", ...).
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+    name: str
 
     def __len__(self):
-        return len(self.rows)
+        return len(self.indices)
+
+    def take(self, positions):
+        """The samples at some positions of the split."""
+        here = positions.to(self.images.device)
+        return Split(self.images[here], self.labels[here], self.indices[positions], self.name)
 
 
 @dataclass(frozen=True)
@@ -43,17 +53,17 @@ class Classes:
         return tuple(label for label in range(len(self.names)) if label not in self.forgotten)
 
 
-def mix(*keys):
-    """A seed made of a purpose and numbers, so that no purpose disturbs another."""
+def derive_seed(*keys):
+    """A seed of its own for each label and numbers, so that no purpose disturbs another."""
     return int.from_bytes(hashlib.sha256(repr(keys).encode()).digest()[:8], "little") >> 1
 
 
-def generator(*keys):
-    """A CPU generator of its own for a purpose: equal keys give equal draws."""
-    return torch.Generator().manual_seed(mix(*keys))
+def make_generator(*keys):
+    """A CPU generator of its own for each label and numbers. Equal keys give equal draws."""
+    return torch.Generator().manual_seed(derive_seed(*keys))
 
 
-@functools.cache  # once for each class, however often it is looked up
+@functools.cache  # once per class, however often it is looked up
 def say(line):
     print(line, file=sys.stderr)
 
@@ -77,10 +87,10 @@ def class_numbers(names, classes):
             found = found or [label for label, known in enumerate(classes) if spell(known) == spell(name)]
         if len(found) > 1:
             alike = " or ".join(classes[label] for label in found)
-            raise run.RunError(f"the class {name} could be {alike}: spell it exactly")
+            raise RunError(f"the class {name} could be {alike}: spell it exactly")
         if not found and number is None:
             known = f"{', '.join(classes[:20])}{', ...' * (len(classes) > 20)}"
-            raise run.RunError(f"there is no class {name}: known are 0 to {len(classes) - 1} ({known})")
+            raise RunError(f"there is no class {name}: known are 0 to {len(classes) - 1} ({known})")
         if found and number not in (None, found[0]):
             say(f"class {name}: taken as the class named {classes[found[0]]}, not as number {number}, which is named {classes[number]}")
         labels.append(found[0] if found else number)
@@ -97,7 +107,7 @@ def select_classes(words, classes):
             excluded = word[1:].split(",")
             padded = next((part for part in excluded if part not in classes and unpadded(part) != part), None)
             if padded:  # 01 is 0 and 1 in the paper's repository: never read it as 1
-                raise run.RunError(f"there is no class {padded} to leave out: write x0,1 to leave out 0 and 1")
+                raise RunError(f"there is no class {padded} to leave out: write x0,1 to leave out 0 and 1")
             excluded = class_numbers(excluded, classes)
             labels += [label for label in range(len(classes)) if label not in excluded]
         else:
@@ -109,7 +119,7 @@ def forget_classes(names, classes):
     """Return the Classes with the forgotten ones. Raises RunError if one does not exist or none would be retained."""
     forgotten = tuple(sorted(set(class_numbers(names, classes))))
     if len(forgotten) == len(classes):
-        raise run.RunError("all classes would be forgotten: at least one must be retained")
+        raise RunError("all classes would be forgotten: at least one must be retained")
     return Classes(list(classes), forgotten)
 
 
@@ -127,25 +137,24 @@ def targets(classes, target_class=None):
         else:
             table[label] = class_numbers([target_class], classes.names)[0]
             if table[label] in classes.forgotten:
-                raise run.RunError(f"--target_class {target_class} is to be forgotten itself: name a class that is retained")
+                raise RunError(f"--target_class {target_class} is forgotten itself: name a class that is retained")
     return torch.tensor(table)
 
 
 def split(images, classes):
-    """Return (forget, retain): the training images of the forgotten classes, and all others."""
+    """Return (forget, retain) Splits: the training images of the forgotten classes, and all others."""
     forgotten = torch.isin(images.y_train.cpu(), torch.tensor(classes.forgotten, dtype=torch.int64))
-    rows = torch.arange(len(forgotten))
-    parts = Split(images.x_train, images.y_train, rows[forgotten]), Split(images.x_train, images.y_train, rows[~forgotten])
+    parts = images.train(forgotten.nonzero().squeeze(1), "forget"), images.train((~forgotten).nonzero().squeeze(1), "retain")
     if classes.forgotten and not (len(parts[0]) and len(parts[1])):
-        raise run.RunError(
-            f"{len(parts[0])} of {len(rows)} training images are of the classes to forget: some must be forgotten and some retained"
+        raise RunError(
+            f"{len(parts[0])} of {len(forgotten)} training images are of the classes to forget: some must be forgotten and some retained"
         )
     return parts
 
 
-def forget_sha(rows):
-    """sha256 of the forget set: it travels with masks and runs, and a mismatch is refused."""
-    return hashlib.sha256(rows.sort().values.numpy().astype("<i8").tobytes()).hexdigest()
+def forget_sha(indices):
+    """sha256 of the forget set. It travels with masks and runs, and a mismatch is refused."""
+    return hashlib.sha256(indices.sort().values.numpy().astype("<i8").tobytes()).hexdigest()
 
 
 def to_float(x):
@@ -162,13 +171,13 @@ def to_uint8(x):
 class Batch:
     """This process's slice of a global batch.
 
-    x: images, float (B, C, H, W) in [-1, 1]; y: labels (B,); t: timesteps (B,), antithetic over the global batch; noise: standard
-    normal, like x; uniform: (B,) in [0, 1), for class dropout. mean(values) takes per-sample values (B,) to this process's share of
+    images: float (B, C, H, W) in [-1, 1]; labels: (B,); t: timesteps (B,), antithetic over the global batch; noise: standard normal,
+    like images; uniform: (B,) in [0, 1), for class dropout. mean(values) takes per-sample values (B,) to this process's share of
     their mean over the global batch: shares averaged over processes give that mean.
     """
 
-    x: torch.Tensor
-    y: torch.Tensor
+    images: torch.Tensor
+    labels: torch.Tensor
     t: torch.Tensor
     noise: torch.Tensor
     uniform: torch.Tensor
@@ -181,23 +190,23 @@ class Batch:
 class Stream:
     """The endless series of batches of a split: whole random passes after one another, cut into batches of equal size.
 
-    batch(step) is what process `rank` of `world` sees of a step: timesteps t and T - 1 - t in pairs (antithetic, as in the
-    official release), noise and flips are drawn for the whole global batch, on the CPU, from seed, name and step.
+    batch(step) is what process `rank` of `world` sees of a step. Timesteps t and T - 1 - t in pairs (antithetic, as in the official
+    release), noise and flips are drawn for the whole global batch, on the CPU, from seed, name of the split and step.
     """
 
-    def __init__(self, split, name, *, batch_size, seed, timesteps, flip=False, rank=0, world=1):
-        self.split, self.name, self.batch_size, self.seed, self.timesteps = split, name, batch_size, seed, timesteps
+    def __init__(self, split, *, batch_size, seed, timesteps, flip=False, rank=0, world=1):
+        self.split, self.batch_size, self.seed, self.timesteps = split, batch_size, seed, timesteps
         self.flip, self.rank, self.world, self._orders = flip, rank, world, {}
 
     def _order(self, epoch):
         if epoch not in self._orders:
             self._orders = {key: order for key, order in self._orders.items() if key == epoch - 1}
-            draw = generator("order", self.seed, self.name, epoch)
-            self._orders[epoch] = self.split.rows[torch.randperm(len(self.split), generator=draw)]
+            draw = make_generator("order", self.seed, self.split.name, epoch)
+            self._orders[epoch] = torch.randperm(len(self.split), generator=draw)
         return self._orders[epoch]
 
-    def rows(self, step):
-        """int64 (batch_size,): the images of a step's global batch."""
+    def positions(self, step):
+        """int64 (batch_size,): where in the split the images of a step's global batch are."""
         parts, start, stop = [], step * self.batch_size, (step + 1) * self.batch_size
         while start < stop:
             epoch, offset = divmod(start, len(self.split))
@@ -206,34 +215,35 @@ class Stream:
         return torch.cat(parts)
 
     def batch(self, step):
-        size, rows, device = self.batch_size, self.rows(step), self.split.x.device
+        size, device = self.batch_size, self.split.images.device
         first, last = size * self.rank // self.world, size * (self.rank + 1) // self.world
-        part = slice(first, last) if last > first else slice(0, 1)  # with weight 0: every process takes part in every step
-        draw = generator("batch", self.seed, self.name, step)
+        # A process without a sample of its own takes one with weight 0, so that every process takes part in every step
+        part = slice(first, last) if last > first else slice(0, 1)
+        draw = make_generator("batch", self.seed, self.split.name, step)
         half = torch.randint(self.timesteps, ((size + 1) // 2,), generator=draw)
         t = torch.cat([half, self.timesteps - 1 - half])[:size]
         uniform, mirrored = torch.rand(size, generator=draw), torch.rand(size, generator=draw) < 0.5
-        _, height, width, channels = self.split.x.shape
+        _, height, width, channels = self.split.images.shape
         noise = torch.randn(size, channels, height, width, generator=draw)
-        mine = rows[part].to(device)
-        x = to_float(self.split.x[mine])
+        positions = self.positions(step)[part].to(device)
+        images = to_float(self.split.images[positions])
         if self.flip:
-            x = torch.where(mirrored[part].to(device).view(-1, 1, 1, 1), x.flip(3), x)
+            images = torch.where(mirrored[part].to(device).view(-1, 1, 1, 1), images.flip(3), images)
         values = (value[part].to(device) for value in (t, noise, uniform))
-        return Batch(x, self.split.y[mine], *values, weight=(last - first) * self.world / size)
+        return Batch(images, self.split.labels[positions], *values, weight=(last - first) * self.world / size)
 
 
 def whole_pass(split, batch_size, seed, timesteps, number=0, rank=0, world=1):
-    """Yield (x, y, t, noise) over a split once, every image weighted once, in order, without augmentation.
+    """Yield (images, labels, t, noise) over a split once, every image weighted once, in order, without augmentation.
 
     Timesteps are stratified over the split: the i-th of n images in a random order has t = floor(T * (i + u) / n), u uniform in
     [0, 1), so that each pass covers the whole noise range evenly. All draws follow from the seed and the pass's number.
     """
-    draw, count = generator("pass", seed, number), len(split)
+    draw, count = make_generator("pass", seed, number), len(split)
     places = torch.randperm(count, generator=draw) + torch.rand(count, generator=draw).double()
     t = (timesteps * places / count).long().clamp_max(timesteps - 1)
     for positions in torch.arange(count).tensor_split(world)[rank].split(batch_size):
-        rows = split.rows[positions].to(split.x.device)
-        x = to_float(split.x[rows])
-        noise = torch.stack([torch.randn(x.shape[1:], generator=generator("noise", seed, number, int(i))) for i in positions])
-        yield x, split.y[rows], t[positions].to(x.device), noise.to(x.device)
+        part = split.take(positions)
+        images = to_float(part.images)
+        noise = torch.stack([torch.randn(images.shape[1:], generator=make_generator("noise", seed, number, int(i))) for i in positions])
+        yield images, part.labels, t[positions].to(images.device), noise.to(images.device)

@@ -10,13 +10,16 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-import run
+from cli import RunError
 
+INCEPTION = "inception-v3-compat"  # its name in torch-fidelity
+GAP_COLUMNS = ("UA", "remaining_accuracy")  # of table.py: what the average gap is the mean of
+COLUMNS = ("UA", "forget_entropy", "forget_probability", "remaining_accuracy", "FID", "feature_distance", "RTE")
 DEFINITIONS = {  # name: (what it is, which way is good)
-    "UA": ("unlearning accuracy: share of the forgotten classes' samples that the classifier does not take for their class, %", "high"),
+    "UA": ("unlearning accuracy: share of the forgotten classes' samples that the classifier does not recognise as their class, %", "high"),
     "forget_entropy": ("mean entropy of the classifier's output on samples of the forgotten classes, nats", "close to Retrain"),
     "forget_probability": ("mean probability that the classifier gives the forgotten class on its samples, %", "low"),
-    "remaining_accuracy": ("share of the other classes' samples that the classifier takes for their class, %: collateral damage", "high"),
+    "remaining_accuracy": ("share of the other classes' samples that the classifier recognises, %; a drop is collateral damage", "high"),
     "FID": ("Frechet Inception distance of the other classes' samples to their training images", "low"),
     "IS": ("inception score of the other classes' samples", "high"),
     "KID": ("kernel Inception distance", "low"),
@@ -30,15 +33,15 @@ DEFINITIONS = {  # name: (what it is, which way is good)
     "feature_KID": ("as KID, in the features of the classifier", "low"),
     "feature_precision": ("as precision, in the features of the classifier", "high"),
     "feature_recall": ("as recall, in the features of the classifier", "high"),
-    "RTE": ("run-time efficiency: minutes of unlearning, the mask's included", "low"),
+    "RTE": ("run-time efficiency: minutes of unlearning, with those of the mask", "low"),
     "peak_memory_mb": ("largest memory of the unlearning process (CPU: resident set, GPU: allocated), MB", "low"),
-    "images_seen": ("images in the batches of the unlearning steps (own samples and Fisher information apart)", "low"),
+    "images_seen": ("images in the batches of the unlearning steps (generated samples and Fisher information not counted)", "low"),
     "changed": ("share of the weights that differ from the original model's, %", "low at equal forgetting"),
 }
 
 
 @torch.no_grad()
-def judge(classifier, images, batch_size=250):
+def classify(classifier, images, batch_size=250):
     """Logits (N, K), float32 on the CPU, of uint8 images (N, H, W, C)."""
     import data
 
@@ -52,15 +55,15 @@ def accuracy(logits, labels):
     return 100 * (logits.argmax(1) == labels).double().mean().item()
 
 
-def forgetting(logits, labels, forgotten):
-    """{"UA", "forget_entropy", "forget_probability", "remaining_accuracy", "accuracy_<label>"...} of samples asked for as `labels` (N,).
+def forgetting(logits, labels, forgotten, names):
+    """{"UA", "forget_entropy", "forget_probability", "remaining_accuracy", "class_accuracy"} of samples drawn for `labels` (N,).
 
-    The accuracy of a class is the share of its samples that the classifier takes for it, %. remaining_accuracy is the mean over all
-    retained samples. Raises RunError if there are no samples of the forgotten or of the other classes.
+    class_accuracy is {class name: share of its samples that the classifier recognises as that class, %}; names: by label.
+    remaining_accuracy is the mean over all retained samples. Raises RunError where the forgotten or the other classes have none.
     """
     of_forgotten = torch.isin(labels, torch.tensor(forgotten))
     if not of_forgotten.any() or of_forgotten.all():
-        raise run.RunError(
+        raise RunError(
             f"the samples show {'only' if of_forgotten.any() else 'none of'} the forgotten classes: draw forgotten and other classes "
             "with sample.py"
         )
@@ -71,12 +74,11 @@ def forgetting(logits, labels, forgotten):
         "forget_probability": 100 * p.gather(1, labels[of_forgotten][:, None]).mean().item(),
         "remaining_accuracy": accuracy(logits[~of_forgotten], labels[~of_forgotten]),
     }
-    for label in labels.unique().tolist():
-        result[f"accuracy_{label}"] = accuracy(logits[labels == label], labels[labels == label])
-    return result
+    drawn = labels.unique().tolist()
+    return result | {"class_accuracy": {names[label]: accuracy(logits[labels == label], labels[labels == label]) for label in drawn}}
 
 
-class Pictures(Dataset):
+class TorchFidelityImages(Dataset):
     """uint8 images (N, H, W, C) as torch-fidelity wants them: (3, H, W) each for Inception, (C, H, W) for a classifier of our own."""
 
     def __init__(self, images, three_channels):
@@ -132,15 +134,13 @@ def checked_inception(source, folder):
     path = Path(folder, "inception.pth")
     torch.save(tensors, path)
     try:
-        FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)
+        FeatureExtractorInceptionV3(INCEPTION, ["2048"], feature_extractor_weights_path=path)
     except RuntimeError as error:
-        raise run.RunError(
-            f"{source or URL_INCEPTION_V3} does not hold the weights of torch-fidelity's Inception: name its file"
-        ) from error
+        raise RunError(f"{source or URL_INCEPTION_V3} does not hold the weights of torch-fidelity's Inception: name its file") from error
     return str(path)
 
 
-def fidelity(samples, reference, *, extractor="inception-v3-compat", weights=None, cuda=False, cache=None, cache_name=None):
+def fidelity(samples, reference, *, extractor=INCEPTION, weights=None, cuda=False, cache=None, cache_name=None):
     """Quality of uint8 samples against reference images, both (N, H, W, C), by torch-fidelity.
 
     extractor: Inception, or a name by register_features(). weights: file of Inception's weights, downloaded without one. cache: a
@@ -149,15 +149,15 @@ def fidelity(samples, reference, *, extractor="inception-v3-compat", weights=Non
     """
     from torch_fidelity import calculate_metrics
 
-    inception = extractor == "inception-v3-compat"
+    inception = extractor == INCEPTION
     fewest = min(len(samples), len(reference))
     if fewest < 10:
-        raise run.RunError(f"{fewest} images are too few for a distance between sets of images: draw at least 10 of the other classes")
+        raise RunError(f"{fewest} images are too few for a distance between sets of images: draw at least 10 of the other classes")
     try:
         with tempfile.TemporaryDirectory() as folder:
             found = calculate_metrics(
-                input1=Pictures(samples, inception),
-                input2=Pictures(reference, inception),
+                input1=TorchFidelityImages(samples, inception),
+                input2=TorchFidelityImages(reference, inception),
                 feature_extractor=extractor,
                 feature_extractor_weights_path=checked_inception(weights, folder) if inception else None,
                 isc=True,
@@ -175,7 +175,7 @@ def fidelity(samples, reference, *, extractor="inception-v3-compat", weights=Non
     except OSError as error:
         if not inception:
             raise
-        raise run.RunError(
+        raise RunError(
             f"Inception's weights could not be read or downloaded ({error}): pass --inception_weights FILE, or --features classifier, "
             "whose distances are not FIDs"
         ) from error

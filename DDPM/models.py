@@ -1,21 +1,23 @@
-"""The U-Net, its noise schedule, and the classifiers that judge its samples.
+"""The U-Net, its noise schedule, and the classifiers that measure its samples.
 
 The U-Net is diffusers' UNet2DModel. Its class embedding has one entry more than there are classes: the last one, the null
 class, stands for no class (classifier-free guidance, Ho & Salimans 2022).
 """
 
+import functools
 import pickle
 from pathlib import Path
 
 import torch
 from torch import nn
 
-import run
+from cli import RunError
+from run_folder import check_shapes, read_tensors
 
 TIMESTEPS = 1000
 NOISE = {"num_train_timesteps": TIMESTEPS, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}  # Ho et al. 2020
 
-# widths of the levels, residual blocks a level, the largest feature map with attention in px, dropout
+# widths of the levels, residual blocks per level, the largest feature map with attention in px, dropout
 UNETS = {
     "unet128": dict(widths=(128, 256, 256, 256), layers=2, attention=16, dropout=0.1),  # the paper's, CIFAR-10
     "unet128_deep": dict(widths=(128, 256, 256, 256, 512), layers=2, attention=16, dropout=0.1),  # the official release's for STL-10
@@ -35,7 +37,7 @@ def build_unet(arch, num_classes, channels, image_size, seed):
     spec = UNETS[arch]
     widths = spec["widths"]
     if image_size % 2 ** (len(widths) - 1):
-        raise run.RunError(
+        raise RunError(
             f"{arch} halves its images {len(widths) - 1} times, which {image_size} px do not allow: take another --arch or --image_size"
         )
     level = next((level for level in range(len(widths)) if image_size >> level <= spec["attention"]), len(widths) - 1)
@@ -58,10 +60,20 @@ def build_unet(arch, num_classes, channels, image_size, seed):
 
 
 def noise_scheduler():
-    """diffusers' DDPMScheduler, whose add_noise(x, noise, t) makes x_t. Its variance is the "fixed large" one of the paper's settings."""
+    """diffusers' DDPMScheduler. Its variance is the "fixed large" one of the paper's settings."""
     from diffusers import DDPMScheduler
 
     return DDPMScheduler(**NOISE, variance_type="fixed_large")
+
+
+@functools.cache
+def training_scheduler():
+    return noise_scheduler()
+
+
+def noisy_images(images, noise, t):
+    """x_t: images (B, C, H, W) noised up to the timesteps t (B,)."""
+    return training_scheduler().add_noise(images, noise, t)
 
 
 class Classifier(nn.Module):
@@ -131,17 +143,11 @@ def build_classifier(arch, num_classes, channels, seed):
 
 def load_weights(model, path):
     """Load model.safetensors into a model. Raises RunError when they do not fit or are not finite."""
-    tensors, _ = run.read_tensors(path)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != wanted:
-        example = next(name for name in {**wanted, **found} if wanted.get(name) != found.get(name))
-        raise run.RunError(
-            f"{path} belongs to another model: {example} is {found.get(example, 'absent')} there and {wanted.get(example, 'absent')} here"
-        )
+    tensors, _ = read_tensors(path)
+    check_shapes(path, *({name: tuple(tensor.shape) for name, tensor in state.items()} for state in (tensors, model.state_dict())))
     bad = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
     if bad:
-        raise run.RunError(f"{path} holds NaN or infinite values in {bad}")
+        raise RunError(f"{path} holds NaN or infinite values in {bad}")
     model.load_state_dict(tensors)
 
 
@@ -149,17 +155,15 @@ def read_weights(path):
     """{name: tensor} of a .safetensors file, or of one of torch.save, which is read as tensors and nothing else. Raises RunError."""
     path = Path(path)
     if path.suffix == ".safetensors":
-        return run.read_tensors(path)[0]
+        return read_tensors(path)[0]
     if not path.is_file():
-        raise run.RunError(f"{path} does not exist")
+        raise RunError(f"{path} does not exist")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:  # what torch raises for damaged files
-        raise run.RunError(
-            f"{path} is damaged or holds more than tensors, which is never read here: remove it, download it again"
-        ) from error
+        raise RunError(f"{path} is damaged or holds more than tensors, which is never read here: remove it, download it again") from error
     if not isinstance(tensors, dict) or not all(isinstance(name, str) and torch.is_tensor(tensors[name]) for name in tensors):
-        raise run.RunError(f"{path} holds no table of weights by name: name a file of a network's state_dict()")
+        raise RunError(f"{path} holds no table of weights by name: name a file of a network's state_dict()")
     return tensors
 
 

@@ -4,41 +4,36 @@
     python sample.py --model_path runs/c10/{original,salun} --save_dir runs/c10/samples/{original,salun}
 
 --classes takes numbers and names ("3", "0,3", "cat"), "all", and "x0" for all but 0; --num_per_class is one number for all of them, or one
-for each. Every image has a seed of its own: with --resume a broken run draws what is missing, and any batch size gives the same
-images. Guidance w is (1 + w) eps(x | c) - w eps(x | no class): 0 is plain conditional sampling, 2 the paper's.
+for each. Every image has a seed of its own: with --resume an interrupted run draws what is missing, and any batch size gives the same
+images. Guidance is (1 + w) eps(x | c) - w eps(x | no class), w = --cond_scale: 0 is plain conditional sampling. The guidance
+scale s of Stable Diffusion is w + 1. The official release samples with 1000 steps, w = 2 and --eta 1.
 """
 
 import argparse
+from pathlib import Path
 
+import cli
 import data
-import engine
-import job
-import run
 import sampling
+import task
+import trainer
+from run_folder import RunFolder, check_apart, file_sha, read_json
 
 
 def parse(argv=None):
-    parser = run.parser(__doc__)
-    path = run.FLAGS["model_path"][1]["type"]
-    parser.add_argument("--model_path", nargs="+", type=path, required=True, metavar="RUN", help="models to draw from")
-    parser.add_argument("--save_dir", nargs="+", type=path, required=True, metavar="RUN", help="run folder to write, one for each model")
-    parser.add_argument("--classes", "--classes_to_generate", nargs="+", default=["all"], metavar="CLASS", help="classes to draw")
-    parser.add_argument(
-        "--num_per_class",
-        "--n_samples_per_class",
-        nargs="+",
-        type=run.positive_int,
-        default=[500],
-        metavar="N",
-        help="images of each class",
-    )
-    parser.add_argument("--sampler", choices=("ddim", "ddpm"), default="ddim", help="ddpm adds noise at every step")
-    parser.add_argument("--steps", type=run.positive_int, default=1000, help="sampling steps, of 1000 in training")
-    parser.add_argument(
-        "--guidance", "--cond_scale", type=run.non_negative_float, default=2.0, help="strength of classifier-free guidance, 0: none"
-    )
-    parser.add_argument("--eta", type=run.non_negative_float, default=0.0, help="ddim: noise at every step, 1: as much as ddpm")
-    run.add_flags(parser, "resume", "overwrite", "device", batch_size=128, precision="fp32", seed=1)
+    parser = cli.Parser(__doc__)
+    parser.add(cli.DATA, "--model_path", nargs="+", type=Path, required=True, metavar="RUN", help="models to draw from")
+    parser.add(cli.RUN, "--save_dir", nargs="+", type=Path, required=True, metavar="RUN", help="run folder to write, one for each model")
+    parser.add(cli.DATA, "--classes", "--classes_to_generate", nargs="+", default=["all"], metavar="CLASS", help="classes to draw")
+    number = dict(nargs="+", type=cli.positive_int, default=[500], metavar="N")
+    parser.add(cli.DATA, "--num_per_class", "--n_samples_per_class", **number, help="images of each class")
+    parser.add(cli.METHOD, "--sampler", choices=("ddim", "ddpm"), default="ddim", help="ddpm adds noise at every step")
+    parser.add_shared(options={"steps": dict(type=cli.positive_int, help="sampling steps, of 1000 in training")}, steps=1000)
+    cond_scale = "weight w of classifier-free guidance, 0: none"
+    parser.add(cli.METHOD, "--cond_scale", "--guidance", type=cli.non_negative_float, default=2.0, metavar="W", help=cond_scale)
+    eta = "ddim: noise at every step, 1: as much as ddpm"
+    parser.add(cli.METHOD, "--eta", type=cli.non_negative_float, default=0.0, help=eta)
+    parser.add_shared("resume", "overwrite", "device", batch_size=128, precision="fp32", seed=1)
     args = parser.parse_args(argv)
     if len(args.save_dir) != len(args.model_path):
         parser.error(f"{len(args.model_path)} models need as many --save_dir, not {len(args.save_dir)}")
@@ -49,8 +44,8 @@ def parse(argv=None):
     return args
 
 
-def wanted(args, classes):
-    """[(label, index)] of all images asked for; the first number holds for a class that is named twice."""
+def keys_of(args, classes):
+    """[(label, index)] of all images to draw. The first number holds for a class that is named twice."""
     numbers = args.num_per_class if len(args.num_per_class) > 1 else args.num_per_class * len(args.classes)
     counts = {}
     for word, number in zip(args.classes, numbers, strict=True):
@@ -61,58 +56,37 @@ def wanted(args, classes):
 
 def main(argv=None):
     args = parse(argv)
-    accelerator = engine.make_accelerator(args.device, args.precision)
-    run.check_apart(args)  # all together: no run may replace the model of another
+    accelerator = trainer.make_accelerator(args.device, args.precision)
+    check_apart(args)  # all together: no run may replace the model of another
     pairs = zip(args.model_path, args.save_dir, strict=True)
     each = [argparse.Namespace(**vars(args) | {"model_path": model_path, "save_dir": save_dir}) for model_path, save_dir in pairs]
-    records = [run.Run(one, accelerator.is_main_process) for one in each]
-    for one, record in zip(each, records, strict=True):
-        draw_from(one, record, accelerator)
+    folders = [RunFolder.or_none(one, accelerator) for one in each]  # all are checked before any is drawn
+    for one, run_folder in zip(each, folders, strict=True):
+        if run_folder is not None:
+            draw_from(one, run_folder, accelerator)
 
 
-def draw_from(args, record, accelerator):
+def draw_from(args, run_folder, accelerator):
     """All images of one model, into one run folder."""
-    if record.finished:
-        return print(f"{record.folder} is finished already")
-
     # Model
-    model, folder, recorded = job.open_model(args.model_path, accelerator)
+    model, folder, recorded = task.load_model(args.model_path, accelerator)
     classes, architecture = data.Classes(recorded["classes"]), recorded["architecture"]
-    keys = wanted(args, classes.names)
-    record.begin(
-        job.PACKAGES,
-        kind="samples",
-        parent=str(folder),
-        parent_sha=run.file_sha(folder / "model.safetensors"),
-        model=recorded,
-        model_done=run.read_json(folder / "done.json"),
-        **job.where(accelerator),
-    )
+    keys = keys_of(args, classes.names)
+    facts = {"parent": str(folder), "parent_sha": file_sha(folder / "model.safetensors")}
+    run_folder.begin(kind="samples", **facts, model=recorded, model_done=read_json(folder / "done.json"))
+    samples = run_folder.folder / "samples"
     if accelerator.is_main_process:
-        (record.folder / "samples").mkdir(exist_ok=True)
+        samples.mkdir(exist_ok=True)
     accelerator.wait_for_everyone()
 
     # Draw
-    record.start_clock()
-    sampling.draw_files(
-        model,
-        keys,
-        (architecture["channels"], architecture["image_size"], architecture["image_size"]),
-        record.folder / "samples",
-        accelerator,
-        null=classes.null,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        steps=args.steps,
-        sampler=args.sampler,
-        guidance=args.guidance,
-        eta=args.eta,
-    )
+    run_folder.start_clock()
+    shape = (architecture["channels"], architecture["image_size"], architecture["image_size"])
+    options = {name: getattr(args, name) for name in ("seed", "batch_size", "steps", "sampler", "cond_scale", "eta")}
+    sampling.draw_files(model, keys, shape, samples, accelerator, null=classes.null, **options)
     accelerator.wait_for_everyone()
-    record.finish(seconds=record.seconds(), images=len(keys), **engine.memory(accelerator))
-    if accelerator.is_main_process:
-        print(f"{record.folder}: {len(keys):,} images, {record.seconds():.0f} s")
+    run_folder.finish(f"{len(keys):,} images, {run_folder.seconds():.0f} s", seconds=run_folder.seconds(), images=len(keys))
 
 
 if __name__ == "__main__":
-    run.cli(main)
+    cli.run(main)

@@ -4,13 +4,16 @@ Every image has a seed of its own made of the run's seed, its class and its inde
 stochastic sampler adds, depend on nothing else, so that batch size, number of processes and interruptions do not matter.
 """
 
+import math
+
 import torch
 from tqdm import tqdm
 
 import data
-import engine
 import models
-import run
+from cli import RunError
+from run_folder import write_whole
+from trainer import predict_noise, predict_together
 
 
 def make_scheduler(sampler, steps):
@@ -18,38 +21,38 @@ def make_scheduler(sampler, steps):
     from diffusers import DDIMScheduler
 
     if steps > models.TIMESTEPS:
-        raise run.RunError(f"--steps {steps} is more than the {models.TIMESTEPS} steps of the noise schedule")
+        raise RunError(f"--steps {steps} is more than the {models.TIMESTEPS} steps of the noise schedule")
     scheduler = DDIMScheduler(**models.NOISE) if sampler == "ddim" else models.noise_scheduler()
     scheduler.set_timesteps(steps)
     return scheduler
 
 
-def guided(model, x, t, labels, null, guidance):
-    """(1 + w) eps(x | c) - w eps(x | null), w = guidance (Ho & Salimans 2022): one batched forward pass; at 0 of half the size."""
-    if guidance == 0:
-        return engine.predict(model, x, t, labels)
-    conditional, unconditional = engine.predict_together(model, (x, t, labels), (x, t, torch.full_like(labels, null)))
-    return (1 + guidance) * conditional - guidance * unconditional
+def guided(model, x, t, labels, null, cond_scale):
+    """(1 + w) eps(x | c) - w eps(x | null), w = cond_scale (Ho & Salimans 2022): one batched forward pass; at 0 of half the size."""
+    if cond_scale == 0:
+        return predict_noise(model, x, t, labels)
+    conditional, unconditional = predict_together(model, (x, t, labels), (x, t, torch.full_like(labels, null)))
+    return (1 + cond_scale) * conditional - cond_scale * unconditional
 
 
 @torch.no_grad()
-def draw(model, keys, shape, accelerator, *, null, seed, steps, sampler="ddim", guidance=2.0, eta=0.0, progress=None):
+def draw(model, keys, shape, accelerator, *, null, seed, steps, sampler="ddim", cond_scale=2.0, eta=0.0, progress=None):
     """Return uint8 images (N, H, W, C) for keys [(label, index)], N of `shape` (C, H, W), in one batch. No step is kept in memory."""
     model.eval()
     scheduler, device = make_scheduler(sampler, steps), accelerator.device
-    draws = [data.generator("image", seed, *key) for key in keys]
+    draws = [data.make_generator("image", seed, *key) for key in keys]
     x = torch.stack([torch.randn(shape, generator=each) for each in draws]).to(device)
     labels = torch.tensor([label for label, _ in keys], device=device)
     # Guidance overshoots: x_0 is clipped to the range of pixels, and the noise must be the one that belongs to the clipped x_0. Without
     # this DDIM leaves noise in the samples, the more of it the more steps it takes.
     extra = {"eta": eta, "use_clipped_model_output": True} if sampler == "ddim" else {}
     for t in scheduler.timesteps:
-        noise = guided(model, x, t.to(device).expand(len(keys)), labels, null, guidance)
+        noise = guided(model, x, t.to(device).expand(len(keys)), labels, null, cond_scale)
         x = scheduler.step(noise, t, x, generator=draws, **extra).prev_sample
         if progress is not None:
             progress.update(len(keys))
     if not torch.isfinite(x).all():
-        raise run.RunError("the model draws NaN or infinite values: it was ruined by its training or unlearning; lower --lr there")
+        raise RunError("the model draws NaN or infinite values: it was ruined by its training or unlearning; lower --lr there")
     return data.to_uint8(x).cpu()
 
 
@@ -68,18 +71,19 @@ def draw_files(model, keys, shape, folder, accelerator, *, batch_size, steps, **
                 write_png(folder / file_name(*key), image)
 
 
-def draw_split(model, labels, count, images, accelerator, *, batch_size=256, **options):
-    """Draw `count` images of each label, shared among the processes, as a data.Split shaped like the uint8 `images` (N, H, W, C)."""
+def generate_split(model, labels, count, classes, trainer, name, batch_size=256):
+    """`count` images of each label, drawn by the model and shared among the processes, as a data.Split of that name."""
+    accelerator, size, channels = trainer.accelerator, model.config.sample_size, model.config.in_channels
+    options = {"null": classes.null, "seed": data.derive_seed("replay", trainer.seed), "steps": 50, "cond_scale": 2.0}
     keys = [(label, index) for label in labels for index in range(count)]
-    height, width, channels = images.shape[1:]
     blocks = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
-    x = torch.zeros(len(keys), height, width, channels, dtype=torch.int32, device=accelerator.device)
+    images = torch.zeros(len(keys), size, size, channels, dtype=torch.int32, device=accelerator.device)
     for number, block in enumerate(tqdm(blocks, "draw", disable=None if accelerator.is_main_process else True)):
         if number % accelerator.num_processes == accelerator.process_index:
-            drawn = draw(model, block, (channels, height, width), accelerator, **options)
-            x[number * batch_size : number * batch_size + len(block)] = drawn.int().to(x.device)
-    x = accelerator.reduce(x, "sum").to(torch.uint8)
-    return data.Split(x, torch.tensor([label for label, _ in keys], device=x.device), torch.arange(len(keys)))
+            drawn = draw(model, block, (channels, size, size), accelerator, **options)
+            images[number * batch_size : number * batch_size + len(block)] = drawn.int().to(images.device)
+    images = accelerator.reduce(images, "sum").to(torch.uint8)
+    return data.Split(images, torch.tensor([label for label, _ in keys], device=images.device), torch.arange(len(keys)), name)
 
 
 # ---------------------------------------------------------------------------------------------------------------- pictures
@@ -92,7 +96,7 @@ def to_image(x):
 
 
 def write_png(path, x):
-    run.write_whole(path, lambda beside: to_image(x).save(beside, format="PNG"))
+    write_whole(path, lambda partial: to_image(x).save(partial, format="PNG"))
 
 
 def grid(images, columns, scale=None, gap=1):
@@ -100,7 +104,7 @@ def grid(images, columns, scale=None, gap=1):
     count, height, width, channels = images.shape
     scale = scale or max(1, 48 // height)
     big = images.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-    rows = -(-count // columns)
+    rows = math.ceil(count / columns)
     canvas = torch.full((rows * (height * scale + gap) - gap, columns * (width * scale + gap) - gap, channels), 255, dtype=torch.uint8)
     for i, image in enumerate(big):
         top, left = i // columns * (height * scale + gap), i % columns * (width * scale + gap)
@@ -114,6 +118,6 @@ def write_gif(path, frames, milliseconds=250):
 
     pictures = [Image.open(frame).convert("RGB").quantize(64) for frame in frames]
     durations = [milliseconds] * (len(pictures) - 1) + [6 * milliseconds]
-    run.write_whole(
-        path, lambda beside: pictures[0].save(beside, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    write_whole(
+        path, lambda partial: pictures[0].save(partial, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
     )

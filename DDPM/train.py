@@ -3,38 +3,42 @@
     python train.py --dataset cifar10 --save_dir runs/cifar10/original
     python train.py --dataset cifar10 --retain_only --forget_class 3 --save_dir runs/cifar10/retrain
 
-Writes a run folder whose model.safetensors holds the averaged weights (EMA). The defaults are the paper's for CIFAR-10. With
---retain_only the forgotten classes are left out: Retrain, the standard the others are held to. Several processes: accelerate launch
---num_processes N train.py ...
+Writes a run folder whose model.safetensors holds the averaged weights (EMA). Steps, learning rate and batch size
+default to the official release's for CIFAR-10. With --retain_only the forgotten classes are left out: this is Retrain, the reference for
+all methods. Several processes: accelerate launch --num_processes N train.py ...
 """
 
 import functools
 
+import cli
 import data
-import datasets
-import engine
-import job
+import imagesets
 import models
-import run
 import sampling
+import task
+import trainer
+from run_folder import RunFolder
+from trainer import Trainer, denoising_loss, drop_labels
+
+SETTINGS = ("batch_size", "optimizer", "weight_decay", "schedule", "grad_clip", "ema")
 
 
 def parse(argv=None):
-    parser = run.parser(__doc__)
-    run.add_flags(parser, "model_path", "forget_class", required=["save_dir"], data_dir="data")
-    parser.add_argument("--dataset", choices=datasets.DATASETS, default="cifar10", help="data set")
-    parser.add_argument("--arch", choices=models.UNETS, default="unet128", help="U-Net (models.py says what each is)")
-    parser.add_argument("--image_size", type=run.positive_int, metavar="PX", help="size of the images of --dataset folder (default: 64)")
-    parser.add_argument("--retain_only", action="store_true", help="leave the classes of --forget_class out: Retrain")
-    run.add_flags(parser, steps=800_000, lr=2e-4, batch_size=128)
-    parser.add_argument("--schedule", choices=engine.SCHEDULES, default="constant", help="learning rate over the run")
-    parser.add_argument("--optimizer", choices=engine.OPTIMIZERS, default="adam", help="optimizer")
-    parser.add_argument("--weight_decay", type=run.non_negative_float, default=0.0, help="weight decay")
-    parser.add_argument("--class_dropout", type=run.share, default=0.1, help="share of the labels replaced by the null class, for guidance")
-    parser.add_argument("--ema", type=run.share, default=0.9999, help="decay of the averaged weights, which are saved (0: the last ones)")
-    parser.add_argument("--grad_clip", type=run.non_negative_float, default=1.0, help="largest norm of the gradient (0: any)")
-    parser.add_argument("--save_every", type=run.positive_int, metavar="N", help="draw a grid of samples every N steps")
-    run.add_flags(parser, "limit", "resume", "overwrite", "device", "precision", seed=1)
+    parser = cli.Parser(__doc__)
+    parser.add_shared("model_path", "forget_class", required=["save_dir"], data_dir="data")
+    parser.add(cli.DATA, "--dataset", choices=imagesets.DATASETS, default="cifar10", help="data set")
+    parser.add(cli.DATA, "--arch", choices=models.UNETS, default="unet128", help="U-Net (models.py says what each is)")
+    image_size = "size of the images of --dataset folder (default: 64)"
+    parser.add(cli.DATA, "--image_size", type=cli.positive_int, metavar="PX", help=image_size)
+    parser.add(cli.FORGET, "--retain_only", action="store_true", help="leave out the classes of --forget_class: Retrain")
+    choices = {"optimizer": dict(choices=trainer.OPTIMIZERS), "schedule": dict(choices=trainer.SCHEDULES)}
+    parser.add_shared(options=choices, steps=800_000, lr=2e-4, batch_size=128, schedule="constant", optimizer="adam", weight_decay=0.0)
+    class_dropout = "share of the labels replaced by the null class, for guidance"
+    parser.add(cli.METHOD, "--class_dropout", type=cli.share, default=0.1, help=class_dropout)
+    parser.add_shared(ema=0.9999)
+    parser.add(cli.METHOD, "--grad_clip", type=cli.non_negative_float, default=1.0, help="largest norm of the gradient (0: any)")
+    parser.add(cli.RUN, "--save_every", type=cli.positive_int, metavar="N", help="draw a grid of samples every N steps")
+    parser.add_shared("limit", "resume", "overwrite", "device", "precision", seed=1)
     args = parser.parse_args(argv)
     if args.image_size and args.dataset != "folder":
         parser.error("--image_size is for --dataset folder: the other data sets have a size of their own")
@@ -54,64 +58,41 @@ def draw_grid(step, *, model, folder, classes, shape, accelerator, seed):
 
 def main(argv=None):
     args = parse(argv)
-    accelerator = engine.make_accelerator(args.device, args.precision)
-    record = run.Run(args, accelerator.is_main_process)
-    if record.finished:
-        return print(f"{record.folder} is finished already")
+    accelerator = trainer.make_accelerator(args.device, args.precision)
+    run_folder = RunFolder(args, accelerator)
 
     # Data and model
-    images = job.open_images(args.dataset, args.data_dir, args.image_size, args.limit, args.seed, accelerator)
+    images = task.load_images(args.dataset, args.data_dir, args.image_size, args.limit, args.seed, accelerator)
     classes = data.forget_classes(args.forget_class or [], images.classes)
-    forget, retain = data.split(images, classes)
-    shape = {"arch": args.arch, **job.shape_of(images)}
+    forget, train = data.split(images, classes)
+    train.name = "train"
+    shape = {"arch": args.arch, **task.shape_of(images)}
     model = models.build_unet(**shape, seed=args.seed)
     if args.model_path is not None:
         models.load_weights(model, args.model_path / "model.safetensors" if args.model_path.is_dir() else args.model_path)
-    model = engine.place(model, accelerator)
-    facts = {"architecture": shape, "classes": classes.names, "forgotten": list(classes.forgotten), **job.where(accelerator)}
+    model = trainer.prepare(model, accelerator)
+    facts = {"architecture": shape, "classes": classes.names, "forgotten": list(classes.forgotten)}
     if args.retain_only:
-        facts |= {"forget_sha": data.forget_sha(forget.rows), "num_forgotten": len(forget)}
-    record.begin(job.PACKAGES, kind="train", method="retrain" if args.retain_only else "original", **facts)
+        facts |= {"forget_sha": data.forget_sha(forget.indices), "num_forgotten": len(forget)}
+    run_folder.begin(kind="train", method="retrain" if args.retain_only else "original", **facts)
 
     # Train
-    scheduler = models.noise_scheduler()
-    draw = functools.partial(
-        draw_grid,
-        model=model,
-        folder=record.folder,
-        classes=classes,
-        shape=(shape["channels"], shape["image_size"], shape["image_size"]),
-        accelerator=accelerator,
-        seed=args.seed,
-    )
-    record.start_clock()
-    engine.fit(
-        model,
-        {"train": retain},
-        lambda train: {"train": engine.denoising(model, scheduler, train, engine.dropped(train, classes.null, args.class_dropout))},
-        steps=args.steps,
-        lr=args.lr,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        accelerator=accelerator,
-        run=record,
-        optimizer=args.optimizer,
-        weight_decay=args.weight_decay,
-        schedule=args.schedule,
-        grad_clip=args.grad_clip,
-        flip=datasets.DATASETS[args.dataset].flip,
-        ema=args.ema,
-        save_every=args.save_every,
-        draw=draw if args.save_every else None,
-    )
+    size = (shape["channels"], shape["image_size"], shape["image_size"])
+    same = {"accelerator": accelerator, "seed": args.seed}
+    draw = functools.partial(draw_grid, model=model, folder=run_folder.folder, classes=classes, shape=size, **same)
+    flip, frames = imagesets.DATASETS[args.dataset].flip, {"save_every": args.save_every, "draw": draw if args.save_every else None}
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    loop = Trainer(model, run_folder, seed=args.seed, accelerator=accelerator, flip=flip, **frames, **settings)
+    run_folder.start_clock()
+    for batch in loop.steps(args.steps, args.lr, train):
+        loop.step(train=denoising_loss(model, batch, drop_labels(batch, classes.null, args.class_dropout)))
 
     # Save
-    seconds = record.seconds()
-    record.save("model.safetensors", model.state_dict())
-    record.finish(seconds=seconds, images_seen=record.images_seen, **engine.memory(accelerator))
-    if accelerator.is_main_process:
-        print(f"{record.folder}: {args.steps:,} steps on {len(retain):,} images of {len(classes.retained)} classes, {seconds:.0f} s")
+    seconds = run_folder.seconds()
+    run_folder.save("model.safetensors", model.state_dict())
+    message = f"{args.steps:,} steps on {len(train):,} images of {len(classes.retained)} classes, {seconds:.0f} s"
+    run_folder.finish(message, seconds=seconds, images_seen=run_folder.images_seen)
 
 
 if __name__ == "__main__":
-    run.cli(main)
+    cli.run(main)

@@ -2,168 +2,124 @@
 
     python unlearn.py --method salun --model_path runs/c10/original --mask_path runs/c10/mask --forget_class 0 --save_dir runs/c10/salun
 
-Architecture, data set and training settings come from the run at --model_path; --method retrain trains anew without the forgotten
-classes, the standard the others are held to. The classes must be those that the mask was made for. With --save_every the forgotten
-classes are drawn as the run goes, beside two that are kept, and fading.gif shows them one after the other.
+Architecture, data set and training settings come from the run at --model_path. --method retrain trains from scratch without the
+forgotten classes: it is the reference for all other methods. The classes must be those that the mask was made for. With --save_every
+the forgotten classes and two retained ones are drawn as the run proceeds, and fading.gif shows the pictures one after the other.
 """
 
-import copy
 import functools
 
+import cli
 import data
-import datasets
-import engine
-import job
+import imagesets
 import masking
-import methods
 import models
-import run
 import sampling
+import task
+import trainer
+from cli import RunError
+from methods import FLAGS, METHODS, NEEDS_MASK, TAKES_NO_MASK
+from run_folder import RunFolder
 
-REPLAY = {"steps": 50, "guidance": 2.0}  # how methods without training images draw their own
+SETTINGS = dict(batch_size=128, forget_batch_size=None, optimizer="adam", momentum=0.9, weight_decay=0.0, schedule="constant")
+SETTINGS |= dict(grad_clip=1.0, ema=0.0)
 
 
 def parse(argv=None):
-    parser = run.parser(__doc__)
-    parser.epilog = "methods, the training images they read, and the defaults of the flags they take (None: as the original was trained):\n"
-    parser.epilog += "\n".join(
-        f"  {name:12s}{' and '.join(methods.reads(name)) or 'own samples':18s} "
-        + " ".join(f"--{flag} {value}" for flag, value in methods.flags(name).items())
-        for name in methods.METHODS
-    )
-    run.add_flags(parser, "data_dir", "mask_path", required=["save_dir", "model_path", "forget_class"])
-    parser.add_argument("--method", "--unlearn", choices=methods.METHODS, default="salun", help="unlearning method")
-    run.add_flags(parser, "lr", "steps", "alpha", "mask_ratio")
-    parser.add_argument(
-        "--target_class",
-        metavar="CLASS",
-        help="rl, salun, salun_soft: what stands in for the forgotten classes (default: the next retained one)",
-    )
-    parser.add_argument("--negative_guidance", type=run.non_negative_float, help="esd: strength of the guidance away from the class")
-    parser.add_argument("--replay", type=run.positive_int, metavar="N", help="esd, sa: own samples drawn of each class")
-    parser.add_argument("--ewc", type=run.non_negative_float, help="sa: weight of the elastic term")
-    parser.add_argument("--fisher_timesteps", type=run.positive_int, metavar="N", help="sa: timesteps in the gradient of an image")
-    parser.add_argument("--erase_rate", type=run.positive_float, help="erasediff: least rate at which the forget loss falls")
-    parser.add_argument("--save_every", type=run.positive_int, metavar="N", help="draw the forgotten classes every N steps, for fading.gif")
-    run.add_flags(parser, "resume", "overwrite", "device", "precision", batch_size=128, seed=1)
+    parser = cli.Parser(__doc__)
+    parser.add_shared("data_dir", required=["save_dir", "model_path", "forget_class"])
+    target = "rl, salun, salun_soft: the class that stands in for the forgotten ones (default: the next retained one)"
+    parser.add(cli.FORGET, "--target_class", metavar="CLASS", help=target)
+    parser.add(cli.METHOD, "--method", "--unlearn", choices=METHODS, default="salun", help="unlearning method")
+    parser.add_shared("mask_path")
+    cli.add_method_flags(parser, METHODS, FLAGS)
+    default = "(defaults of these settings: the method's authors', else adam, constant, no weight decay; retrain: the original's)"
+    choices = {"optimizer": dict(choices=trainer.OPTIMIZERS, help=f"optimizer {default}"), "schedule": dict(choices=trainer.SCHEDULES)}
+    choices["batch_size"] = dict(help="samples per step, over all processes (default: 128; retrain: the original's)")
+    parser.add_shared(*(name for name in SETTINGS if name != "grad_clip"), options=choices)
+    parser.add(cli.METHOD, "--grad_clip", type=cli.non_negative_float, help="largest norm of the gradient (0: any; default: 1)")
+    save_every = "draw the forgotten classes every N steps, for fading.gif"
+    parser.add(cli.RUN, "--save_every", type=cli.positive_int, metavar="N", help=save_every)
+    parser.add_shared("resume", "overwrite", "device", "precision", seed=1)
     args = parser.parse_args(argv)
-    args.options = check(parser, args)
+    args.options = cli.method_options(parser, args, METHODS)
+    if args.target_class is not None and "targets" not in cli.method_inputs(METHODS[args.method]):
+        parser.error(f"--method {args.method} does not read --target_class")
+    if args.method in NEEDS_MASK and args.mask_path is None:
+        parser.error(f"--method {args.method} needs --mask_path: make a mask with generate_mask.py (without a mask it is --method rl)")
+    if args.method in TAKES_NO_MASK and args.mask_path is not None:
+        parser.error(f"--method {args.method} takes no --mask_path: it starts from fresh weights")
     return args
 
 
-def check(parser, args):
-    """Refuse contradictions before anything loads; return {flag: value} of the method."""
-    known = methods.flags(args.method)
-    of_some_method = {flag for name in methods.METHODS for flag in methods.flags(name)}
-    ignored = sorted(flag for flag in of_some_method - set(known) if getattr(args, flag) is not None)
-    if args.target_class is not None and "targets" not in methods.handed(args.method):
-        ignored.append("target_class")
-    if ignored:
-        parser.error(f"--method {args.method} does not read --{', --'.join(ignored)}")
-    if args.method in methods.NEEDS_MASK and args.mask_path is None:
-        parser.error(
-            f"--method {args.method} needs --mask_path: make a mask with generate_mask.py (the same loss without a mask is --method rl)"
-        )
-    if args.method in methods.TAKES_NO_MASK and args.mask_path is not None:
-        parser.error(f"--method {args.method} takes no --mask_path: it starts from fresh weights")
-    return {flag: default if getattr(args, flag) is None else getattr(args, flag) for flag, default in known.items()}
-
-
-def draw_frame(step, *, opened, folder, accelerator, seed):
+def draw_frame(step, *, loaded, folder, accelerator, seed):
     """samples/step_<step>.png: eight samples of each forgotten class, and below them of two retained ones."""
-    labels = [*opened.classes.forgotten[:4], *opened.classes.retained[:2]]
+    labels = [*loaded.classes.forgotten[:4], *loaded.classes.retained[:2]]
     keys = [(label, index) for label in labels for index in range(8)]
-    size, _, channels = opened.forget.x.shape[1:]
-    images = sampling.draw(opened.model, keys, (channels, size, size), accelerator, null=opened.classes.null, seed=seed, steps=25)
+    size, _, channels = loaded.forget.images.shape[1:]
+    images = sampling.draw(loaded.model, keys, (channels, size, size), accelerator, null=loaded.classes.null, seed=seed, steps=25)
     if accelerator.is_main_process:
         (folder / "samples").mkdir(exist_ok=True)
         sampling.write_png(folder / "samples" / f"step_{step:06d}.png", sampling.grid(images, columns=8))
 
 
-def what_methods_take(opened, args, accelerator, record, mask, targets, draw):
-    """{name: value} of everything that a method may name in its signature."""
-    model, scheduler, trained, null = opened.model, models.noise_scheduler(), opened.training, opened.classes.null
-
-    def denoise(batch, labels=None):
-        labels = engine.dropped(batch, null, trained["class_dropout"]) if labels is None else labels
-        return engine.denoising(model, scheduler, batch, labels)
-
-    def own_samples(labels, count):
-        seed = data.mix("replay", args.seed)
-        return sampling.draw_split(model, labels, count, opened.forget.x, accelerator, null=null, seed=seed, **REPLAY)
-
-    return {
-        "model": model,
-        "original": lambda: copy.deepcopy(model).eval().requires_grad_(False),
-        "forget": opened.forget,
-        "retain": opened.retain,
-        "fit": functools.partial(
-            engine.fit,
-            model,
-            batch_size=trained["batch_size"] if args.method == "retrain" else args.batch_size,
-            seed=args.seed,
-            accelerator=accelerator,
-            run=record,
-            mask=mask,
-            flip=datasets.DATASETS[trained["dataset"]].flip,
-            save_every=args.save_every,
-            draw=draw,
-        ),
-        "scheduler": scheduler,
-        "denoise": denoise,
-        "own_samples": own_samples,
-        "classes": opened.classes,
-        "targets": targets,
-        "seed": args.seed,
-        "training": trained,
-        "fresh": lambda: models.build_unet(**opened.architecture, seed=args.seed),
-        "fisher": functools.partial(engine.fisher_diagonal, model, scheduler, accelerator=accelerator, seed=args.seed),
-    }
-
-
 def main(argv=None):
     args = parse(argv)
-    accelerator = engine.make_accelerator(args.device, args.precision)
-    record = run.Run(args, accelerator.is_main_process)
-    if record.finished:
-        return print(f"{record.folder} is finished already")
+    accelerator = trainer.make_accelerator(args.device, args.precision)
+    run_folder = RunFolder(args, accelerator)
 
     # The original model, the forget and the retain set, the mask
-    opened = job.open_job(args.model_path, args.forget_class, accelerator, args.data_dir)
-    targets = data.targets(opened.classes, args.target_class)
-    model, before = opened.model, {name: parameter.detach().clone() for name, parameter in opened.model.named_parameters()}
-    mask, mask_facts = masking.load(args.mask_path, before, opened.facts["forget_sha"]) if args.mask_path else (None, {})
-    if args.method == "retrain" and not opened.training["steps"] and (args.steps is None or args.lr is None):
-        raise run.RunError(
-            f"the original at {args.model_path} was trained for 0 steps here, as weights from elsewhere are, so that Retrain would stay "
-            "untrained: pass the --steps and --lr to train it with"
-        )
-    record.begin(job.PACKAGES, kind="unlearn", **opened.facts, mask_info=mask_facts)
+    loaded = task.load_task(args.model_path, args.forget_class, accelerator, args.data_dir)
+    model, trained = loaded.model, loaded.training
+    targets = data.targets(loaded.classes, args.target_class)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    mask, mask_info = masking.load(args.mask_path, before, loaded.facts["forget_sha"]) if args.mask_path else (None, {})
+    if args.method == "retrain" and not trained["steps"] and None in (args.steps, args.lr):
+        raise RunError(f"{args.model_path} was trained for 0 steps here: pass the --steps and --lr that Retrain is to be trained with")
+    run_folder.begin(kind="unlearn", **loaded.facts, mask_info=mask_info)
 
     # Unlearn. A method is handed what its signature names, and nothing else
-    frame = functools.partial(draw_frame, opened=opened, folder=record.folder, accelerator=accelerator, seed=args.seed)
+    frame = functools.partial(draw_frame, loaded=loaded, folder=run_folder.folder, accelerator=accelerator, seed=args.seed)
     if args.save_every:
         frame(0)
-    given = what_methods_take(opened, args, accelerator, record, mask, targets, draw=frame if args.save_every else None)
-    record.start_clock()
-    methods.call(args.method, given, args.options)
-    seconds = record.seconds()
+    method = METHODS[args.method]
+    inputs = {
+        "model": model,
+        "forget": loaded.forget,
+        "retain": loaded.retain,
+        "trainer": trainer.Trainer(
+            model,
+            run_folder,
+            accelerator,
+            seed=args.seed,
+            mask=mask,
+            flip=imagesets.DATASETS[trained["dataset"]].flip,
+            save_every=args.save_every,
+            draw=frame if args.save_every else None,
+            **cli.training_settings(args, method, trained, SETTINGS),
+        ),
+        "classes": loaded.classes,
+        "targets": targets,
+        "training": trained,
+        "fresh": lambda: models.build_unet(**loaded.facts["architecture"], seed=args.seed),
+    }
+    run_folder.start_clock()
+    method(**{name: inputs[name] for name in cli.method_inputs(method)}, **args.options)
+    seconds = run_folder.seconds()
 
     # Save, after a check that no frozen weight moved
     changed = masking.check_change(before, dict(model.named_parameters()), mask)
-    record.save("model.safetensors", model.state_dict())
+    run_folder.save("model.safetensors", model.state_dict())
     if args.save_every and accelerator.is_main_process:
-        sampling.write_gif(record.folder / "fading.gif", sorted((record.folder / "samples").glob("step_*.png")))
-    record.finish(
+        sampling.write_gif(run_folder.folder / "fading.gif", sorted((run_folder.folder / "samples").glob("step_*.png")))
+    run_folder.finish(
+        f"{args.method}, {100 * changed:.1f} % of the weights changed, {seconds:.1f} s",
         seconds=seconds,
-        mask_seconds=mask_facts.get("mask_seconds", 0.0),
-        images_seen=record.images_seen,
+        mask_seconds=mask_info.get("mask_seconds", 0.0),
+        images_seen=run_folder.images_seen,
         fraction_changed=changed,
-        **engine.memory(accelerator),
     )
-    if accelerator.is_main_process:
-        print(f"{record.folder}: {args.method}, {100 * changed:.1f} % of the weights changed, {seconds:.1f} s")
 
 
 if __name__ == "__main__":
-    run.cli(main)
+    cli.run(main)

@@ -1,11 +1,16 @@
-"""The unlearning methods. One file each, one line each below.
+"""The unlearning methods: one file and one line each.
 
-A method is a function that edits the model in place. Its signature declares everything about it: the positional parameters
-are what it is handed (`forget`, `retain`: a method that does not name `retain` never sees retain data), the keyword-only ones
-are its flags with their defaults (None: the value the original model was trained with).
+A method is a function that edits the model in place. Its positional parameters are what it is handed: `model`, `forget`, `retain`
+(Splits), `trainer`, `classes`, `targets` (the class c' that stands in for each label), `training` (the original's flags), `fresh()` (a
+model with new random weights). A method that does not name `retain` is handed no retain data. Its keyword-only parameters are its
+flags, with their defaults (None: as the original was trained). A flag that no other method has is declared in the method's own file,
+in FLAGS. TRAINING there holds the training settings of the method's authors, where they differ from unlearn.py's.
+
+A loss is a mean over the global batch: batch.mean(per-sample losses). A mean over this process's samples would be wrong under several
+processes.
 """
 
-import inspect
+from cli import positive_int
 
 from .erasediff import erasediff
 from .esd import esd
@@ -16,29 +21,7 @@ from .sa import sa
 from .salun import salun
 from .salun_soft import salun_soft
 
-METHODS = {"retrain": retrain, "ga": ga, "rl": rl, "esd": esd, "sa": sa, "salun": salun, "salun_soft": salun_soft, "erasediff": erasediff}
+METHODS = {method.__name__: method for method in (retrain, ga, rl, esd, sa, salun, salun_soft, erasediff)}
 NEEDS_MASK = {"salun"}
 TAKES_NO_MASK = {"retrain"}  # starts from fresh weights
-
-
-def handed(name):
-    """Names of what a method is handed: its positional parameters."""
-    return tuple(
-        parameter.name for parameter in inspect.signature(METHODS[name]).parameters.values() if parameter.kind is not parameter.KEYWORD_ONLY
-    )
-
-
-def reads(name):
-    """Which training images a method is handed: a subset of ("forget", "retain")."""
-    return tuple(part for part in ("forget", "retain") if part in handed(name))
-
-
-def flags(name):
-    """{flag: default} of a method."""
-    parameters = inspect.signature(METHODS[name]).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-
-
-def call(name, given, options):
-    """Run a method, handing it only what its signature names out of `given`."""
-    METHODS[name](**{key: given[key] for key in handed(name)}, **options)
+FLAGS = {"replay": dict(type=positive_int, metavar="N", help="samples that the original draws of each class")}  # of several methods

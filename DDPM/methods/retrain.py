@@ -1,17 +1,15 @@
-def retrain(model, retain, fit, fresh, denoise, training, *, steps=None, lr=None):
-    """Train anew, as the original was trained, without the forgotten classes: the standard the other methods are held to.
+from trainer import denoising_loss, drop_labels
+
+TRAINING = dict.fromkeys(("batch_size", "optimizer", "weight_decay", "schedule", "grad_clip", "ema"))  # as the original
+
+
+def retrain(model, retain, trainer, classes, fresh, training, *, steps=None, lr=None):
+    """Train from scratch, as the original was trained, without the forgotten classes: the reference for all other methods.
 
     Equals train.py --retain_only with the same seed.
     """
     model.load_state_dict(fresh().state_dict())
-    fit(
-        {"train": retain},
-        lambda train: {"train": denoise(train)},
-        steps=training["steps"] if steps is None else steps,
-        lr=training["lr"] if lr is None else lr,
-        optimizer=training["optimizer"],
-        weight_decay=training["weight_decay"],
-        schedule=training["schedule"],
-        grad_clip=training["grad_clip"],
-        ema=training["ema"],
-    )
+    steps, lr = training["steps"] if steps is None else steps, training["lr"] if lr is None else lr
+    retain.name = "train"  # the stream of batches that train.py draws
+    for batch in trainer.steps(steps, lr, retain):
+        trainer.step(train=denoising_loss(model, batch, drop_labels(batch, classes.null, training["class_dropout"])))

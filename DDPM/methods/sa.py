@@ -2,40 +2,43 @@ import torch
 
 import data
 import models
-from engine import predict_together, squared_error
+from cli import non_negative_float, positive_int
+from passes import fisher_diagonal
+from sampling import generate_split
+from trainer import noisy_images, predict_together, squared_error
+
+FLAGS = {
+    "ewc": dict(type=non_negative_float, help="weight of the elastic term"),
+    "fisher_timesteps": dict(type=positive_int, metavar="N", help="timesteps in the gradient of an image"),
+}
 
 
-def sa(
-    model, fit, scheduler, classes, own_samples, fisher, seed, *, steps=1000, lr=1e-4, alpha=1.0, replay=500, ewc=10.0, fisher_timesteps=50
-):
+def sa(model, trainer, classes, *, steps=1000, lr=1e-4, alpha=1.0, replay=500, ewc=10.0, fisher_timesteps=50):
     """Selective amnesia (Heng & Soh 2023, arXiv 2305.10120): the forgotten classes are mapped to images of uniform noise, the others are
-    replayed from the original's own samples, and sum F_i (theta_i - theta_o,i)^2 holds the weights back. Reads no training images.
+    replayed from samples that the original generates, and sum F_i (theta_i - theta_o,i)^2 holds the weights back. Reads no training images.
 
-    `replay` images a class are drawn once, and F is the Fisher diagonal over all of them. The terms are means over the D values of
-    an image, where the authors' code takes sums over them and over the T timesteps: their lambda is `ewc` here, which therefore weighs
+    `replay` images per class are drawn once, and F is the Fisher diagonal over all of them. The terms are means over the D values of
+    an image, where the authors' code takes sums over them and over the T timesteps. Their lambda is `ewc` here, which therefore weighs
     the squared gradient of the mean loss by T^2 * D.
     """
-    samples = own_samples(tuple(range(classes.null)), replay)
-    retained = samples.rows[~torch.isin(samples.y, torch.tensor(classes.forgotten, device=samples.y.device)).cpu()]
-    noise = torch.randint(256, (replay * len(classes.forgotten), *samples.x.shape[1:]), generator=data.generator("noise images", seed))
+    generated = generate_split(model, range(classes.null), replay, classes, trainer, "retain")
+    retain = generated.take((~torch.isin(generated.labels.cpu(), torch.tensor(classes.forgotten))).nonzero().squeeze(1))
+    draw, device = data.make_generator("noise images", trainer.seed), generated.images.device
+    noise = torch.randint(256, (replay * len(classes.forgotten), *generated.images.shape[1:]), generator=draw).to(torch.uint8)
     labels = torch.tensor(classes.forgotten).repeat_interleave(replay)
-    device = samples.x.device
-    splits = {
-        "forget": data.Split(noise.to(torch.uint8).to(device), labels.to(device), torch.arange(len(labels))),
-        "retain": data.Split(samples.x, samples.y, retained),
-    }
-    scale = ewc * models.TIMESTEPS**2 * samples.x[0].numel()
+    forget = data.Split(noise.to(device), labels.to(device), torch.arange(len(labels)), "forget")
+
     origin = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    importance = {name: scale * value for name, value in fisher(samples, timesteps=fisher_timesteps).items()}
-
-    def loss(forget, retain):
-        parts = [(scheduler.add_noise(batch.x, batch.noise, batch.t), batch.t, batch.y) for batch in (forget, retain)]
-        prediction, kept = predict_together(model, *parts)
-        held = sum((importance[name] * (parameter - origin[name]).square()).sum() for name, parameter in model.named_parameters())
-        return {
-            "forget": forget.mean(squared_error(prediction, forget.noise)),
-            "retain": alpha * retain.mean(squared_error(kept, retain.noise)),
-            "elastic": held,
-        }
-
-    fit(splits, loss, steps=steps, lr=lr)
+    fisher = fisher_diagonal(model, generated, trainer.accelerator, timesteps=fisher_timesteps, seed=trainer.seed)
+    scale = ewc * models.TIMESTEPS**2 * generated.images[0].numel()
+    importance = {name: scale * value for name, value in fisher.items()}
+    for forget_batch, retain_batch in trainer.steps(steps, lr, forget, retain):
+        forget_prediction, retain_prediction = predict_together(
+            model, *((noisy_images(batch), batch.t, batch.labels) for batch in (forget_batch, retain_batch))
+        )
+        elastic = sum((importance[name] * (parameter - origin[name]).square()).sum() for name, parameter in model.named_parameters())
+        trainer.step(
+            forget=forget_batch.mean(squared_error(forget_prediction, forget_batch.noise)),
+            retain=alpha * retain_batch.mean(squared_error(retain_prediction, retain_batch.noise)),
+            elastic=elastic,
+        )

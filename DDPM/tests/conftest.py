@@ -12,18 +12,17 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are the same on every machi
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are faster so
 
-from helpers import FORGOTTEN, cpu, script, tiny  # noqa: E402
+from helpers import FORGOTTEN, TINY, cpu, ok  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
     """A folder with a trained original, a mask of the digit 3 at ratio 0.5, a classifier, and the digits' cache in data/."""
     home = tmp_path_factory.mktemp("home")
-    data_dir = ("--data_dir", home / "data")
-    assert script(*tiny(*data_dir, "--save_dir", home / "original")) == 0
-    assert script("generate_mask", "--model_path", home / "original", "--forget_class", FORGOTTEN, "--save_dir", home / "mask") == 0
-    flags = ("--dataset", "digits", "--arch", "cnn", "--lr", "3e-3", "--head_lr_factor", "1", "--epochs", "3", "--batch_size", "64")
-    assert script("train_classifier", *flags, *data_dir, "--save_dir", home / "classifier") == 0
+    ok("train", TINY, "--data_dir", home / "data", "--save_dir", home / "original")
+    ok("generate_mask", "--model_path", home / "original", "--forget_class", FORGOTTEN, "--save_dir", home / "mask")
+    flags = "--dataset digits --arch cnn --lr 3e-3 --head_lr_factor 1 --epochs 3 --batch_size 64 --data_dir"
+    ok("train_classifier", flags, home / "data", "--save_dir", home / "classifier")
     return home
 
 
@@ -34,22 +33,22 @@ def unlearn(home, tmp_path_factory):
     def call(method, *flags, forget=(FORGOTTEN,)):
         folder = tmp_path_factory.mktemp(method) / "run"
         mask = ("--mask_path", home / "mask") if method == "salun" and "--mask_path" not in flags else ()
-        base = ("--method", method, "--model_path", home / "original", "--batch_size", 32, "--precision", "fp32", "--save_dir", folder)
-        assert script("unlearn", *base, "--forget_class", *forget, *mask, *flags) == 0
+        start = ("--method", method, "--model_path", home / "original", "--forget_class", *forget)
+        ok("unlearn", *start, *mask, "--batch_size 32 --precision fp32 --save_dir", folder, *flags)
         return folder
 
     return call
 
 
 @pytest.fixture(scope="session")
-def opened(home):
-    """opened(run folder) -> the Job of the original with that run's weights: what the scripts see."""
-    import job
+def load(home):
+    """load(run folder) -> the Task of the original with that run's weights: what the scripts see."""
     import models
+    import task
 
     def call(folder=home / "original"):
-        found = job.open_job(home / "original", [str(FORGOTTEN)], cpu())
-        models.load_weights(found.model, folder / "model.safetensors")
-        return found
+        loaded = task.load_task(home / "original", [str(FORGOTTEN)], cpu())
+        models.load_weights(loaded.model, folder / "model.safetensors")
+        return loaded
 
     return call

@@ -4,19 +4,25 @@ import sys
 
 from accelerate.state import AcceleratorState
 
-import engine
+import cli
 import models
-import run
+import trainer
 
 models.UNETS["tiny"] = dict(widths=(8, 16), layers=1, attention=4, dropout=0.0)
 models.UNETS["tiny_dropout"] = models.UNETS["tiny"] | {"dropout": 0.3}
 FORGOTTEN = 3
+TINY = "--dataset digits --arch tiny --steps 200 --batch_size 32 --lr 3e-3 --schedule linear --ema 0.9 --precision fp32"
 
 
 def cpu(precision="fp32"):
     """An accelerator as a new process would make it: on the CPU."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    return engine.make_accelerator("cpu", precision)
+    return trainer.make_accelerator("cpu", precision)
+
+
+def words(*argv):
+    """A command line: strings are split at spaces, all else is one word."""
+    return [part for word in argv for part in (word.split() if isinstance(word, str) else [str(word)])]
 
 
 def script(name, *argv):
@@ -24,7 +30,7 @@ def script(name, *argv):
     AcceleratorState._reset_state(reset_partial_state=True)  # a new process would start without one
     module = __import__(name)
     try:
-        run.cli(module.main, [str(word) for word in argv])
+        cli.run(module.main, words(*argv))
     except SystemExit as stop:
         if isinstance(stop.code, str):
             print(stop.code, file=sys.stderr)
@@ -33,7 +39,6 @@ def script(name, *argv):
     return 0
 
 
-def tiny(*argv):
-    """Arguments of train.py for a digits model that trains in seconds."""
-    flags = "--dataset digits --arch tiny --steps 200 --batch_size 32 --lr 3e-3 --schedule linear --ema 0.9 --precision fp32"
-    return ("train", *flags.split(), *argv)
+def ok(name, *argv):
+    """Run a script that must succeed."""
+    assert script(name, *argv) == 0, f"{name} {words(*argv)}"

@@ -1,4 +1,4 @@
-"""Batches, classes and passes. Beside each property stands the mutation that would break it."""
+"""Batches, classes and passes. Each test names the mutation that would break it."""
 
 import numpy as np
 import pytest
@@ -6,62 +6,69 @@ import torch
 from PIL import Image
 
 import data
-import datasets
-import job
+import imagesets
 import models
-import run
-from helpers import cpu, script
+import task
+from cli import RunError
+from helpers import cpu, ok, script
+from run_folder import read_json
 
 
 def split(count=50):
-    x = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 4, 4, 1).contiguous()
-    return data.Split(x, torch.arange(count) % 10, torch.arange(count))
+    images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 4, 4, 1).contiguous()
+    return data.Split(images, torch.arange(count) % 10, torch.arange(count), "train")
 
 
 def stream(**options):
-    return data.Stream(split(), "train", **{"batch_size": 16, "seed": 1, "timesteps": 1000} | options)
+    return data.Stream(split(), **{"batch_size": 16, "seed": 1, "timesteps": 1000} | options)
 
 
-def test_every_image_comes_equally_often():  # mutation: draw rows with replacement
-    rows = torch.cat([stream().rows(step) for step in range(25)])  # 400 rows: eight passes over 50 images
-    assert torch.equal(rows.bincount(), torch.full((50,), 8))
+def test_every_image_comes_equally_often():
+    """Mutation: draw positions with replacement."""
+    positions = torch.cat([stream().positions(step) for step in range(25)])  # 400 of them: eight passes over 50 images
+    assert torch.equal(positions.bincount(), torch.full((50,), 8))
     big = stream(batch_size=120)  # a batch longer than a pass
-    assert torch.cat([big.rows(0), big.rows(1)[:30]]).bincount().tolist() == [3] * 50
+    assert torch.cat([big.positions(0), big.positions(1)[:30]]).bincount().tolist() == [3] * 50
 
 
-def test_a_step_follows_from_seed_and_number_alone():  # mutation: one generator for the whole stream
+def test_a_step_follows_from_seed_and_number_alone():
+    """Mutation: one generator for the whole stream."""
     jumped, walked = stream(), stream()
     for step in range(7):
         walked.batch(step)
-    for name in ("x", "y", "t", "noise", "uniform"):
+    for name in ("images", "labels", "t", "noise", "uniform"):
         assert torch.equal(getattr(jumped.batch(7), name), getattr(walked.batch(7), name))
         assert not torch.equal(getattr(stream(seed=2).batch(7), name), getattr(walked.batch(7), name))
     assert not torch.equal(walked.batch(8).noise, walked.batch(7).noise)
 
 
 @pytest.mark.parametrize("world", [2, 3, 20])
-def test_processes_share_the_batch_of_one(world):  # mutation: draw noise for the slice alone
+def test_processes_share_the_batch_of_one(world):
+    """Mutation: draw noise for the slice alone."""
     whole = stream(flip=True).batch(3)
     parts = [stream(flip=True, rank=rank, world=world).batch(3) for rank in range(world)]
     real = [part for part in parts if part.weight > 0]
-    for name in ("x", "y", "t", "noise", "uniform"):
+    for name in ("images", "labels", "t", "noise", "uniform"):
         assert torch.equal(torch.cat([getattr(part, name) for part in real]), getattr(whole, name))
     values = [part.mean(part.noise.mean((1, 2, 3))) for part in parts]
     torch.testing.assert_close(sum(values) / world, whole.mean(whole.noise.mean((1, 2, 3))))
 
 
-def test_timesteps_are_antithetic():  # mutation: draw all timesteps independently
+def test_timesteps_are_antithetic():
+    """Mutation: draw all timesteps independently."""
     t = stream().batch(0).t
     assert torch.equal(t[:8] + t[8:], torch.full((8,), 999))
     assert len(stream(batch_size=7).batch(0).t) == 7
 
 
-def test_a_whole_pass_sees_each_image_once_at_spread_timesteps():  # mutation: torch.randint for the timesteps
+def test_a_whole_pass_sees_each_image_once_at_spread_timesteps():
+    """Mutation: torch.randint for the timesteps."""
+
     def together(**options):
         return [torch.cat(parts) for parts in zip(*data.whole_pass(split(), 8, 1, 1000, **options), strict=True)]
 
-    x, y, t, noise = together()
-    assert torch.equal(x, data.to_float(split().x)) and torch.equal(y, split().y)
+    images, labels, t, noise = together()
+    assert torch.equal(images, data.to_float(split().images)) and torch.equal(labels, split().labels)
     assert torch.equal((t // 20).sort().values, torch.arange(50))  # one timestep in each fiftieth of the noise range
     two = [together(rank=rank, world=2) for rank in range(2)]
     assert torch.equal(torch.cat([two[0][3], two[1][3]]), noise) and torch.equal(torch.cat([two[0][2], two[1][2]]), t)
@@ -87,38 +94,42 @@ def test_one_spelling_of_a_class_has_one_answer(capsys):
     for word in ("-0", "-1", "--5", "+1", "\u00b2", "\u2460", "\u0663", "1.0", "", " 1", "9" * 5000):
         refused[word] = "there is no class"
     for word, message in refused.items():
-        with pytest.raises(run.RunError, match=message):
+        with pytest.raises(RunError, match=message):
             data.class_numbers([word], named)
 
 
-def test_classes_by_list_and_exclusion():  # mutation: treat x0 as the class 0
+def test_classes_by_list_and_exclusion():
+    """Mutation: treat x0 as the class 0."""
     digits, named = [str(digit) for digit in range(10)], ["cat", "dog", "xray"]
     assert data.select_classes(["x0"], digits) == list(range(1, 10))
     assert data.select_classes(["x0,3"], digits) == [1, 2, 4, 5, 6, 7, 8, 9]
     assert data.select_classes(["3", "0,1"], digits) == [3, 0, 1] and data.select_classes(["all"], digits) == list(range(10))
     assert data.select_classes(["xray"], named) == [2] and data.select_classes(["xcat"], named) == [1, 2]
     for word in ("10", "x10", "-1", "cow", "x01"):  # x01 is 0 and 1 in the paper's repository: never read it as 1
-        with pytest.raises(run.RunError, match="there is no class"):
+        with pytest.raises(RunError, match="there is no class"):
             data.select_classes([word], digits)
 
 
-def test_targets_are_never_forgotten_classes():  # mutation: (c + 1) % K whatever is forgotten
+def test_targets_are_never_forgotten_classes():
+    """Mutation: (c + 1) % K whatever is forgotten."""
     names = [str(digit) for digit in range(10)]
     assert data.targets(data.Classes(names, (9,)))[9] == 0
     assert data.targets(data.Classes(names, (3, 4, 9))).tolist() == [0, 1, 2, 5, 5, 5, 6, 7, 8, 0]
     assert data.targets(data.Classes(names, (3, 4)), "7").tolist() == [0, 1, 2, 7, 7, 5, 6, 7, 8, 9]
-    with pytest.raises(run.RunError, match="to be forgotten itself"):
+    with pytest.raises(RunError, match="is forgotten itself"):
         data.targets(data.Classes(names, (3, 4)), "4")
-    with pytest.raises(run.RunError, match="all classes would be forgotten"):
+    with pytest.raises(RunError, match="all classes would be forgotten"):
         data.forget_classes(names, names)
 
 
-def test_pixels_survive_the_way_there_and_back():  # mutation: truncate in to_uint8
+def test_pixels_survive_the_way_there_and_back():
+    """Mutation: truncate in to_uint8."""
     x = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
     assert torch.equal(data.to_uint8(data.to_float(x)), x)
 
 
-def test_stl10_is_scaled_to_64_px(tmp_path, monkeypatch):  # mutation: forget the transpose
+def test_stl10_is_scaled_to_64_px(tmp_path, monkeypatch):
+    """Mutation: forget the transpose."""
     import torchvision
 
     class Fake:
@@ -130,11 +141,12 @@ def test_stl10_is_scaled_to_64_px(tmp_path, monkeypatch):  # mutation: forget th
             self.labels = np.arange(10)
 
     monkeypatch.setattr(torchvision.datasets, "STL10", Fake)
-    images = datasets.load_images("stl10", tmp_path)
+    images = imagesets.load_images("stl10", tmp_path)
     assert images.x_train.shape == (10, 64, 64, 3) and images.x_train[0, 0, 0].tolist() == [200, 0, 0]
 
 
-def test_data_that_cannot_be_had_is_named(tmp_path, monkeypatch):  # mutation: let torchvision's own error through
+def test_data_that_cannot_be_had_is_named(tmp_path, monkeypatch):
+    """Mutation: let torchvision's own error through."""
     import torchvision
 
     def offline(*args, **kwargs):
@@ -142,55 +154,30 @@ def test_data_that_cannot_be_had_is_named(tmp_path, monkeypatch):  # mutation: l
 
     for name, dataset in (("CIFAR10", "cifar10"), ("STL10", "stl10")):
         monkeypatch.setattr(torchvision.datasets, name, offline)
-        with pytest.raises(run.RunError, match=f"{name} is neither in"):
-            datasets.load_images(dataset, tmp_path)
+        with pytest.raises(RunError, match=f"{name} is neither in"):
+            imagesets.load_images(dataset, tmp_path)
 
 
-def test_a_folder_of_ones_own_images(tmp_path, capsys):  # mutation: keep the images' own sizes
+def test_a_folder_of_ones_own_images(tmp_path, capsys):
+    """Mutation: keep the images' own sizes."""
     for label, name in enumerate(("cats", "dogs")):
         for i in range(12):
             (tmp_path / "own" / name).mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((20 + i, 30, 3), 100 * label, np.uint8)).save(tmp_path / "own" / name / f"{i}.png")
-    flags = (
-        "--dataset",
-        "folder",
-        "--data_dir",
-        tmp_path / "own",
-        "--arch",
-        "tiny",
-        "--steps",
-        2,
-        "--batch_size",
-        4,
-        "--precision",
-        "fp32",
-    )
-    assert script("train", *flags, "--image_size", 16, "--save_dir", tmp_path / "run") == 0
-    args = run.read_json(tmp_path / "run" / "args.json")
+    flags = ("--dataset folder --arch tiny --steps 2 --batch_size 4 --precision fp32 --data_dir", tmp_path / "own")
+    ok("train", *flags, "--image_size 16 --save_dir", tmp_path / "run")
+    args = read_json(tmp_path / "run" / "args.json")
     assert args["classes"] == ["cats", "dogs"] and args["architecture"]["image_size"] == 16 and args["architecture"]["channels"] == 3
-    assert (
-        script(
-            "sample",
-            "--model_path",
-            tmp_path / "run",
-            "--classes",
-            "dogs",
-            "--num_per_class",
-            1,
-            "--steps",
-            2,
-            "--save_dir",
-            tmp_path / "s",
-        )
-        == 0
-    )
+    ok("sample", "--model_path", tmp_path / "run", "--classes dogs --num_per_class 1 --steps 2 --save_dir", tmp_path / "s")
     assert Image.open(tmp_path / "s" / "samples" / "1_00000.png").size == (16, 16)
     capsys.readouterr()
-    assert script("train", *flags, "--image_size", 15, "--save_dir", tmp_path / "odd") != 0
+    assert script("train", *flags, "--image_size 15 --save_dir", tmp_path / "odd") != 0
     assert "which 15 px do not allow" in capsys.readouterr().err
 
 
-def test_attention_sits_where_the_paper_has_it():  # mutation: compare with the level's index
+def test_attention_sits_where_the_paper_has_it():
+    """Mutation: compare with the level's index."""
+
     def level(arch, size):
         model = models.build_unet(arch, 10, 3, size, seed=0)
         assert model.config.num_class_embeds == 11
@@ -199,8 +186,8 @@ def test_attention_sits_where_the_paper_has_it():  # mutation: compare with the 
     assert level("unet32", 8) == [4] and level("unet48", 28) == [7] and level("tiny", 8) == [4]
 
 
-def test_limit_takes_the_same_images_again(home):  # mutation: the first images
-
+def test_limit_takes_the_same_images_again(home):
+    """Mutation: the first images."""
     accelerator = cpu()
-    once, again = (job.open_images("digits", home / "data", None, 100, 1, accelerator) for _ in range(2))
+    once, again = (task.load_images("digits", home / "data", None, 100, 1, accelerator) for _ in range(2))
     assert len(once.y_train) == 100 and torch.equal(once.x_train, again.x_train)

@@ -1,4 +1,4 @@
-"""Numbers that can be known beforehand. Beside each property stands the mutation that would break it."""
+"""Numbers that can be known beforehand. Each test names the mutation that would break it."""
 
 import math
 import os
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import metrics
-import run
+from cli import RunError
 
 
 class Flat(torch.nn.Module):
@@ -35,7 +35,8 @@ def gaussian(mean, sd, count=6000, seed=0):
     return torch.from_numpy(draws.round().clip(0, 255).astype(np.uint8))
 
 
-def test_distance_of_two_known_gaussians(flat):  # mutation: leave out the trace of the covariances, or swap in the standard deviations
+def test_distance_of_two_known_gaussians(flat):
+    """Mutation: leave out the trace of the covariances, or swap in the standard deviations."""
     found = metrics.fidelity(gaussian(120, 10), gaussian(130, 20, seed=1), extractor=flat)
     assert found["feature_distance"] == pytest.approx(4 * (10**2 + (20 - 10) ** 2), rel=0.06)  # |mu1 - mu2|^2 + sum (sd1 - sd2)^2
     assert "FID" not in found
@@ -43,29 +44,34 @@ def test_distance_of_two_known_gaussians(flat):  # mutation: leave out the trace
     assert same["feature_distance"] < 1 and same["feature_precision"] > 90 and same["feature_recall"] > 90
 
 
-def test_precision_and_recall_are_not_swapped(flat):  # mutation: hand samples and reference over in the other order
+def test_precision_and_recall_are_not_swapped(flat):
+    """Mutation: hand samples and reference over in the other order."""
     found = metrics.fidelity(gaussian(128, 3, 1500), gaussian(128, 30, 1500, seed=1), extractor=flat)  # narrow samples in wide data
     assert found["feature_precision"] > 90 and found["feature_recall"] < 20
 
 
-def test_forgetting_by_hand():  # mutation: UA as the accuracy itself; the entropy in bits
+def test_forgetting_by_hand():
+    """Mutation: UA as the accuracy itself; the entropy in bits."""
     logits = torch.tensor([[9.0, 0, 0], [0, 9, 0], [0, 0, 0], [0, 9, 0], [0, 0, 9], [9, 0, 0]]).repeat(2, 1)
     labels = torch.tensor([0, 0, 0, 1, 2, 2]).repeat(2)
-    found = metrics.forgetting(logits[:6], labels[:6], (0,))
+    names = ["none", "one", "two"]
+    found = metrics.forgetting(logits[:6], labels[:6], (0,), names)
     p = logits[:3].double().softmax(1)
     assert found["UA"] == pytest.approx(100 / 3)  # the tie of the third goes to class 0
     assert found["forget_probability"] == pytest.approx(100 * p[:, 0].mean().item())
     assert found["forget_entropy"] == pytest.approx(-(p * p.log()).sum(1).mean().item())
-    assert found["remaining_accuracy"] == pytest.approx(200 / 3) and found["accuracy_1"] == 100 and found["accuracy_2"] == 50
-    both = metrics.forgetting(logits, labels, (0, 2))
+    assert found["remaining_accuracy"] == pytest.approx(200 / 3)
+    assert found["class_accuracy"] == pytest.approx({"none": 200 / 3, "one": 100, "two": 50})
+    both = metrics.forgetting(logits, labels, (0, 2), names)
     assert both["UA"] == pytest.approx(100 * 2 / 5) and both["remaining_accuracy"] == 100
     for forgotten, message in (((0, 1, 2), "only"), ((5,), "none of")):
-        with pytest.raises(run.RunError, match=message):
-            metrics.forgetting(logits, labels, forgotten)
+        with pytest.raises(RunError, match=message):
+            metrics.forgetting(logits, labels, forgotten, names)
 
 
-def test_too_few_images_and_no_inception_are_said(flat, tmp_path, monkeypatch):  # mutation: drop the check; let URLError through
-    with pytest.raises(run.RunError, match="too few"):
+def test_too_few_images_and_no_inception_are_said(flat, tmp_path, monkeypatch):
+    """Mutation: drop the check; let URLError through."""
+    with pytest.raises(RunError, match="too few"):
         metrics.fidelity(gaussian(1, 1, 5), gaussian(1, 1, 50), extractor=flat)
 
     def offline(*args, **kwargs):
@@ -73,12 +79,16 @@ def test_too_few_images_and_no_inception_are_said(flat, tmp_path, monkeypatch): 
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
-    with pytest.raises(run.RunError, match="--inception_weights"):
+    with pytest.raises(RunError, match="--inception_weights"):
         metrics.fidelity(gaussian(1, 1, 20), gaussian(1, 1, 20))
 
 
-def test_inception_from_a_file(tmp_path, monkeypatch):  # mutation: ignore --inception_weights; one channel given to Inception
-    """Random weights of Inception's shape: the path, not the number."""
+@pytest.mark.slow
+def test_inception_from_a_file(tmp_path, monkeypatch):
+    """Random weights of Inception's shape: the path, not the number.
+
+    Mutation: ignore --inception_weights; one channel given to Inception.
+    """
     import torch_fidelity.feature_extractor_inceptionv3 as inception
 
     built = {}
@@ -121,6 +131,6 @@ def test_files_that_are_no_inception_end_in_one_sentence(cached, tmp_path, monke
     bad["other tensors"] = lambda: torch.save({"weight": torch.ones(2)}, path)
     for name, write in bad.items():
         write()
-        with pytest.raises(run.RunError, match="damaged or holds more|holds no table|does not hold the weights of torch-fidelity"):
+        with pytest.raises(RunError, match="damaged or holds more|holds no table|does not hold the weights of torch-fidelity"):
             metrics.fidelity(gaussian(1, 1, 12), gaussian(1, 1, 12), weights=None if cached else path)
         assert not (tmp_path / "ran").exists(), name

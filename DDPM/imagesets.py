@@ -1,8 +1,8 @@
 """Data sets, decoded once into memory.
 
 First use decodes a data set and keeps `<data_dir>/<dataset>.npz` with x_train, y_train, x_test, y_test (images uint8 of shape
-(N, H, W, C), labels integers); where that file is, it is used as it is. A folder of one's own images is decoded again when
-it changes.
+(N, H, W, C), labels integers). A file of that name that is there already is used as it is. A folder of a user's images is decoded
+again when it changes.
 """
 
 import hashlib
@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import run
+from cli import RunError
+from data import Split
+from run_folder import write_whole
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
 
@@ -41,7 +43,7 @@ def from_torchvision(name):
             try:
                 data = getattr(torchvision.datasets, name)(data_dir, train=train, download=True)
             except (OSError, RuntimeError) as error:  # URLError is an OSError; torchvision raises RuntimeError on a failed download
-                raise run.RunError(f"{name} is neither in {data_dir} nor could it be downloaded ({error})") from error
+                raise RunError(f"{name} is neither in {data_dir} nor could it be downloaded ({error})") from error
             images = np.asarray(data.data)
             arrays += [images.reshape(*images.shape[:3], -1), np.asarray(data.targets)]
         return *arrays, list(data.classes)
@@ -59,7 +61,7 @@ def load_stl10(data_dir, image_size):
         try:
             data = torchvision.datasets.STL10(data_dir, split=part, download=True)
         except (OSError, RuntimeError) as error:
-            raise run.RunError(f"STL10 is neither in {data_dir} nor could it be downloaded ({error})") from error
+            raise RunError(f"STL10 is neither in {data_dir} nor could it be downloaded ({error})") from error
         images = [
             Image.fromarray(image.transpose(1, 2, 0)).resize((image_size, image_size), Image.Resampling.BICUBIC) for image in data.data
         ]
@@ -68,7 +70,7 @@ def load_stl10(data_dir, image_size):
 
 
 def load_folder(data_dir, image_size):
-    """A user's own images: <data_dir>/train/<class>/* with test/ or val/ beside it, or <data_dir>/<class>/*, a tenth held out to test."""
+    """A user's own images: <data_dir>/train/<class>/* with test/ or val/ next to it, or <data_dir>/<class>/*, a tenth held out to test."""
     root = Path(data_dir)
     train_root = root / "train" if (root / "train").is_dir() else root
     test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), None) if train_root != root else None
@@ -81,7 +83,7 @@ def load_folder(data_dir, image_size):
     else:
         unknown = set(class_folders(test_root)) - set(classes)
         if unknown:
-            raise run.RunError(f"{test_root} has classes that {train_root} lacks: {', '.join(sorted(unknown))}")
+            raise RunError(f"{test_root} has classes that {train_root} lacks: {', '.join(sorted(unknown))}")
         test = list_images(test_root, classes)
     return *decode(train, image_size), *decode(test, image_size), classes
 
@@ -89,7 +91,7 @@ def load_folder(data_dir, image_size):
 def class_folders(root):
     names = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     if len(names) < 2:
-        raise run.RunError(f"{root} must hold at least two class folders of images; it holds {len(names)} folders")
+        raise RunError(f"{root} must hold at least two class folders of images; it holds {len(names)} folders")
     return names
 
 
@@ -98,7 +100,7 @@ def list_images(root, classes):
     for label, name in enumerate(classes):
         images = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in IMAGE_ENDINGS) if (root / name).is_dir() else []
         if not images and root.name not in ("test", "val"):
-            raise run.RunError(f"class folder {root / name} holds no images")
+            raise RunError(f"class folder {root / name} holds no images")
         rows += [(path, label) for path in images]
     return rows
 
@@ -114,7 +116,7 @@ def decode(rows, size):
             with Image.open(path) as image:
                 images[i] = np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
         except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNGs
-            raise run.RunError(f"{path} cannot be read as an image ({error}): mend or remove it") from error
+            raise RunError(f"{path} cannot be read as an image ({error}): repair or remove it") from error
     return images, np.array([label for _, label in rows], np.int64)
 
 
@@ -146,6 +148,15 @@ class Images:
     y_test: torch.Tensor
     classes: list
 
+    def train(self, indices, name):
+        """A Split of the training images at `indices`, int64 on the CPU."""
+        here = indices.to(self.x_train.device)
+        return Split(self.x_train[here], self.y_train[here], indices, name)
+
+    def test(self):
+        """A Split of all test images."""
+        return Split(self.x_test, self.y_test, torch.arange(len(self.y_test)), "test")
+
 
 def load_images(dataset, data_dir, image_size=None, device="cpu"):
     """Return the Images of a data set. Raises RunError for missing, truncated or contradictory data."""
@@ -156,20 +167,20 @@ def load_images(dataset, data_dir, image_size=None, device="cpu"):
     arrays = read_cache(cache)
     if arrays is None or str(arrays.get("stamp", "")) != stamp:
         if dataset == "folder" and not data_dir.is_dir():
-            raise run.RunError(f"--data_dir {data_dir} is no folder")
+            raise RunError(f"--data_dir {data_dir} is no folder")
         data_dir.mkdir(parents=True, exist_ok=True)
         names = ("x_train", "y_train", "x_test", "y_test", "classes")
         arrays = dict(zip(names, DATASETS[dataset].load(data_dir, size), strict=True)) | {"stamp": stamp}
         if os.access(data_dir, os.W_OK):
-            run.write_whole(cache, lambda beside: np.savez(beside.open("wb"), **arrays))
+            write_whole(cache, lambda partial: np.savez(partial.open("wb"), **arrays))
         else:
-            warnings.warn(f"{data_dir} is read-only: its images are decoded anew in every run", stacklevel=2)
+            warnings.warn(f"{data_dir} is read-only: its images are decoded again in every run", stacklevel=2)
     check_arrays(cache, arrays)
     tensors = [torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in ("x_train", "y_train", "x_test", "y_test")]
     count = int(max(tensors[1].max(), tensors[3].max())) + 1
     classes = [str(name) for name in arrays["classes"]] if "classes" in arrays else [str(label) for label in range(count)]
     if count > len(classes):
-        raise run.RunError(f"{cache} has label {count - 1} but only {len(classes)} class names")
+        raise RunError(f"{cache} has label {count - 1} but only {len(classes)} class names")
     x_train, y_train, x_test, y_test = (tensor.to(device) for tensor in tensors)
     return Images(x_train, y_train.long(), x_test, y_test.long(), classes)
 
@@ -181,20 +192,20 @@ def read_cache(cache):
         with np.load(cache, allow_pickle=False) as file:
             return dict(file)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise run.RunError(f"{cache} is not a whole .npz file ({error}): remove it and it is made again") from error
+        raise RunError(f"{cache} is not a whole .npz file ({error}): remove it and it is made again") from error
 
 
 def check_arrays(cache, arrays):
     for part in ("train", "test"):
         x, y = arrays.get(f"x_{part}"), arrays.get(f"y_{part}")
         if x is None or y is None:
-            raise run.RunError(f"{cache} lacks x_{part} or y_{part}")
+            raise RunError(f"{cache} lacks x_{part} or y_{part}")
         if x.dtype != np.uint8 or x.ndim != 4 or x.shape[-1] not in (1, 3):
-            raise run.RunError(f"x_{part} in {cache} must be uint8 of shape (N, H, W, 1 or 3), not {x.dtype} {x.shape}")
+            raise RunError(f"x_{part} in {cache} must be uint8 of shape (N, H, W, 1 or 3), not {x.dtype} {x.shape}")
         if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer) or (len(y) and y.min() < 0):
-            raise run.RunError(f"y_{part} in {cache} must be {len(x)} labels of at least 0, not {y.dtype} {y.shape}")
+            raise RunError(f"y_{part} in {cache} must be {len(x)} labels of at least 0, not {y.dtype} {y.shape}")
         if not len(x):
-            raise run.RunError(f"{cache} holds no {part} images")
+            raise RunError(f"{cache} holds no {part} images")
 
 
 def folder_stamp(data_dir):

@@ -1,0 +1,67 @@
+"""Evaluation-mode passes over a split: mean gradient and Fisher diagonal."""
+
+import contextlib
+
+import torch
+from tqdm import tqdm
+
+import data
+import models
+from trainer import predict_noise, squared_error
+
+FISHER_BATCH = 64  # timesteps of an image that go through the model together
+
+
+@contextlib.contextmanager
+def without_autocast(model):
+    """While entered, the model's forward pass is its class's own, without the autocast that prepare() gave it."""
+    prepared = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if prepared is not None:
+            model.forward = prepared
+
+
+def mean_gradient(model, split, accelerator, *, passes, batch_size, seed):
+    """Gradient of the noise-prediction loss over a whole split, {name: tensor} whose magnitude is SalUn's saliency.
+
+    Eval mode, no augmentation, every image weighted once in each of `passes` passes with timesteps and noise of their own,
+    accumulated in float32 in place, without a second copy.
+    """
+    model.eval()
+    model.zero_grad(set_to_none=True)
+    here = (accelerator.process_index, accelerator.num_processes)
+    for number in range(passes):
+        batches = data.whole_pass(split, batch_size, seed, models.TIMESTEPS, number, *here)
+        for images, labels, t, noise in tqdm(batches, "gradient", disable=None):
+            prediction = predict_noise(model, models.noisy_images(images, noise, t), t, labels)
+            (squared_error(prediction, noise).sum() / (passes * len(split))).backward()
+    gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    return {name: accelerator.reduce(tensor, "sum") for name, tensor in gradient.items()}
+
+
+def fisher_diagonal(model, split, accelerator, *, timesteps, seed):
+    """Mean over a split of each image's squared gradient, {name: tensor}: the diagonal of the Fisher information.
+
+    An image's gradient is that of its noise-prediction loss, mean-reduced over pixels and over `timesteps` timesteps spread evenly
+    over the noise range, with noise of their own (selective amnesia, arXiv 2305.10120, takes all 1,000).
+    """
+    model.eval()
+    total = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+    t = ((torch.arange(timesteps) + 0.5) * models.TIMESTEPS / timesteps).long()
+    positions = torch.arange(len(split)).tensor_split(accelerator.num_processes)[accelerator.process_index]
+    for position in tqdm(positions.tolist(), "fisher", disable=None, mininterval=1):
+        image, label = data.to_float(split.images[position : position + 1]), split.labels[position]
+        noises = torch.randn(timesteps, *image.shape[1:], generator=data.make_generator("fisher", seed, position))
+        for part in torch.arange(timesteps).split(FISHER_BATCH):
+            times, noise = t[part].to(image.device), noises[part].to(image.device)
+            noisy = models.noisy_images(image.expand_as(noise), noise, times)
+            prediction = predict_noise(model, noisy, times, label.expand(len(part)))
+            (squared_error(prediction, noise).sum() / timesteps).backward()
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                total[name].addcmul_(parameter.grad, parameter.grad)
+        model.zero_grad(set_to_none=True)
+    return {name: accelerator.reduce(tensor, "sum") / len(split) for name, tensor in total.items()}
