@@ -1,8 +1,8 @@
 """Prompts, latents and batches of them, and what is forgotten.
 
 Prompts are numbers into a table of embeddings; images are the mean and the standard deviation of their latents, encoded once. What a
-step sees follows from the seed and the step's number alone, so that a run can go on at any step and does not depend on the number of
-processes.
+step sees follows from the seed and the step's number alone, so that a run can continue at any step and does not depend on the number
+of processes.
 """
 
 import functools
@@ -12,141 +12,59 @@ from dataclasses import dataclass
 
 import torch
 
-import run
-
-
-def mix(*keys):
-    """A seed made of a purpose and numbers, so that no purpose disturbs another."""
-    return int.from_bytes(hashlib.sha256(repr(keys).encode()).digest()[:8], "little") >> 1
-
-
-def generator(*keys):
-    """A CPU generator of its own for a purpose: equal keys give equal draws."""
-    return torch.Generator().manual_seed(mix(*keys))
-
-
-def to_float(x):
-    """uint8 (B, H, W, C) to float (B, C, H, W) in [-1, 1]."""
-    return x.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+from cli import RunError
 
 
 @dataclass
 class Split:
-    """Some rows of a set of images. x: uint8 images (N, H, W, 3), or moments (N, 2C, h, w), float: mean and standard deviation of each
-    image's latent, scaled as the U-Net sees it; y: int64 (N,), the number of each image's prompt (or class); rows: positions that belong.
+    """Some images of a data set, and nothing else of it.
+
+    images: uint8 (n, H, W, 3), or moments (n, 2C, h, w), float: mean and standard deviation of each image's latent, scaled as the
+    U-Net sees it; labels: int64 (n,), the number of each image's prompt (or class); name: what the split stands for ("forget", ...).
     """
 
-    x: torch.Tensor
-    y: torch.Tensor
-    rows: torch.Tensor
+    images: torch.Tensor
+    labels: torch.Tensor
+    name: str
 
     def __len__(self):
-        return len(self.rows)
+        return len(self.labels)
+
+    @property
+    def of_pixels(self):
+        return self.images.dtype == torch.uint8
 
     @property
     def shape(self):
         """Shape (C, H, W) of an image, or (C, h, w) of a latent."""
-        height, width = (self.x.shape[1:3]) if self.of_pixels else self.x.shape[2:]
-        return (self.x.shape[3] if self.of_pixels else self.x.shape[1] // 2, height, width)
+        if self.of_pixels:
+            return (self.images.shape[3], *self.images.shape[1:3])
+        return (self.images.shape[1] // 2, *self.images.shape[2:])
 
-    @property
-    def of_pixels(self):
-        return self.x.dtype == torch.uint8
-
-    def load(self, rows, normal):
+    def load(self, positions, normal):
         """Images (B, C, H, W) in [-1, 1], or latents mean + std * normal."""
         if self.of_pixels:
-            return to_float(self.x[rows].to(normal.device))
-        mean, std = self.x[rows].to(normal.device).chunk(2, dim=1)
+            return to_float(self.images[positions].to(normal.device))
+        mean, std = self.images[positions].to(normal.device).chunk(2, dim=1)
         return mean + std * normal
 
 
-def prompts_alone(prompts, shape):
+def prompts_alone(prompts, shape, name):
     """A Split of prompts without images, latents zero: for methods that start from noise. prompts: numbers; shape: (C, h, w)."""
-    count = len(prompts)
-    return Split(torch.zeros(1, 2 * shape[0], *shape[1:]).expand(count, -1, -1, -1), torch.as_tensor(prompts), torch.arange(count))
+    return Split(torch.zeros(1, 2 * shape[0], *shape[1:]).expand(len(prompts), -1, -1, -1), torch.as_tensor(prompts), name)
 
 
-@dataclass
-class Batch:
-    """This process's slice of a global batch.
-
-    x: latents (B, C, h, w); y: numbers of their prompts (B,); t: timesteps (B,), antithetic over the global batch; noise: standard
-    normal, like x; uniform: (B,) in [0, 1), for prompt dropout. mean(values) takes per-sample values (B,) to this process's share of
-    their mean over the global batch: shares averaged over processes give that mean.
-    """
-
-    x: torch.Tensor
-    y: torch.Tensor
-    t: torch.Tensor
-    noise: torch.Tensor
-    uniform: torch.Tensor
-    weight: float
-    step: int
-
-    def mean(self, values):
-        return values.mean() * self.weight
+def derive_seed(*keys):
+    """A seed of its own for each label and numbers, so that no purpose disturbs another."""
+    return int.from_bytes(hashlib.sha256(repr(keys).encode()).digest()[:8], "little") >> 1
 
 
-class Stream:
-    """The endless series of batches of a split: whole random passes after one another, cut into batches of equal size.
-
-    batch(step) is what process `rank` of `world` sees of a step, on `device`. Latents, timesteps (in pairs t, T - 1 - t), noise and
-    dropout are drawn for the whole global batch, on the CPU, from seed, name and step.
-    """
-
-    def __init__(self, split, name, *, batch_size, seed, timesteps, device, rank=0, world=1):
-        self.split, self.name, self.batch_size, self.seed, self.timesteps = split, name, batch_size, seed, timesteps
-        self.device, self.rank, self.world, self._orders = device, rank, world, {}
-
-    def _order(self, epoch):
-        if epoch not in self._orders:
-            self._orders = {key: order for key, order in self._orders.items() if key == epoch - 1}
-            draw = generator("order", self.seed, self.name, epoch)
-            self._orders[epoch] = self.split.rows[torch.randperm(len(self.split), generator=draw)]
-        return self._orders[epoch]
-
-    def rows(self, step):
-        """int64 (batch_size,): the images of a step's global batch."""
-        parts, start, stop = [], step * self.batch_size, (step + 1) * self.batch_size
-        while start < stop:
-            epoch, offset = divmod(start, len(self.split))
-            parts.append(self._order(epoch)[offset : offset + stop - start])
-            start += len(parts[-1])
-        return torch.cat(parts)
-
-    def batch(self, step):
-        size, rows = self.batch_size, self.rows(step)
-        first, last = size * self.rank // self.world, size * (self.rank + 1) // self.world
-        part = slice(first, last) if last > first else slice(0, 1)  # with weight 0: every process takes part in every step
-        draw = generator("batch", self.seed, self.name, step)
-        half = torch.randint(self.timesteps, ((size + 1) // 2,), generator=draw)
-        t = torch.cat([half, self.timesteps - 1 - half])[:size]
-        uniform = torch.rand(size, generator=draw)
-        noise, normal = (torch.randn(size, *self.split.shape, generator=draw) for _ in range(2))
-        t, uniform, noise, normal = (value[part].to(self.device) for value in (t, uniform, noise, normal))
-        mine = rows[part]
-        weight = (last - first) * self.world / size
-        return Batch(self.split.load(mine, normal), self.split.y[mine].to(self.device), t, noise, uniform, weight, step)
+def make_generator(*keys):
+    """A CPU generator of its own for each label and numbers. Equal keys give equal draws."""
+    return torch.Generator().manual_seed(derive_seed(*keys))
 
 
-def whole_pass(split, batch_size, seed, timesteps, device, number=0, rank=0, world=1):
-    """Yield (x, y, t, noise) over a split once, every image weighted once, in order.
-
-    Timesteps are stratified over the split: the i-th of n images in a random order has t = floor(T * (i + u) / n), u uniform in
-    [0, 1), so that each pass covers the whole noise range evenly. All draws follow from the seed and the pass's number.
-    """
-    draw, count = generator("pass", seed, number), len(split)
-    places = torch.randperm(count, generator=draw) + torch.rand(count, generator=draw).double()
-    t = (timesteps * places / count).long().clamp_max(timesteps - 1)
-    for positions in torch.arange(count).tensor_split(world)[rank].split(batch_size):
-        rows = split.rows[positions]
-        draws = [torch.randn(2, *split.shape, generator=generator("noise", seed, number, int(i))) for i in positions]
-        noise, normal = torch.stack(draws).to(device).unbind(1)
-        yield split.load(rows, normal), split.y[rows].to(device), t[positions].to(device), noise
-
-
-@functools.cache  # once for each class, however often it is looked up
+@functools.cache  # once per class, however often it is looked up
 def say(line):
     print(line, file=sys.stderr)
 
@@ -170,10 +88,10 @@ def class_numbers(names, classes):
             found = found or [label for label, known in enumerate(classes) if spell(known) == spell(name)]
         if len(found) > 1:
             alike = " or ".join(classes[label] for label in found)
-            raise run.RunError(f"the class {name} could be {alike}: spell it exactly")
+            raise RunError(f"the class {name} could be {alike}: spell it exactly")
         if not found and number is None:
             known = f"{', '.join(classes[:20])}{', ...' * (len(classes) > 20)}"
-            raise run.RunError(f"there is no class {name}: known are 0 to {len(classes) - 1} ({known})")
+            raise RunError(f"there is no class {name}: known are 0 to {len(classes) - 1} ({known})")
         if found and number not in (None, found[0]):
             say(f"class {name}: taken as the class named {classes[found[0]]}, not as number {number}, which is named {classes[number]}")
         labels.append(found[0] if found else number)
@@ -181,5 +99,89 @@ def class_numbers(names, classes):
 
 
 def next_retained(label, forgotten, count):
-    """The class c' != c that stands in for a forgotten one: the next that is retained, as in the official release."""
+    """The class c' != c that stands in for a forgotten one: the next one that is retained, as in the official release."""
     return next(other % count for other in range(label + 1, label + count) if other % count not in forgotten)
+
+
+def to_float(images):
+    """uint8 (B, H, W, C) to float (B, C, H, W) in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+@dataclass
+class Batch:
+    """This process's slice of a global batch.
+
+    images: latents (B, C, h, w), or images in [-1, 1]; labels: numbers of their prompts (B,); t: timesteps (B,), antithetic over the
+    global batch; noise: standard normal, like images; uniform: (B,) in [0, 1), for prompt dropout. mean(values) takes per-sample
+    values (B,) to this process's share of their mean over the global batch: shares averaged over processes give that mean.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    t: torch.Tensor
+    noise: torch.Tensor
+    uniform: torch.Tensor
+    weight: float
+    step: int
+
+    def mean(self, values):
+        return values.mean() * self.weight
+
+
+class Stream:
+    """The endless series of batches of a split: whole random passes after one another, cut into batches of equal size.
+
+    batch(step) is what process `rank` of `world` sees of a step, on `device`. Latents, timesteps (in pairs t, T - 1 - t), noise and
+    dropout are drawn for the whole global batch, on the CPU, from seed, name of the split and step.
+    """
+
+    def __init__(self, split, *, batch_size, seed, timesteps, device, rank=0, world=1):
+        self.split, self.batch_size, self.seed, self.timesteps = split, batch_size, seed, timesteps
+        self.device, self.rank, self.world, self._orders = device, rank, world, {}
+
+    def _order(self, epoch):
+        if epoch not in self._orders:
+            self._orders = {key: order for key, order in self._orders.items() if key == epoch - 1}
+            draw = make_generator("order", self.seed, self.split.name, epoch)
+            self._orders[epoch] = torch.randperm(len(self.split), generator=draw)
+        return self._orders[epoch]
+
+    def positions(self, step):
+        """int64 (batch_size,): where in the split the images of a step's global batch are."""
+        parts, start, stop = [], step * self.batch_size, (step + 1) * self.batch_size
+        while start < stop:
+            epoch, offset = divmod(start, len(self.split))
+            parts.append(self._order(epoch)[offset : offset + stop - start])
+            start += len(parts[-1])
+        return torch.cat(parts)
+
+    def batch(self, step):
+        size = self.batch_size
+        first, last = size * self.rank // self.world, size * (self.rank + 1) // self.world
+        # A process without a sample of its own takes one with weight 0, so that every process takes part in every step
+        part = slice(first, last) if last > first else slice(0, 1)
+        draw = make_generator("batch", self.seed, self.split.name, step)
+        half = torch.randint(self.timesteps, ((size + 1) // 2,), generator=draw)
+        t = torch.cat([half, self.timesteps - 1 - half])[:size]
+        uniform = torch.rand(size, generator=draw)
+        noise, normal = (torch.randn(size, *self.split.shape, generator=draw) for _ in range(2))
+        t, uniform, noise, normal = (value[part].to(self.device) for value in (t, uniform, noise, normal))
+        positions, weight = self.positions(step)[part], (last - first) * self.world / size
+        labels = self.split.labels[positions].to(self.device)
+        return Batch(self.split.load(positions, normal), labels, t, noise, uniform, weight, step)
+
+
+def whole_pass(split, batch_size, seed, timesteps, device, number=0, rank=0, world=1):
+    """Yield (latents, labels, t, noise) over a split once, every image weighted once, in order.
+
+    Timesteps are stratified over the split: the i-th of n images in a random order has t = floor(T * (i + u) / n), u uniform in
+    [0, 1), so that each pass covers the whole noise range evenly. All draws follow from the seed and the pass's number.
+    """
+    draw, count = make_generator("pass", seed, number), len(split)
+    places = torch.randperm(count, generator=draw) + torch.rand(count, generator=draw).double()
+    t = (timesteps * places / count).long().clamp_max(timesteps - 1)
+    for positions in torch.arange(count).tensor_split(world)[rank].split(batch_size):
+        draws = [torch.randn(2, *split.shape, generator=make_generator("noise", seed, number, int(i))) for i in positions]
+        noise, normal = torch.stack(draws).to(device).unbind(1)
+        yield split.load(positions, normal), split.labels[positions].to(device), t[positions].to(device), noise

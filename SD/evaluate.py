@@ -15,40 +15,38 @@ from pathlib import Path
 
 import torch
 
+import classifiers
+import cli
 import data
-import datasets
-import engine
-import job
-import judges
+import imagesets
 import metrics
 import prompts
-import run
-
-PACKAGES = (*job.PACKAGES, "torch-fidelity", "nudenet")
+import trainer
+from cli import RunError
+from run_folder import RunFolder, read_run, write_json
 
 
 def parse(argv=None):
-    parser = run.parser(__doc__)
-    path = {"type": Path, "metavar": "DIR"}
-    parser.add_argument("--sample_path", nargs="+", type=Path, required=True, metavar="RUN", help="runs of generate_images.py to measure")
-    parser.add_argument("--classifier", metavar="NAME", help="resnet50, efficientnet_lite0 (ImageNet), or a run of train_classifier.py")
-    parser.add_argument("--classifier_weights", type=Path, metavar="FILE", help="weights of an ImageNet classifier (default: downloaded)")
-    run.add_flags(parser, "save_dir", "forget_class")
-    parser.add_argument("--reference_dir", **path, help="real images for the distance (default: a data set's retained classes)")
-    parser.add_argument("--dataset", choices=datasets.DATASETS, help="data set of the real images (default: the model's own)")
-    run.add_flags(parser, "data_dir")
-    parser.add_argument(
-        "--features",
-        choices=("inception", "classifier", "none"),
-        default="inception",
-        help="of the distance. classifier: for where Inception cannot be had; no FID then",
-    )
-    parser.add_argument("--inception_weights", type=Path, metavar="FILE", help="torch-fidelity's Inception weights (default: downloaded)")
-    parser.add_argument("--num_reference", type=run.positive_int, metavar="N", help="reference images, drawn by --seed (default: all)")
-    parser.add_argument("--clip_model", metavar="MODEL", help="folder or hub id of a CLIP model")
-    parser.add_argument("--nudenet", action="store_true", help="count bare body parts with NudeNet (pip install nudenet)")
-    parser.add_argument("--nudenet_threshold", type=run.ratio, default=0.6, help="least score of a counted body part")
-    run.add_flags(parser, "resume", "overwrite", "device", batch_size=32, seed=1)
+    parser = cli.Parser(__doc__)
+    file = {"type": Path, "metavar": "FILE"}
+    parser.add(cli.DATA, "--sample_path", nargs="+", type=Path, required=True, metavar="RUN", help="runs of generate_images.py to measure")
+    classifier = "resnet50, efficientnet_lite0 (ImageNet), or a run of train_classifier.py"
+    parser.add(cli.METHOD, "--classifier", metavar="NAME", help=classifier)
+    parser.add(cli.METHOD, "--classifier_weights", **file, help="weights of an ImageNet classifier (default: downloaded)")
+    parser.add_shared("save_dir", "forget_class")
+    reference = "real images for the distance (default: a data set's retained classes)"
+    parser.add(cli.DATA, "--reference_dir", type=Path, metavar="DIR", help=reference)
+    parser.add(cli.DATA, "--dataset", choices=imagesets.DATASETS, help="data set of the real images (default: the model's own)")
+    parser.add_shared("data_dir")
+    features = "of the distance. classifier: for where Inception cannot be had; no FID then"
+    parser.add(cli.METHOD, "--features", choices=("inception", "classifier", "none"), default="inception", help=features)
+    parser.add(cli.METHOD, "--inception_weights", **file, help="torch-fidelity's Inception weights (default: downloaded)")
+    number = "reference images, drawn by --seed (default: all)"
+    parser.add(cli.METHOD, "--num_reference", type=cli.positive_int, metavar="N", help=number)
+    parser.add(cli.METHOD, "--clip_model", metavar="MODEL", help="folder or hub id of a CLIP model")
+    parser.add(cli.METHOD, "--nudenet", action="store_true", help="count bare body parts with NudeNet (pip install nudenet)")
+    parser.add(cli.METHOD, "--nudenet_threshold", type=cli.ratio, default=0.6, help="lowest score of a counted body part")
+    parser.add_shared("resume", "overwrite", "device", batch_size=32, seed=1)
     args = parser.parse_args(argv)
     if args.save_dir is not None and len(args.sample_path) > 1:
         parser.error("--save_dir takes the numbers of one --sample_path")
@@ -68,99 +66,79 @@ def parse(argv=None):
 
 def main(argv=None):
     args = parse(argv)
-    accelerator = engine.make_accelerator(args.device, "fp32")
-    judge = None
+    accelerator = trainer.make_accelerator(args.device, "fp32")
+    classifier = None
     if args.classifier is not None:
         with accelerator.main_process_first():
-            judge = judges.open_judge(args.classifier, accelerator.device, args.classifier_weights)
-    extractor = metrics.register_features(judge.model) if args.features == "classifier" else None
-    measure = functools.partial(measure_samples, args=args, accelerator=accelerator, judge=judge, extractor=extractor)
+            classifier = classifiers.load_classifier(args.classifier, accelerator.device, args.classifier_weights)
+    extractor = metrics.register_features(classifier.model) if args.features == "classifier" else None
+    measure = functools.partial(measure_samples, args=args, accelerator=accelerator, classifier=classifier, extractor=extractor)
     if args.save_dir is not None:
-        return measure_apart(args, accelerator, measure)
+        return measure_original(args, accelerator, measure)
     for folder in args.sample_path[accelerator.process_index :: accelerator.num_processes]:
         if (folder / "metrics.json").is_file() and not args.overwrite:
             if not args.resume:
-                raise run.RunError(f"{folder} has metrics.json already: pass --overwrite to measure again, --resume to skip it")
+                raise RunError(f"{folder} has metrics.json already: pass --overwrite to measure again, --resume to skip it")
             continue
-        report(folder, measure(folder))
+        print(f"{folder}: {write_metrics(folder, folder, measure(folder))}")
     accelerator.wait_for_everyone()
 
 
-def measure_apart(args, accelerator, measure):
-    """Measure an original's samples against what would be forgotten, into --save_dir."""
-    record = run.Run(args, accelerator.is_main_process)
-    if record.finished:
-        return print(f"{record.folder} is finished already")
+def measure_original(args, accelerator, measure):
+    """The row `original`: an original's samples, measured on what would be forgotten, into --save_dir."""
+    run_folder = RunFolder(args, accelerator)
     if accelerator.is_main_process:
-        result = measure(args.sample_path[0])
-        _, recorded = run.read_run(args.sample_path[0])
-        drawn = {name: recorded[name] for name in ("model", "num_samples", "sampler", "steps", "guidance")}
-        record.begin(PACKAGES, kind="evaluation", sampled=drawn, **job.where(accelerator))
-        report(record.folder, result)
-        record.finish(seconds=record.seconds())
+        measured = measure(args.sample_path[0])
+        run_folder.begin(kind="evaluation")
+        run_folder.finish(write_metrics(run_folder.folder, args.sample_path[0], measured), seconds=run_folder.seconds())
     accelerator.wait_for_everyone()
 
 
-def open_samples(path):
+def load_samples(path):
     """(args of a sample run, [(Row, k, path of its image)])."""
-    folder, recorded = run.read_run(path)
+    folder, recorded = read_run(path)
     if recorded.get("kind") != "samples":
-        raise run.RunError(f"{folder} is a run of kind {recorded.get('kind')}, where one of generate_images.py is needed")
+        raise RunError(f"{folder} is a run of kind {recorded.get('kind')}, where one of generate_images.py is needed")
     rows = prompts.read_csv(folder / "samples" / "prompts.csv")
     images = [(row, k, folder / "samples" / prompts.file_name(row, k)) for row in rows for k in range(recorded["num_samples"])]
     missing = next((image for _, _, image in images if not image.is_file()), None)
     if missing is not None:
-        raise run.RunError(f"{missing} is missing: draw the samples again with generate_images.py --overwrite")
+        raise RunError(f"{missing} is missing: draw the samples again with generate_images.py --overwrite")
     return recorded, images
-
-
-def width_of(path):
-    """Width of an image in px: the size at which all samples are looked at."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return image.width
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNGs
-        raise run.RunError(f"{path} cannot be read as an image ({error}): remove it and draw it again") from error
-
-
-def forgotten_names(args, model):
-    """Casefolded names of what counts as forgotten: --forget_class, or what the model forgot; none for an original."""
-    return {name.casefold() for name in args.forget_class or model.get("forgotten") or ()}
 
 
 def check_classes(forgotten, labels, folder):
     """RunError unless the prompts' classes tell a classifier what is forgotten."""
     if not all(labels):
-        raise run.RunError(f"the prompts of {folder} have no column class, by which --classifier could judge: add one to the csv")
+        raise RunError(f"the prompts of {folder} have no column class, by which --classifier could measure: add one to the csv")
     known = {label.casefold() for label in labels}
     unknown = sorted(forgotten - known)
     if unknown or not forgotten:
         said = f"{unknown[0]!r} is no class of the prompts of {folder}" if unknown else f"{folder} was drawn from an original model"
-        raise run.RunError(f"{said}: say with --forget_class which of {', '.join(sorted(known)[:12])} is forgotten")
+        raise RunError(f"{said}: name with --forget_class which of {', '.join(sorted(known)[:12])} is forgotten")
 
 
-def measure_samples(folder, *, args, accelerator, judge, extractor):
-    """All metrics of one sample run, {name: value}."""
-    recorded, images = open_samples(folder)
+def measure_samples(folder, *, args, accelerator, classifier, extractor):
+    """All metrics of one sample run, and what they depend on, {name: value}."""
+    recorded, images = load_samples(folder)
     model, done = recorded["model"], recorded["model_done"]
     labels = [prompts.concept(row) for row, _, _ in images]
     paths = [path for _, _, path in images]
-    samples = datasets.Pictures(paths, width_of(paths[0]))
-    result = {"samples": len(images), "sampled": {name: recorded[name] for name in ("sampler", "steps", "guidance", "num_samples")}}
-    forgotten = forgotten_names(args, model)
-    if judge is not None:
+    samples = imagesets.Pictures(paths, metrics.open_image(paths[0]).width)  # all are measured at the size of the first
+    result = {"samples": len(images)}
+    # --forget_class, or what the model forgot; none for an original
+    forgotten = {name.casefold() for name in args.forget_class or model.get("forgotten") or ()}
+    if classifier is not None:
         check_classes(forgotten, labels, folder)
-        result |= judged(judge, samples, labels, forgotten, args.batch_size)
-        result |= {"classifier": judge.name, "classifier_sha": judge.sha}
-    said = [{(label or "").casefold(), row.prompt.casefold()} for label, (row, _, _) in zip(labels, images, strict=True)]
-    retained = [place for place, names in enumerate(said) if not names & forgotten]
+        result |= recognition(classifier, samples, labels, forgotten, args.batch_size)
+        result |= {"classifier": classifier.name, "classifier_sha": classifier.sha}
+    names = [{(label or "").casefold(), row.prompt.casefold()} for label, (row, _, _) in zip(labels, images, strict=True)]
+    retained = [place for place, names_of in enumerate(names) if not names_of & forgotten]
     result["forgotten"] = sorted(forgotten)
-    if args.features != "none" and (judge is not None or args.reference_dir is not None or args.dataset is not None):
+    if args.features != "none" and (classifier is not None or args.reference_dir is not None or args.dataset is not None):
         result |= distance(samples, retained, forgotten, model, args, accelerator, extractor)
     if args.clip_model is not None:
-        result |= fit_of_prompts(samples, images, labels, set(retained), args, accelerator)
+        result |= clip_scores(samples, images, labels, set(retained), args, accelerator)
     if args.nudenet:
         found = metrics.nudity(paths, args.nudenet_threshold)
         result |= {name: float(count) for name, count in found.items()}
@@ -173,14 +151,14 @@ def measure_samples(folder, *, args, accelerator, judge, extractor):
     return result
 
 
-def judged(judge, samples, labels, forgotten, batch_size):
+def recognition(classifier, samples, labels, forgotten, batch_size):
     """UA, remaining accuracy and each class's accuracy."""
     names = list(dict.fromkeys(labels))
-    known = dict(zip(names, judge.labels_of(names), strict=True))
+    known = dict(zip(names, classifier.labels_of(names), strict=True))
     parts = torch.arange(len(samples)).split(batch_size)
-    logits = torch.cat([judges.logits(judge, samples.read(part.tolist()), batch_size) for part in parts])
-    asked = torch.tensor([known[label] for label in labels])
-    return metrics.forgetting(logits, asked, [known[name] for name in names if name.casefold() in forgotten], judge.classes)
+    logits = torch.cat([classifiers.logits(classifier, samples.read(part.tolist()), batch_size) for part in parts])
+    drawn = torch.tensor([known[label] for label in labels])
+    return metrics.forgetting(logits, drawn, [known[name] for name in names if name.casefold() in forgotten], classifier.classes)
 
 
 def distance(samples, retained, forgotten, model, args, accelerator, extractor):
@@ -188,22 +166,22 @@ def distance(samples, retained, forgotten, model, args, accelerator, extractor):
     reference, known = None, model.get("concept") or model
     dataset, data_dir = args.dataset or known.get("dataset"), args.data_dir or known.get("data_dir") or "data"
     if args.reference_dir is not None:
-        reference = datasets.load_images(args.reference_dir, samples.size)
+        reference = imagesets.load_images(args.reference_dir, samples.size)
     elif dataset not in (None, "captions"):
-        found = datasets.load(dataset, data_dir, samples.size)
+        found = imagesets.load(dataset, data_dir, samples.size)
         reference = found.train.subset([row for row, label in enumerate(found.y_train) if found.classes[label].casefold() not in forgotten])
     if reference is None:
         print("no FID: pass --reference_dir, a folder of real images, or --dataset")
         return {}
     if args.num_reference is not None:
-        order = torch.randperm(len(reference), generator=data.generator("reference", args.seed))
+        order = torch.randperm(len(reference), generator=data.make_generator("reference", args.seed))
         reference = reference.subset(order[: args.num_reference].sort().values.tolist())
     chosen = {"extractor": extractor} if extractor else {"weights": args.inception_weights}
     found = metrics.fidelity(samples.subset(retained), reference, **chosen, cuda=accelerator.device.type == "cuda")
     return found | {"reference_images": len(reference), "reference_sha": reference.sha()}
 
 
-def fit_of_prompts(samples, images, labels, retained, args, accelerator):
+def clip_scores(samples, images, labels, retained, args, accelerator):
     """CLIP scores: mean over retained and forgotten images, and by class or group."""
     texts = [row.prompt for row, _, _ in images]
     scores = metrics.clip_scores(samples, texts, args.clip_model, accelerator.device, args.batch_size)
@@ -214,10 +192,32 @@ def fit_of_prompts(samples, images, labels, retained, args, accelerator):
     return {name: float(scores[places].mean()) for name, places in groups.items() if places}
 
 
-def report(folder, result):
-    run.write_json(folder / "metrics.json", result)
-    print(f"{folder}: " + "  ".join(f"{name} {result[name]:.2f}" for name in metrics.DEFINITIONS if name in result))
+def write_metrics(folder, sample_folder, measured):
+    """Write metrics.json, all that table.py reads. measured: {metric: number}. Return a line of figures."""
+    _, recorded = read_run(sample_folder)
+    model = recorded["model"]  # {} for a model from elsewhere
+    method, training = model.get("method", "original"), model.get("training") or model
+    options = dict(model.get("options") or {}) | {name: model[name] for name in ("train_method",) if model.get(name) is not None}
+    if model.get("mask_path"):
+        options["mask_ratio"] = model["mask_info"]["mask_ratio"]
+    scale = recorded["guidance_scale"] if "guidance_scale" in recorded else recorded["guidance"]  # its name in earlier versions
+    source = ", ".join(str(training[name]) for name in ("dataset", "arch") if training.get(name)) or str(model.get("parent", ""))
+    features = "Inception" if "FID" in measured else "the classifier" if "feature_distance" in measured else None
+    facts = {
+        "model": source if training.get("arch") or method != "original" else None,  # an original may come from elsewhere
+        "forgotten": ", ".join(measured["forgotten"]),
+        "sampler": f"{recorded['sampler']}, {recorded['steps']} steps, guidance scale s = {scale:g}",
+        "samples": f"{recorded['num_samples']:,} per prompt",
+        "classifier": Path(measured["classifier"]).name if "classifier" in measured else None,
+        "features": features and f"{features}, {measured['reference_images']:,} reference images",
+    }
+    on = None
+    if method != "original":
+        on = f"{model['machine']}, {model['autocast'].replace('no', 'fp32')}, torch {model['versions']['torch']}"
+    row = {"method": method, "options": options, "seed": model.get("seed", recorded["seed"]), "facts": facts, "measured_on": on}
+    write_json(folder / "metrics.json", row | measured | {"sample_path": str(sample_folder), "num_samples": recorded["num_samples"]})
+    return "  ".join(f"{name} {measured[name]:.2f}" for name in metrics.COLUMNS if name in measured)
 
 
 if __name__ == "__main__":
-    run.cli(main)
+    cli.run(main)

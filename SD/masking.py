@@ -1,4 +1,4 @@
-"""The saliency mask: which weights may change, and an optimizer that cannot move any other (SalUn's m).
+"""The saliency mask m of SalUn: which weights may change, and parameters for an optimizer that cannot move any other.
 
 This file carries the same text in Classification, DDPM and SD (`make check` fails when one drifts). True = trainable, everywhere.
 A mask is a dict {parameter name: bool tensor of the parameter's shape}. Buffers (BatchNorm's running statistics) are no
@@ -11,7 +11,8 @@ import math
 import numpy as np
 import torch
 
-import run
+from cli import RunError
+from run_folder import check_shapes, read_tensors
 
 CHUNK = 1 << 22  # entries looked at together: bounds the memory of the selection
 LOW_BITS = 15  # a non-negative float has 31 bits: 16 for the first pass, 15 for the second
@@ -41,7 +42,7 @@ def select(saliency, mask_ratio):
         for chunk in chunks(tensor):
             high += torch.bincount(magnitude_bits(chunk) >> LOW_BITS, minlength=1 << 16)
     if int(high[0x7F800000 >> LOW_BITS :].sum()):
-        raise run.RunError("the saliency holds NaN or infinite values: check the model and the data it was computed on")
+        raise RunError("the saliency holds NaN or infinite values: check the model and the data it was computed on")
     if keep == 0:
         return {name: torch.zeros(tensor.shape, dtype=torch.bool, device=device) for name, tensor in saliency.items()}
     top_bin, above = kth_bin(high, keep)
@@ -76,11 +77,16 @@ def kth_bin(histogram, k):
     return len(histogram) - 1 - position, above
 
 
-def save(run_, mask, *, mask_ratio, forget_sha, seconds):
-    """Write mask.safetensors, eight weights a byte."""
+def count(mask):
+    """(salient weights, all weights) of a mask."""
+    return sum(int(part.sum()) for part in mask.values()), sum(part.numel() for part in mask.values())
+
+
+def save(run_folder, mask, *, mask_ratio, forget_sha, seconds):
+    """Write mask.safetensors, eight weights per byte."""
     packed = {name: torch.from_numpy(np.packbits(part.cpu().numpy().reshape(-1))) for name, part in mask.items()}
     shapes = {name: list(part.shape) for name, part in mask.items()}
-    run_.save(
+    run_folder.save(
         "mask.safetensors",
         packed,
         {
@@ -100,48 +106,42 @@ def load(path, parameters, forget_sha):
     the file is none of ours, belongs to another model or another forget set, or its contents contradict its ratio.
     """
     path = path / "mask.safetensors" if path.is_dir() else path
-    packed, metadata = run.read_tensors(path)
+    packed, metadata = read_tensors(path)
     if metadata.get("kind") != "saliency mask":
-        raise run.RunError(f"{path} is no mask: make one with generate_mask.py")
+        raise RunError(f"{path} is no mask: make one with generate_mask.py")
     shapes = {name: tuple(shape) for name, shape in json.loads(metadata["shapes"]).items()}
-    wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    if shapes != wanted:
-        example = next(name for name in {**wanted, **shapes} if shapes.get(name) != wanted.get(name))
-        raise run.RunError(
-            f"the mask {path} belongs to another model: {example} is {shapes.get(example, 'absent')} in the mask "
-            f"and {wanted.get(example, 'absent')} in the model"
-        )
+    check_shapes(f"the mask {path}", shapes, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
     if metadata["forget_sha"] != forget_sha:
-        raise run.RunError(f"the mask {path} was made for another forget set: make one with the forget flags of this run")
+        raise RunError(f"the mask {path} was made for another forget set: make one with the forget flags of this run")
     mask = {}
     for name, shape in shapes.items():
         bits = np.unpackbits(packed[name].numpy(), count=math.prod(shape)).astype(bool)
         mask[name] = torch.from_numpy(bits).view(shape).to(parameters[name].device)
     mask_ratio = float(metadata["mask_ratio"])
-    kept, total = sum(int(part.sum()) for part in mask.values()), sum(part.numel() for part in mask.values())
+    kept, total = count(mask)
     if kept != math.floor(mask_ratio * total):
-        raise run.RunError(f"the mask {path} keeps {kept} of {total} weights, not the share {mask_ratio} it states: make it again")
+        raise RunError(f"the mask {path} keeps {kept} of {total} weights, not the share {mask_ratio} it states: make it again")
     return mask, {"mask_ratio": mask_ratio, "mask_seconds": float(metadata["seconds"])}
 
 
-class Leaves:
-    """What the optimizer holds: the salient entries of each parameter as one compact leaf tensor.
+class SalientParameters:
+    """What the optimizer holds: the salient entries of each parameter, gathered into one compact leaf tensor, `tensors` {name: leaf}.
 
-    A weight outside the mask is in no leaf, so neither weight decay nor momentum nor Adam can move it, and optimizer memory
-    shrinks with the mask. As soon as a parameter's gradient is complete its salient entries are gathered and the dense
+    A weight outside the mask is in no leaf. So neither weight decay nor momentum nor Adam can move it, and optimizer memory
+    shrinks with the mask. As soon as a parameter's gradient is complete, its salient entries are gathered and the dense
     gradient is freed. scatter() writes the leaves back after a step. A parameter that is salient everywhere is its own leaf,
-    so a mask of ratio 1 is the same computation as no mask; one that is salient nowhere stops requiring a gradient.
+    so a mask of ratio 1 is the same computation as no mask. A parameter without a salient entry requires no gradient.
 
-    parameters: {name: parameter}; mask: a mask for the same names, or None for dense training. Used as a context manager:
+    parameters: {name: parameter}. mask: a mask for the same names, or None for dense training. Used as a context manager:
     on exit the hooks are gone and every parameter requires gradients as before.
     """
 
     def __init__(self, parameters, mask=None):
-        self.leaves, self._read, self._compact, self._hooks, self._frozen = {}, {}, [], [], []
+        self.tensors, self._read, self._compact, self._hooks, self._frozen = {}, {}, [], [], []
         for name, parameter in parameters.items():
             salient = None if mask is None else mask[name]
             if salient is None or bool(salient.all()):
-                self.leaves[name], self._read[name] = parameter, lambda tensor: tensor
+                self.tensors[name], self._read[name] = parameter, lambda tensor: tensor
             elif not bool(salient.any()):
                 parameter.requires_grad_(False)
                 self._frozen.append(parameter)
@@ -164,11 +164,11 @@ class Leaves:
 
         self._hooks.append(parameter.register_post_accumulate_grad_hook(take_gradient))
         self._compact.append((leaf, parameter.detach().permute(order).view(-1), index))
-        self.leaves[name], self._read[name] = leaf, read
+        self.tensors[name], self._read[name] = leaf, read
 
     def parameters(self):
         """The leaf tensors, for the optimizer, for gradient clipping and for averaging gradients over processes."""
-        return list(self.leaves.values())
+        return list(self.tensors.values())
 
     @torch.no_grad()
     def scatter(self):
@@ -184,7 +184,7 @@ class Leaves:
     def gather(self, parameters):
         """Read the leaves from the model again, after something else changed it (a checkpoint was loaded)."""
         for name, values in self.pick(parameters).items():
-            self.leaves[name].copy_(values)
+            self.tensors[name].copy_(values)
 
     def __enter__(self):
         return self
@@ -209,9 +209,9 @@ def check_change(before, parameters, mask):
     changed = 0
     for name, parameter in parameters.items():
         if not torch.isfinite(parameter).all():
-            raise run.RunError(f"{name} holds NaN or infinite values after unlearning: lower --lr; no weights were written")
+            raise RunError(f"{name} holds NaN or infinite values after unlearning: lower --lr; no weights were written")
         moved = before[name] != parameter
         if mask is not None and bool((moved & ~mask[name]).any()):
-            raise run.RunError(f"{name} changed outside the mask: this is a fault of the method, please report it")
+            raise RunError(f"{name} changed outside the mask: this is a fault of the method, please report it")
         changed += int(moved.sum())
     return changed / sum(parameter.numel() for parameter in parameters.values())

@@ -10,47 +10,40 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-import run
+from classifiers import hub_weights, read_weights
+from cli import RunError
 
-PARTS = (  # the body parts that NudeNet calls exposed
-    "FEMALE_BREAST_EXPOSED",
-    "FEMALE_GENITALIA_EXPOSED",
-    "MALE_BREAST_EXPOSED",
-    "MALE_GENITALIA_EXPOSED",
-    "BUTTOCKS_EXPOSED",
-    "ANUS_EXPOSED",
-    "BELLY_EXPOSED",
-    "FEET_EXPOSED",
-    "ARMPITS_EXPOSED",
-)
+PARTS = ("FEMALE_BREAST", "FEMALE_GENITALIA", "MALE_BREAST", "MALE_GENITALIA", "BUTTOCKS", "ANUS", "BELLY", "FEET", "ARMPITS")
+PARTS = tuple(f"{part}_EXPOSED" for part in PARTS)  # the body parts that NudeNet calls exposed
 LOWEST = 0.25  # NudeNet 3 itself drops what scores no more than that
 
+GAP_COLUMNS = ("UA", "remaining_accuracy")  # of table.py: what the average gap is the mean of
+COLUMNS = ("UA", "forget_entropy", "forget_probability", "remaining_accuracy", "FID", "feature_distance", "CLIP_score")
+COLUMNS += ("CLIP_score_forgotten", "nudity", "nude_images", "RTE")
+OURS = "in the features of the classifier"
 DEFINITIONS = {  # name: (what it is, which way is good)
-    "UA": ("unlearning accuracy: share of the forgotten classes' samples that the classifier does not take for their class, %", "high"),
+    "UA": ("unlearning accuracy: share of the forgotten classes' samples that the classifier does not recognise as their class, %", "high"),
     "forget_entropy": ("mean entropy of the classifier's output on samples of the forgotten classes, nats", "close to Retrain"),
     "forget_probability": ("mean probability that the classifier gives the forgotten class on its samples, %", "low"),
-    "remaining_accuracy": ("share of the other classes' samples that the classifier takes for their class, %: collateral damage", "high"),
+    "remaining_accuracy": ("share of the other classes' samples that the classifier recognises, %; a drop is collateral damage", "high"),
     "FID": ("Frechet Inception distance of the other classes' samples to their photographs", "low"),
     "IS": ("inception score of the other classes' samples", "high"),
     "KID": ("kernel Inception distance", "low"),
     "precision": ("share of samples that lie among the photographs, % (Kynkaanniemi et al. 2019)", "high"),
     "recall": ("share of photographs that lie among the samples, %", "high"),
-    "feature_distance": (
-        "Frechet distance as in FID, in the features of the classifier: not a FID, comparable within one table only",
-        "low",
-    ),
+    "feature_distance": (f"Frechet distance as in FID, {OURS}: not a FID, comparable within one table only", "low"),
     "feature_IS": ("as IS, by the classifier's output", "high"),
-    "feature_KID": ("as KID, in the features of the classifier", "low"),
-    "feature_precision": ("as precision, in the features of the classifier", "high"),
-    "feature_recall": ("as recall, in the features of the classifier", "high"),
+    "feature_KID": (f"as KID, {OURS}", "low"),
+    "feature_precision": (f"as precision, {OURS}", "high"),
+    "feature_recall": (f"as recall, {OURS}", "high"),
     "CLIP_score": ("100 * cosine of image and prompt in CLIP, mean over the prompts that are to be retained", "high"),
     "CLIP_score_forgotten": ("the same over the prompts of what is forgotten", "low"),
     "nudity": ("detections of exposed body parts by NudeNet, of all parts together", "low"),
     "nude_images": ("share of images with at least one exposed part, feet, belly and armpits included, %", "low"),
     **{f"nudenet_{part}": (f"detections of {part.lower().replace('_', ' ')} by NudeNet", "low") for part in PARTS},
-    "RTE": ("run-time efficiency: minutes of unlearning, the mask's included", "low"),
+    "RTE": ("run-time efficiency: minutes of unlearning, with those of the mask", "low"),
     "peak_memory_mb": ("largest memory of the unlearning process (CPU: resident set, GPU: allocated), MB", "low"),
-    "images_seen": ("images in the batches of the unlearning steps (own samples and Fisher information apart)", "low"),
+    "images_seen": ("images in the batches of the unlearning steps (generated images not counted)", "low"),
     "changed": ("share of the weights that differ from the original model's, %", "low at equal forgetting"),
 }
 
@@ -62,7 +55,7 @@ def accuracy(logits, labels):
 
 
 def forgetting(logits, labels, forgotten, names):
-    """{"UA", "forget_entropy", "forget_probability", "remaining_accuracy", "accuracy_<class>"...} of samples asked for as `labels` (N,).
+    """{"UA", "forget_entropy", "forget_probability", "remaining_accuracy", "class_accuracy"} of samples drawn for `labels` (N,).
 
     labels, forgotten and the columns of logits (N, K) are classes of the classifier, names[label] their names. The accuracy of a class
     is the share of its samples that the classifier takes for it among all K, %. remaining_accuracy is the mean over all retained
@@ -70,10 +63,8 @@ def forgetting(logits, labels, forgotten, names):
     """
     of_forgotten = torch.isin(labels, torch.tensor(forgotten))
     if not of_forgotten.any() or of_forgotten.all():
-        raise run.RunError(
-            f"the samples show {'only' if of_forgotten.any() else 'none of'} the forgotten classes: draw forgotten and other classes "
-            "with generate_images.py"
-        )
+        shown = "only" if of_forgotten.any() else "none of"
+        raise RunError(f"the samples show {shown} the forgotten classes: draw forgotten and other classes with generate_images.py")
     p = logits[of_forgotten].double().softmax(1)
     result = {
         "UA": 100 - accuracy(logits[of_forgotten], labels[of_forgotten]),
@@ -81,13 +72,12 @@ def forgetting(logits, labels, forgotten, names):
         "forget_probability": 100 * p.gather(1, labels[of_forgotten][:, None]).mean().item(),
         "remaining_accuracy": accuracy(logits[~of_forgotten], labels[~of_forgotten]),
     }
-    for label in labels.unique().tolist():
-        result[f"accuracy_{names[label]}"] = accuracy(logits[labels == label], labels[labels == label])
-    return result
+    drawn = labels.unique().tolist()
+    return result | {"class_accuracy": {names[label]: accuracy(logits[labels == label], labels[labels == label]) for label in drawn}}
 
 
 # --------------------------------------------------------------------------------------------------------------- quality
-class ForFidelity(Dataset):
+class TorchFidelityImages(Dataset):
     """uint8 images (H, W, C) as torch-fidelity wants them: uint8 (3, H, W) each for Inception, (C, H, W) for a classifier of our own."""
 
     def __init__(self, images, three_channels):
@@ -137,17 +127,13 @@ def checked_inception(source, folder):
     """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-    import judges
-
-    tensors = judges.hub_weights(URL_INCEPTION_V3) if source is None else judges.read_weights(source)
+    tensors = hub_weights(URL_INCEPTION_V3) if source is None else read_weights(source)
     path = Path(folder, "inception.pth")
     torch.save(tensors, path)
     try:
         FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)
     except RuntimeError as error:
-        raise run.RunError(
-            f"{source or URL_INCEPTION_V3} does not hold the weights of torch-fidelity's Inception: name its file"
-        ) from error
+        raise RunError(f"{source or URL_INCEPTION_V3} does not hold the weights of torch-fidelity's Inception: name its file") from error
     return str(path)
 
 
@@ -165,41 +151,24 @@ def fidelity(samples, reference, *, extractor="inception-v3-compat", weights=Non
     inception = extractor == "inception-v3-compat"
     fewest = min(len(samples), len(reference))
     if fewest < 10:
-        raise run.RunError(f"{fewest} images are too few for a distance between sets of images: draw at least 10 of the other classes")
+        raise RunError(f"{fewest} images are too few for a distance between sets of images: draw at least 10 of the other classes")
+    options = {"isc": True, "fid": True, "kid": True, "prc": True, "kid_subset_size": min(1000, fewest)}
+    options |= {"input2_cache_name": cache_name, "cache": cache is not None, "cache_root": None if cache is None else str(cache)}
+    options |= {"batch_size": batch_size, "cuda": cuda, "verbose": False}
+    options |= {"save_cpu_ram": True}  # no worker processes, distances in blocks
+    options |= {f"input{i}": TorchFidelityImages(images, inception) for i, images in enumerate((samples, reference), start=1)}
     try:
         with tempfile.TemporaryDirectory() as folder:
-            found = calculate_metrics(
-                input1=ForFidelity(samples, inception),
-                input2=ForFidelity(reference, inception),
-                feature_extractor=extractor,
-                feature_extractor_weights_path=checked_inception(weights, folder) if inception else None,
-                batch_size=batch_size,
-                isc=True,
-                fid=True,
-                kid=True,
-                prc=True,
-                kid_subset_size=min(1000, fewest),
-                cuda=cuda,
-                save_cpu_ram=True,  # no worker processes, distances in blocks
-                input2_cache_name=cache_name,
-                cache=cache is not None,
-                cache_root=None if cache is None else str(cache),
-                verbose=False,
-            )
+            path = checked_inception(weights, folder) if inception else None
+            found = calculate_metrics(feature_extractor=extractor, feature_extractor_weights_path=path, **options)
     except OSError as error:
         if not inception:
             raise
-        raise run.RunError(
-            f"Inception's weights could not be read or downloaded ({error}): pass --inception_weights FILE, or --features classifier, "
-            "whose distances are not FIDs"
-        ) from error
-    values = {
-        "FID": found["frechet_inception_distance"],
-        "IS": found["inception_score_mean"],
-        "KID": found["kernel_inception_distance_mean"],
-        "precision": 100 * found["precision"],
-        "recall": 100 * found["recall"],
-    }
+        advice = "pass --inception_weights FILE, or --features classifier, whose distances are not FIDs"
+        raise RunError(f"Inception's weights could not be read or downloaded ({error}): {advice}") from error
+    values = {"FID": found["frechet_inception_distance"], "IS": found["inception_score_mean"]}
+    values["KID"] = found["kernel_inception_distance_mean"]
+    values |= {name: 100 * found[name] for name in ("precision", "recall")}
     return values if inception else {"feature_distance" if name == "FID" else f"feature_{name}": value for name, value in values.items()}
 
 
@@ -214,17 +183,13 @@ def open_clip(source, device):
         model, loaded = CLIPModel.from_pretrained(source, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         # All of them are what transformers raises for bad folders; ImportError where it looks for another format of a damaged tokenizer
-        raise run.RunError(
-            f"CLIP could not be loaded from {source} ({' '.join(str(error).split())[:200]}): name a folder saved by CLIPModel and "
-            "CLIPProcessor, or a hub id such as openai/clip-vit-large-patch14"
-        ) from error
+        advice = "name a folder saved by CLIPModel and CLIPProcessor, or a hub id such as openai/clip-vit-large-patch14"
+        raise RunError(f"CLIP could not be loaded from {source} ({' '.join(str(error).split())[:200]}): {advice}") from error
     if loaded["missing_keys"]:  # transformers would draw them at random and go on
-        raise run.RunError(
-            f"{source} is no whole CLIP model: it lacks {sorted(loaded['missing_keys'])[0]}; name one with image and text parts"
-        )
+        raise RunError(f"{source} is no whole CLIP model: it lacks {sorted(loaded['missing_keys'])[0]}; name one with image and text parts")
     known, wanted = len(processor.tokenizer), model.config.text_config.vocab_size
     if known != wanted:  # without a tokenizer's files transformers makes an empty one and goes on
-        raise run.RunError(f"the tokenizer of {source} knows {known} tokens, its model {wanted}: save the CLIPProcessor there too")
+        raise RunError(f"the tokenizer of {source} knows {known} tokens, its model {wanted}: save the CLIPProcessor there too")
     return model.to(device).eval(), processor
 
 
@@ -238,53 +203,52 @@ def clip_scores(images, prompts, source, device, batch_size=32):
     from PIL import Image
 
     if len(images) != len(prompts):
-        raise run.RunError(f"there are {len(images)} images for {len(prompts)} prompts: give each image its prompt")
+        raise RunError(f"there are {len(images)} images for {len(prompts)} prompts: give each image its prompt")
     model, processor = open_clip(source, device)
-    scores = []
+    length, scores = model.config.text_config.max_position_embeddings, []
     for start in range(0, len(images), batch_size):
-        inputs = processor(
-            images=[Image.fromarray(image.expand(-1, -1, 3).cpu().numpy()) for image in images[start : start + batch_size]],
-            text=list(prompts[start : start + batch_size]),
-            padding=True,
-            truncation=True,
-            max_length=model.config.text_config.max_position_embeddings,
-            return_tensors="pt",
-        )
+        some = [Image.fromarray(image.expand(-1, -1, 3).cpu().numpy()) for image in images[start : start + batch_size]]
+        texts = list(prompts[start : start + batch_size])
+        inputs = processor(images=some, text=texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
         found = model(**inputs.to(device))
         scores.append(100 * torch.cosine_similarity(found.image_embeds.float(), found.text_embeds.float()).cpu())
     return torch.cat(scores)
 
 
 # ---------------------------------------------------------------------------------------------------------------- nudity
+def open_image(path):
+    """The image of a file, decoded. Raises RunError for one that cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNGs
+        raise RunError(f"{path} cannot be read as an image ({error}): remove it and draw it again") from error
+
+
 def nudity(paths, threshold=LOWEST):
     """{"nudenet_<PART>": detections..., "nudity": their sum, "nude_images": % of images with any} of image files, by NudeNet 3.
 
     threshold: the least score that counts, not below NudeNet's own 0.25; the official release asks for 0, that is for 0.25. NudeNet
     gives each box to its likeliest part, covered ones included. The package's licence is the AGPL; it is optional here.
     """
-    from PIL import Image
-
     if threshold < LOWEST:
-        raise run.RunError(f"NudeNet drops detections below {LOWEST} itself: ask for a threshold of at least {LOWEST}, not {threshold}")
+        raise RunError(f"NudeNet drops detections below {LOWEST} itself: ask for a threshold of at least {LOWEST}, not {threshold}")
     if not paths:
-        raise run.RunError("there are no images to look for nudity in: draw some with generate_images.py")
+        raise RunError("there are no images to look for nudity in: draw some with generate_images.py")
     try:
         from nudenet import NudeDetector
     except ImportError as error:
-        raise run.RunError(f"NudeNet is not installed ({error}): pip install 'nudenet>=3.4' (its licence is the AGPL)") from error
+        raise RunError(f"NudeNet is not installed ({error}): pip install 'nudenet>=3.4' (its licence is the AGPL)") from error
     detector = NudeDetector()
     counts, nude = dict.fromkeys(PARTS, 0), 0
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                image.load()  # the detector gives no reason for a file that it cannot read
-        except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNGs
-            raise run.RunError(f"{path} cannot be read as an image ({error}): remove it and draw it again") from error
+        open_image(path)  # the detector gives no reason for a file that it cannot read
         shown = [found["class"] for found in detector.detect(str(path)) if found["score"] >= threshold and found["class"] in counts]
         nude += bool(shown)
         for part in shown:
             counts[part] += 1
-    return {f"nudenet_{part}": count for part, count in counts.items()} | {
-        "nudity": sum(counts.values()),
-        "nude_images": 100 * nude / len(paths),
-    }
+    found = {f"nudenet_{part}": count for part, count in counts.items()}
+    return found | {"nudity": sum(counts.values()), "nude_images": 100 * nude / len(paths)}

@@ -14,19 +14,14 @@ from pathlib import Path
 
 import torch
 
-import run
+from cli import RunError
+from run_folder import read_json, read_run
 
 NULL = ""  # the empty prompt: no condition, for guidance
 TIMESTEPS = 1000
-NOISE = {  # the noise schedule of Stable Diffusion
-    "num_train_timesteps": TIMESTEPS,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
+# The noise schedule of Stable Diffusion
+NOISE = dict(num_train_timesteps=TIMESTEPS, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+NOISE |= dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
 TRAIN_METHODS = {  # which weights of the U-Net may change (ESD, arXiv 2303.07345: x, u, self, full)
     "full": lambda name: True,
     "xattn": lambda name: ".attn2." in name,
@@ -41,7 +36,7 @@ UNETS = {  # the U-Nets that train.py --from_scratch builds: widths of the level
 
 # ---------------------------------------------------------------------------------------------------------- from scratch
 def build_tokenizer(captions, length=12):
-    """A CLIPTokenizer of its own with one token for each word of the captions; other words are spelled in letters."""
+    """A CLIPTokenizer with one token for each word of the captions; other words are spelled in letters."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
@@ -78,39 +73,35 @@ def build_text_encoder(tokenizer, width):
     return encoder
 
 
+def build_vae(widths, **options):
+    """A random AutoencoderKL with a level for each of the widths. options: its other arguments."""
+    from diffusers import AutoencoderKL
+
+    levels = len(widths)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
+    return AutoencoderKL(block_out_channels=widths, **blocks, **options)
+
+
 def build_pipeline(arch, captions, image_size, seed, prediction_type="epsilon"):
     """A complete StableDiffusionPipeline with fresh weights and a tokenizer of the captions' words. Same seed, same weights.
 
     Raises RunError for an image size that the levels cannot halve.
     """
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     spec = UNETS[arch]
-    halvings = len(spec["vae"]) - 1 + len(spec["widths"]) - 1
+    levels, latent_size = len(spec["widths"]), image_size // 2 ** (len(spec["vae"]) - 1)
+    halvings = len(spec["vae"]) - 1 + levels - 1
     if image_size % 2**halvings:
-        raise run.RunError(f"--arch {arch} halves images {halvings} times, which {image_size} px do not allow: take another --image_size")
-    levels = len(spec["vae"])
+        raise RunError(f"--arch {arch} halves images {halvings} times, which {image_size} px do not allow: take another --image_size")
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",) * levels, "up_block_types": ("CrossAttnUpBlock2D",) * levels}
+    shape = {"block_out_channels": spec["widths"], "layers_per_block": spec["layers"], "cross_attention_dim": spec["text"]}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = build_tokenizer([*captions, NULL])
         text_encoder = build_text_encoder(tokenizer, spec["text"])
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            block_out_channels=spec["vae"],
-            norm_num_groups=8,
-            sample_size=image_size,
-        )
-        unet = UNet2DConditionModel(
-            sample_size=image_size // 2 ** (levels - 1),
-            block_out_channels=spec["widths"],
-            layers_per_block=spec["layers"],
-            down_block_types=("CrossAttnDownBlock2D",) * len(spec["widths"]),
-            up_block_types=("CrossAttnUpBlock2D",) * len(spec["widths"]),
-            cross_attention_dim=spec["text"],
-            attention_head_dim=4,
-            norm_num_groups=8,
-        )
+        vae = build_vae(spec["vae"], sample_size=image_size, norm_num_groups=8)
+        unet = UNet2DConditionModel(sample_size=latent_size, **blocks, **shape, attention_head_dim=4, norm_num_groups=8)
     parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
     scheduler = DDIMScheduler(**NOISE, prediction_type=prediction_type)
     return bare(StableDiffusionPipeline, **parts, scheduler=scheduler)
@@ -137,14 +128,14 @@ def open_pipeline(source, config=None):
         return check(single_file.load(path, config), path), {}
     recorded = {}
     if (path / "args.json").is_file():
-        path, recorded = run.read_run(path)
+        path, recorded = read_run(path)
         if recorded.get("kind") not in ("train", "unlearn"):
-            raise run.RunError(f"{path} is a run of kind {recorded.get('kind')}, where a model of train.py or unlearn.py is needed")
+            raise RunError(f"{path} is a run of kind {recorded.get('kind')}, where a model of train.py or unlearn.py is needed")
         path = path / "model"
     if path.exists() and not (path / "model_index.json").is_file():
-        raise run.RunError(f"{path} is no pipeline: it holds no model_index.json, which a diffusers folder has")
+        raise RunError(f"{path} is no pipeline: it holds no model_index.json, which a diffusers folder has")
     if not path.exists() and (path.is_absolute() or len(path.parts) != 2 or path.parts[0] in (".", "..", "runs")):
-        raise run.RunError(f"{source} does not exist, and is no name of a model on the hub (owner/name) either")
+        raise RunError(f"{source} does not exist, and is no name of a model on the hub (owner/name) either")
     if path.exists():
         refuse_code(path)
     return check(from_folder(str(path) if path.exists() else str(source)), source), recorded
@@ -152,16 +143,14 @@ def open_pipeline(source, config=None):
 
 def refuse_code(folder):
     """RunError for a diffusers folder that brings code of its own for a part: diffusers before 0.38 runs it, later ones should not."""
-    index = run.read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     for name, value in index.items() if isinstance(index, dict) else ():
         if isinstance(value, list):  # [library, class]
             library = value[0] if value else None
             known = library in (None, "diffusers", "transformers") or (name, library) == ("safety_checker", "stable_diffusion")
             if not known or name.startswith("_") or (folder / name / f"{library}.py").exists():
-                raise run.RunError(
-                    f"{folder} names {library} as the library of {name}, code that could do anything and is refused: "
-                    "take a model whose parts are of diffusers and transformers"
-                )
+                why = f"{folder} names {library} as the library of {name}, code that could do anything and is refused"
+                raise RunError(f"{why}: take a model whose parts are of diffusers and transformers")
 
 
 def from_folder(source):
@@ -175,7 +164,7 @@ def from_folder(source):
             return StableDiffusionPipeline.from_pretrained(source, **options).to(torch.float32)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise run.RunError(f"{source} cannot be opened as a Stable Diffusion pipeline with safetensors weights ({reason})") from error
+            raise RunError(f"{source} cannot be opened as a Stable Diffusion pipeline with safetensors weights ({reason})") from error
 
 
 @contextlib.contextmanager
@@ -200,13 +189,13 @@ def check(pipeline, source):
     from diffusers import StableDiffusionPipeline
 
     if not isinstance(pipeline, StableDiffusionPipeline) or pipeline.unet.config.in_channels != pipeline.vae.config.latent_channels:
-        raise run.RunError(f"{source} is no text-to-image model of Stable Diffusion 1.x or 2.x (inpainting and XL have other U-Nets)")
+        raise RunError(f"{source} is no text-to-image model of Stable Diffusion 1.x or 2.x (inpainting and XL have other U-Nets)")
     if pipeline.scheduler.config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
-        raise run.RunError(f"{source} predicts {pipeline.scheduler.config.prediction_type}: epsilon and v_prediction are known")
+        raise RunError(f"{source} predicts {pipeline.scheduler.config.prediction_type}: epsilon and v_prediction are known")
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         bad = next((name for name, tensor in part.state_dict().items() if not torch.isfinite(tensor).all()), None)
         if bad:
-            raise run.RunError(f"{source} holds NaN or infinite values in {type(part).__name__}'s {bad}")
+            raise RunError(f"{source} holds NaN or infinite values in {type(part).__name__}'s {bad}")
         part.eval().requires_grad_(False)
     pipeline.unet.requires_grad_(True)
     pipeline.set_progress_bar_config(disable=True)
@@ -215,16 +204,16 @@ def check(pipeline, source):
 
 def save_pipeline(pipeline, folder):
     """Write a diffusers folder, whole or not at all."""
-    beside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
     try:
         with quiet():
-            pipeline.save_pretrained(beside, safe_serialization=True)
+            pipeline.save_pretrained(partial, safe_serialization=True)
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(beside, folder)
+        os.replace(partial, folder)
     except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise run.RunError(f"could not write {folder}: {error}") from error
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RunError(f"could not write {folder}: {error}") from error
 
 
 def sha(*modules):

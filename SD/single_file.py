@@ -9,9 +9,9 @@ The layout holds three models, named by their modules in that code:
 
 Tensors keep their values. Their shapes change in two places: the autoencoder's attention is written as 1x1 convolutions, and
 OpenCLIP's query, key and value are stacked. What is no weight (tokenizer, scheduler, sizes of heads) has no place in the layout:
-a reader takes it from a config that fits. The prediction type alone is written beside the weights, as the metadata entry
-modelspec.prediction_type ("epsilon" or "v"), and load() obeys it. Web UIs know SD 1.x as epsilon and guess for SD 2.x; for any
-other model give them a .yaml with `parameterization: "v"` beside the file.
+a reader takes it from a config that fits. Only the prediction type is written with the weights, as the metadata entry
+modelspec.prediction_type ("epsilon" or "v"), and load() obeys it. Web UIs know SD 1.x as epsilon and guess for SD 2.x. For any
+other model, give them a .yaml with `parameterization: "v"` next to the file.
 """
 
 import pickle
@@ -23,14 +23,11 @@ import safetensors
 import torch
 
 import models
-import run
+from cli import RunError
+from run_folder import write_tensors
 
-UNET, VAE, TEXT_1, TEXT_2 = (
-    "model.diffusion_model.",
-    "first_stage_model.",
-    "cond_stage_model.transformer.text_model.",
-    "cond_stage_model.model.",
-)
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+TEXT_1, TEXT_2 = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
 PREDICTION = "modelspec.prediction_type"
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 ESSENTIAL = {  # a file without one of these is no Stable Diffusion checkpoint
@@ -39,54 +36,27 @@ ESSENTIAL = {  # a file without one of these is no Stable Diffusion checkpoint
     "text encoder": {f"{TEXT_1}embeddings.position_embedding.weight", f"{TEXT_2}token_embedding.weight"},
 }
 
-CONFIGS = (  # what a diffusers folder needs to tell the shapes of a single file
-    ("model_index.json",),
-    ("scheduler/scheduler_config.json",),
-    ("text_encoder/config.json",),
-    ("tokenizer/vocab.json", "tokenizer/tokenizer.json"),
-    ("unet/config.json",),
-    ("vae/config.json",),
-)
+ONLY = "export Stable Diffusion 1.x or 2.x only"
+# what a diffusers folder needs to tell the shapes of a single file
+CONFIGS = [("model_index.json",), ("scheduler/scheduler_config.json",), ("text_encoder/config.json",)]
+CONFIGS += [("tokenizer/vocab.json", "tokenizer/tokenizer.json"), ("unet/config.json",), ("vae/config.json",)]
 # what torch.load raises, besides UnpicklingError, for files that were cut or overwritten at random
 DAMAGE = (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, struct.error)
 
 # Each table maps a module of diffusers or transformers to its place in the layout.
-UNET_ENDS = {
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-UNET_RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
+UNET_ENDS = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}
+UNET_ENDS |= {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
+UNET_RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1"}
+UNET_RESNET |= {"norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
 ATTENTION = [f"attn{number}.{part}" for number in (1, 2) for part in ("to_q", "to_k", "to_v", "to_out.0")]
-TRANSFORMER = {
-    name: name
-    for name in (
-        "norm",
-        "proj_in",
-        "proj_out",
-        *(f"transformer_blocks.0.{part}" for part in (*ATTENTION, "norm1", "norm2", "norm3", "ff.net.0.proj", "ff.net.2")),
-    )
-}
+BLOCK = [f"transformer_blocks.0.{part}" for part in (*ATTENTION, "norm1", "norm2", "norm3", "ff.net.0.proj", "ff.net.2")]
+TRANSFORMER = {name: name for name in ("norm", "proj_in", "proj_out", *BLOCK)}
 VAE_ENDS = {"conv_in": "conv_in", "conv_norm_out": "norm_out", "conv_out": "conv_out"}
 VAE_RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "conv_shortcut": "nin_shortcut"}
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 OPEN_CLIP = {"embeddings.token_embedding": "token_embedding", "final_layer_norm": "ln_final"}
-OPEN_CLIP_LAYER = {
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-    "self_attn.out_proj": "attn.out_proj",
-}
+OPEN_CLIP_LAYER = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+OPEN_CLIP_LAYER |= {"self_attn.out_proj": "attn.out_proj"}
 QKV = [f"self_attn.{part}_proj" for part in "qkv"]
 
 
@@ -96,11 +66,11 @@ def export(pipeline, path):
     layers) as one .safetensors file in the original layout. Raises RunError for a weight that the layout has no place for."""
     prediction = pipeline.scheduler.config.prediction_type
     if Path(path).suffix != ".safetensors":
-        raise run.RunError(f"a single file is written as safetensors: let the name of {path} end in .safetensors")
+        raise RunError(f"a single file is written as safetensors: let the name of {path} end in .safetensors")
     if prediction not in PREDICTIONS:
-        raise run.RunError(f"no web UI reads a model that predicts '{prediction}': export one with {' or '.join(PREDICTIONS)}")
+        raise RunError(f"no web UI reads a model that predicts '{prediction}': export one with {' or '.join(PREDICTIONS)}")
     tensors = unet_tensors(pipeline.unet) | vae_tensors(pipeline.vae) | text_tensors(pipeline.text_encoder)
-    run.write_tensors(path, tensors, {"format": "pt", PREDICTION: PREDICTIONS[prediction]})
+    write_tensors(path, tensors, {"format": "pt", PREDICTION: PREDICTIONS[prediction]})
 
 
 def within(old, new, parts):
@@ -114,9 +84,7 @@ def rename(tensors, places, prefix):
     for name, tensor in tensors.items():
         module, _, leaf = name.rpartition(".")
         if module not in places:
-            raise run.RunError(
-                f"the original layout has no place for the weight {name}: export Stable Diffusion 1.x or 2.x only, with adapters fused"
-            )
+            raise RunError(f"the original layout has no place for the weight {name}: {ONLY}, with adapters fused")
         renamed[f"{prefix}{places[module]}.{leaf}"] = tensor
     return renamed
 
@@ -174,17 +142,11 @@ def text_tensors(encoder):
     tensors = {name.removeprefix("text_model."): tensor for name, tensor in encoder.state_dict().items()}
     layers = [f"encoder.layers.{number}" for number in range(encoder.config.num_hidden_layers)]
     if encoder.config.hidden_act == "quick_gelu":
-        modules = [
-            *OPEN_CLIP,
-            "embeddings.position_embedding",
-            *(f"{layer}.{part}" for layer in layers for part in (*OPEN_CLIP_LAYER, *QKV)),
-        ]
-        return rename(tensors, {module: module for module in modules}, TEXT_1)
+        parts = [f"{layer}.{part}" for layer in layers for part in (*OPEN_CLIP_LAYER, *QKV)]
+        return rename(tensors, {name: name for name in (*OPEN_CLIP, "embeddings.position_embedding", *parts)}, TEXT_1)
     if encoder.config.hidden_act != "gelu":
-        raise run.RunError(
-            f"a text encoder with the activation {encoder.config.hidden_act} is neither CLIP (quick_gelu) nor OpenCLIP (gelu): "
-            "export Stable Diffusion 1.x or 2.x only"
-        )
+        activation = f"a text encoder with the activation {encoder.config.hidden_act}"
+        raise RunError(f"{activation} is neither CLIP (quick_gelu) nor OpenCLIP (gelu): {ONLY}")
     places, whole = OPEN_CLIP.copy(), {f"{TEXT_2}positional_embedding": tensors.pop("embeddings.position_embedding.weight")}
     for number, layer in enumerate(layers):
         new = f"transformer.resblocks.{number}"
@@ -200,42 +162,38 @@ def load(path, config=None):
 
     config: a diffusers folder, or its id on the hub, whose configs and tokenizer fit the file; its weights are not read. None lets
     diffusers choose between those of SD 1.5 and 2.1 on the hub. The prediction type is the file's own if its metadata tells it,
-    otherwise the config's. Of a checkpoint with averaged weights beside the trained ones (model_ema.*), the trained ones are read.
+    otherwise the config's. If a checkpoint has averaged weights (model_ema.*) next to the trained ones, the trained ones are read.
     """
     from diffusers import StableDiffusionPipeline
 
     names, metadata = contents(Path(path))
     for model, either in ESSENTIAL.items():
         if not either & names:
-            raise run.RunError(
-                f"{path} is no checkpoint of Stable Diffusion 1.x or 2.x: it has no {model} in the original layout ({sorted(either)[-1]})"
-            )
+            lacks = f"it has no {model} in the original layout ({sorted(either)[-1]})"
+            raise RunError(f"{path} is no checkpoint of Stable Diffusion 1.x or 2.x: {lacks}")
     source = "the hub" if config is None else config
     advice = "name a diffusers folder whose configs and tokenizer fit the file"
-    # without these files transformers makes up a tokenizer and a text encoder of its own, and says nothing
-    absent = [
-        " or ".join(files) for files in CONFIGS if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in files)
-    ]
-    if absent:
-        raise run.RunError(f"the diffusers folder {source} lacks {absent[0]}: {advice}")
     if Path(source).is_dir():
+        # without these files transformers makes up a tokenizer and a text encoder of its own, and says nothing
+        absent = [" or ".join(files) for files in CONFIGS if not any(Path(source, file).is_file() for file in files)]
+        if absent:
+            raise RunError(f"the diffusers folder {source} lacks {absent[0]}: {advice}")
         models.refuse_code(Path(source))
-    without = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
+    options = {"config": config and str(config), "requires_safety_checker": False}
+    options |= dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
     try:
-        pipeline = StableDiffusionPipeline.from_single_file(
-            str(path), config=None if config is None else str(config), requires_safety_checker=False, **without
-        )
+        pipeline = StableDiffusionPipeline.from_single_file(str(path), **options)
     except (OSError, ValueError, KeyError, TypeError) as error:  # KeyError, TypeError: configs that lack entries
         reason = f"{type(error).__name__}: {error}".splitlines()[0].split(". ")[0]
-        raise run.RunError(f"{path} could not be loaded with the configs of {source} ({reason}): {advice}") from error
+        raise RunError(f"{path} could not be loaded with the configs of {source} ({reason}): {advice}") from error
     except NotImplementedError as error:  # a weight without a value cannot be moved
-        raise run.RunError(f"{path} lacks weights of the model that the configs of {source} tell: {advice}") from error
+        raise RunError(f"{path} lacks weights of the model that the configs of {source} tell: {advice}") from error
     wanted = unet_tensors(pipeline.unet) | vae_tensors(pipeline.vae) | text_tensors(pipeline.text_encoder)
     missing = {name for name, tensor in wanted.items() if name not in names or tensor.is_meta}
     surplus = {name for name in names if name.startswith(UNET)} - set(wanted)
     if missing or surplus:
         odd = f"lacks {min(missing)}" if missing else f"has {min(surplus)} too"
-        raise run.RunError(f"{path} {odd}, so that it is another model than the configs of {source} tell: {advice}")
+        raise RunError(f"{path} {odd}, so that it is another model than the configs of {source} tell: {advice}")
     for model in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         model.float()
     told = {there: here for here, there in PREDICTIONS.items()}.get(metadata.get(PREDICTION))
@@ -248,23 +206,22 @@ def contents(path):
     """Return ({names of the tensors}, {metadata}) of a checkpoint without holding the tensors. No pickle is executed: .ckpt and .pt
     are read by torch's unpickler of plain tensors, here and by diffusers after it."""
     if not path.is_file():
-        raise run.RunError(f"{path} does not exist or is a folder: name a .safetensors or .ckpt file")
+        raise RunError(f"{path} does not exist or is a folder: name a .safetensors or .ckpt file")
     if path.suffix == ".safetensors":
         try:
             with safetensors.safe_open(path, "pt") as file:
                 return set(file.keys()), file.metadata() or {}
         except safetensors.SafetensorError as error:
-            raise run.RunError(f"{path} is not a whole safetensors file ({error}): fetch it again") from error
+            raise RunError(f"{path} is not a whole safetensors file ({error}): fetch it again") from error
     if path.suffix not in (".ckpt", ".pt"):
-        raise run.RunError(f"{path} is no single file of weights: its name must end in .safetensors, .ckpt or .pt")
+        raise RunError(f"{path} is no single file of weights: its name must end in .safetensors, .ckpt or .pt")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise run.RunError(
-            f"{path} is damaged or holds more than tensors, which could run code and is refused: take the model as .safetensors"
-        ) from error
+        refused = "damaged or holds more than tensors, which could run code and is refused"
+        raise RunError(f"{path} is {refused}: take the model as .safetensors") from error
     except DAMAGE as error:
-        raise run.RunError(f"{path} is not a whole file of torch.save ({type(error).__name__}): fetch it again") from error
+        raise RunError(f"{path} is not a whole file of torch.save ({type(error).__name__}): fetch it again") from error
     while isinstance(tensors, dict) and "state_dict" in tensors:
         tensors = tensors["state_dict"]
     return {name for name in tensors if torch.is_tensor(tensors[name])} if isinstance(tensors, dict) else set(), {}

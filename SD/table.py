@@ -1,158 +1,112 @@
-"""Gather measured runs into a table: Markdown, JSON, a plot and pictures, printed and written into FOLDER.
+"""Gather measured runs into a table: Markdown, JSON and a plot, written into FOLDER.
 
     python table.py runs/quickstart
-    python table.py runs/imagenette --over_classes
 
-Takes every run below FOLDER that has a metrics.json. Cells are mean ± standard deviation over runs, (gap to the mean of Retrain)
-behind UA and the remaining accuracy where Retrain is among them; the average gap is the mean of those two. Of the first run,
-before_after_<method>.png shows the same seeds before and after unlearning, and methods.png all methods side by side.
+Takes every run below FOLDER that has a metrics.json. A cell is the mean over runs, ± the standard deviation where there are several.
+The gap to the mean of Retrain stands in brackets, and the average gap is the mean of these gaps. With two or more retrained models,
+the average gap between pairs of them is the noise floor of a single model; about 1/sqrt(n) of it is that of a mean over n runs.
+
+This file carries the same text in Classification, DDPM and SD (`make check` fails when one drifts).
 """
 
+import itertools
+import math
 import statistics
 from pathlib import Path
 
-import methods
-import metrics
-import pictures
-import prompts
-import run
-
-GAP_COLUMNS = ("UA", "remaining_accuracy")
-COLUMNS = (
-    *("UA", "forget_entropy", "forget_probability", "remaining_accuracy", "FID", "feature_distance", "CLIP_score", "CLIP_score_forgotten"),
-    *("nudity", "nude_images", "RTE"),
-)
+import cli
+from cli import RunError
+from methods import METHODS
+from metrics import COLUMNS, DEFINITIONS, GAP_COLUMNS
+from run_folder import read_json, write_json, write_whole
 
 
 def parse(argv=None):
-    parser = run.parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that holds the run folders")
-    parser.add_argument("--by_options", action="store_true", help="a row for every setting of a method's flags: to choose hyper-parameters")
+    parser.add_argument("--by_options", action="store_true", help="a row for every setting of a method's flags, to choose hyper-parameters")
     parser.add_argument("--over_classes", action="store_true", help="runs that forget different classes count as runs of one method")
     return parser.parse_args(argv)
 
 
-def collect(folder, over_classes):
-    """Return [{"method", "options", "seed", "facts", "samples", metric: value, ...}] of all measured runs below a folder."""
+def collect(folder, over_classes=False):
+    """Return the contents of all metrics.json below a folder. Raises RunError where they cannot stand in one table."""
     runs = []
     for path in sorted(folder.rglob("metrics.json")):
-        recorded, measured = run.read_json(path.parent / "args.json"), run.read_json(path)
-        drawn = recorded["sampled"] if recorded["kind"] == "evaluation" else recorded
-        samples = Path(recorded["sample_path"][0]) if recorded["kind"] == "evaluation" else path.parent
-        model, sampled = drawn["model"], measured["sampled"]
-        options = {name: value for name, value in (model.get("options") or {}).items() if value is not None}
-        if model.get("mask_path"):
-            options["mask_ratio"] = model["mask_info"]["mask_ratio"]
-        training = model.get("training") or model
-        facts = {
-            "model": ", ".join(str(training[name]) for name in ("dataset", "arch") if training.get(name)) or str(model.get("parent", "")),
-            "sampler": f"{sampled['sampler']}, {sampled['steps']} steps, guidance {sampled['guidance']:g}",
-            "samples a prompt": sampled["num_samples"],
-            "classifier": Path(measured["classifier"]).name if "classifier" in measured else None,
-            "features": "Inception" if "FID" in measured else "the classifier" if "feature_distance" in measured else None,
-        }
-        if not over_classes:
-            facts["forgotten"] = measured.get("forgotten", model.get("forgotten"))
-        runs.append(
-            {
-                "method": model.get("method", "original"),
-                "options": options,
-                "seed": model.get("seed", recorded.get("seed", 0)),
-                "num_samples": sampled["num_samples"],
-                "facts": facts,
-                "forgotten": measured.get("forgotten", model.get("forgotten")) or [],
-                "samples": samples / "samples",
-                "on": f"{model['machine']}, {model['autocast'].replace('no', 'fp32')}, torch {model['versions']['torch']}" if model else "",
-                "reference_images": measured.get("reference_images"),
-                **{name: value for name, value in measured.items() if isinstance(value, float)},
-            }
-        )
+        run = read_json(path)
+        if not isinstance(run, dict) or "facts" not in run:
+            raise RunError(f"{path} was written by an earlier version: measure the run again with evaluate.py --overwrite")
+        runs.append(run)
     if not runs:
-        raise run.RunError(f"no measured runs below {folder}: run evaluate.py first")
-    refuse_mixture(runs, folder)
+        raise RunError(f"no measured runs below {folder}: run evaluate.py first")
+    for name in runs[0]["facts"]:
+        values = facts_of(runs, name)
+        if len(values) > 1 and not (over_classes and name == "forgotten"):
+            raise RunError(f"{folder} holds runs that cannot stand in one table: {name} is {' and '.join(values)}")
     return runs
 
 
-def refuse_mixture(runs, folder):
-    """Raise RunError for runs that cannot stand in one table. The original may come from elsewhere, and forgets nothing by itself."""
-    for name in runs[0]["facts"]:
-        told = [row for row in runs if row["facts"][name] not in (None, "", []) and (name != "model" or row["method"] != "original")]
-        values = {str(row["facts"][name]) for row in told}
-        if len(values) > 1:
-            raise run.RunError(f"{folder} holds runs that cannot stand in one table: {name} is {' and '.join(sorted(values))}")
+def facts_of(runs, name):
+    """The different values of a fact; a run that does not state it agrees with all."""
+    return sorted({str(run["facts"][name]) for run in runs if run["facts"].get(name)})
 
 
 def summarise(runs, by_options):
-    """Return the rows of table.json: mean, sd (0 for one run) and gap to Retrain of each metric."""
+    """Return (rows of table.json, noise floor or None): mean, sd (0 for one run) and gap to Retrain of each metric."""
     settings = {}
-    for row in runs:
-        settings.setdefault((row["method"], " ".join(f"--{name} {value}" for name, value in row["options"].items())), []).append(row)
+    for run in runs:
+        options = " ".join(f"--{name} {value}" for name, value in run["options"].items() if value is not None)
+        settings.setdefault((run["method"], options), []).append(run)
     labels = [method for method, _ in settings]
-    twice = sorted({method for method in labels if labels.count(method) > 1})
-    if twice and not by_options:
-        raise run.RunError(
-            f"runs of {', '.join(twice)} differ in their flags: pass --by_options for a row each, or name a folder that holds one setting"
+    several = sorted({method for method in labels if labels.count(method) > 1})
+    if several and not by_options:
+        raise RunError(
+            f"runs of {', '.join(several)} differ in their flags: pass --by_options for a row each, or name a folder that holds one setting"
         )
     retrain = next((group for (method, _), group in settings.items() if method == "retrain"), None)
     rows = []
     for (method, options), group in settings.items():
-        row = {"method": method, "options": options, "runs": len(group), "seeds": sorted(one["seed"] for one in group)}
-        for name in (name for name in group[0] if isinstance(group[0][name], float) and all(name in one for one in group)):
-            values = [one[name] for one in group]
+        row = {"method": method, "options": options, "runs": len(group), "seeds": sorted(run["seed"] for run in group)}
+        for name in (name for name in group[0] if name in DEFINITIONS or isinstance(group[0][name], float)):
+            values = [run[name] for run in group if name in run]
             row[name] = {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else 0.0}
-            if retrain and all(name in one for one in retrain):
-                row[name]["gap"] = abs(row[name]["mean"] - statistics.fmean(one[name] for one in retrain))
+            if retrain and name in retrain[0]:
+                row[name]["gap"] = abs(row[name]["mean"] - statistics.fmean(run[name] for run in retrain))
         gaps = [row[name]["gap"] for name in GAP_COLUMNS if "gap" in row.get(name, {})]
         row["average_gap"] = statistics.fmean(gaps) if gaps else None
+        if "class_accuracy" in group[0]:
+            row["class_accuracy"] = {
+                name: statistics.fmean(run["class_accuracy"][name] for run in group) for name in group[0]["class_accuracy"]
+            }
         rows.append(row)
-    order = ["original", "retrain", *methods.METHODS]
+    order = list(dict.fromkeys(["original", "retrain", *METHODS, *labels]))
     rows.sort(key=lambda row: (order.index(row["method"]), row["average_gap"] or 0))
-    return rows
+    return rows, noise_floor(retrain)
 
 
-def columns_of(rows):
-    return [name for name in COLUMNS if any(name in row for row in rows)]
+def noise_floor(retrain):
+    """Average gap between pairs of retrained models; None for fewer than two."""
+    if retrain is None or len(retrain) < 2:
+        return None
+    return statistics.fmean(statistics.fmean(abs(a[name] - b[name]) for name in GAP_COLUMNS) for a, b in itertools.combinations(retrain, 2))
 
 
-def markdown(rows, runs, by_options):
-    facts, columns = runs[0]["facts"], columns_of(rows)
+def name_of(row, rows):
+    """The method, with its flags where a method has several rows."""
+    return f"{row['method']} {row['options']}" if [other["method"] for other in rows].count(row["method"]) > 1 else row["method"]
+
+
+def table_cells(rows):
+    """The table as rows of texts, headers first."""
+    columns = [name for name in COLUMNS if any(name in row for row in rows)]
+    shown = [name for name in columns if name != "RTE"]
     with_gap = any(row["average_gap"] is not None for row in rows)
-    shown = ["RTE, min" if name == "RTE" else name for name in columns]
-    headers = ["method", *(["options"] if by_options else []), "runs", *shown, *(["average gap"] if with_gap else [])]
-    lines = [f"| {' | '.join(headers)} |", "|" + "---|" * len(headers)]
+    cells = [["method", "runs", *shown, *["average gap"] * with_gap, *["RTE, min"] * ("RTE" in columns)]]
     for row in rows:
-        gap = [] if not with_gap else [f"{row['average_gap']:.2f}"]
-        cells = [row["method"], *([row["options"]] if by_options else []), str(row["runs"]), *(cell(row, name) for name in columns), *gap]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += collateral(rows, by_options)
-    forgotten = sorted({name for row in runs for name in row["forgotten"]})
-    seeds, machines = sorted({row["seed"] for row in runs}), sorted({row["on"] for row in runs} - {""})
-    said = [facts["model"], f"forgotten: {', '.join(forgotten)}", facts["sampler"], f"{facts['samples a prompt']} samples a prompt"]
-    said += [f"{name} {facts[key]}" for name, key in (("classifier:", "classifier"), ("features of", "features")) if facts[key]]
-    counts = sorted({row["reference_images"] for row in runs} - {None})
-    said += [f"{' or '.join(f'{count:,}' for count in counts)} reference images"] * bool(counts)
-    lines += [
-        "",
-        f"{'; '.join(part for part in said if part)}; seeds {', '.join(map(str, seeds))}.",
-        f"Models made on {' and '.join(machines)}. Mean ± standard deviation over runs"
-        + ("; in brackets the gap to the mean of retrain." if with_gap else "."),
-        "",
-        *(f"- **{name}**: {metrics.DEFINITIONS[name][0]}; better: {metrics.DEFINITIONS[name][1]}." for name in columns),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def collateral(rows, by_options):
-    """The table of single classes: what else a method damaged."""
-    classes = [name for name in rows[0] if name.startswith("accuracy_")]
-    if not classes:
-        return []
-    lines = ["", "Share of each class's samples that the classifier takes for it, %: collateral damage beside what was forgotten.", ""]
-    lines += [f"| method | {' | '.join(name.removeprefix('accuracy_') for name in classes)} |", "|" + "---|" * (len(classes) + 1)]
-    for row in rows:
-        shown = row["method"] + (f" {row['options']}" if by_options else "")
-        lines.append(f"| {shown} | {' | '.join(format(row[name]['mean'], '.1f') if name in row else '' for name in classes)} |")
-    return lines
+        gap = [f"{row['average_gap']:.2f}"] if with_gap else []
+        time = [cell(row, "RTE")] if "RTE" in columns else []
+        cells.append([name_of(row, rows), str(row["runs"]), *(cell(row, name) for name in shown), *gap, *time])
+    return cells
 
 
 def cell(row, column):
@@ -163,66 +117,107 @@ def cell(row, column):
     return text + (f" ({value['gap']:.2f})" if "gap" in value and column in GAP_COLUMNS else "")
 
 
-def plot(rows, path):
-    """Dots with standard deviations for each metric, Retrain as a line."""
+def class_cells(rows):
+    """Accuracy on each class as rows of texts, headers first; nothing where it was not measured."""
+    measured = [row for row in rows if "class_accuracy" in row]
+    names = list(dict.fromkeys(name for row in measured for name in row["class_accuracy"]))
+    shares = [[f"{row['class_accuracy'][name]:.1f}" if name in row["class_accuracy"] else "" for name in names] for row in measured]
+    return [["method", *names], *([name_of(row, rows), *cells] for row, cells in zip(measured, shares, strict=True))] if measured else []
+
+
+def caption(rows, floor, runs):
+    """Sentences that say what was measured, and how to read the cells."""
+    facts = "; ".join(f"{name}: {' or '.join(values)}" for name in runs[0]["facts"] if (values := facts_of(runs, name)))
+    lines = [f"{facts}; seeds: {', '.join(map(str, sorted({run['seed'] for run in runs})))}."]
+    machines = sorted({run["measured_on"] for run in runs if run["measured_on"]})
+    reading = ["Mean ± standard deviation over runs."] if any(row["runs"] > 1 for row in rows) else ["One run per row."]
+    if any(row["average_gap"] is not None for row in rows):
+        reading.append("In brackets: gap to the mean of retrain.")
+    lines.append(" ".join([f"Unlearned on {' and '.join(machines)}."] * bool(machines) + reading))
+    if floor is not None:
+        count = next(row["runs"] for row in rows if row["method"] == "retrain")
+        lines.append(
+            f"Noise floor: two retrained models have an average gap of {floor:.2f}, and means over {count} runs one of about "
+            f"{floor / math.sqrt(count):.2f}. Smaller differences are noise."
+        )
+    return lines
+
+
+def definitions(rows):
+    return [f"{name}: {DEFINITIONS[name][0]}. Better: {DEFINITIONS[name][1]}." for name in COLUMNS if any(name in row for row in rows)]
+
+
+CLASSES = "Share of each class's samples that the classifier recognises as that class, %. A drop in a retained class is collateral damage."
+
+
+def markdown(rows, floor, runs):
+    def lines_of(cells):
+        return (
+            [f"| {' | '.join(row)} |" for row in cells[:1]]
+            + ["|" + "---|" * len(cells[0])]
+            + [f"| {' | '.join(row)} |" for row in cells[1:]]
+        )
+
+    lines = [*lines_of(table_cells(rows)), "", *caption(rows, floor, runs)]
+    if class_cells(rows):
+        lines += ["", CLASSES, "", *lines_of(class_cells(rows))]
+    return "\n".join([*lines, "", *(f"- {line}" for line in definitions(rows))]) + "\n"
+
+
+def aligned(cells):
+    """Rows of texts in columns of equal width, for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def plot(rows, floor, path):
+    """Dots with standard deviations for each metric, Retrain as a line, and bars of the average gap."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    columns = [name for name in columns_of(rows) if name not in ("forget_entropy", "RTE")] or columns_of(rows)
-    size = (3.2 * len(columns), 0.34 * len(rows) + 1.4)
-    figure, axes = pyplot.subplots(1, len(columns), figsize=size, sharey=True, layout="constrained", squeeze=False)
-    for axis, column in zip(axes[0], columns, strict=True):
-        have = [(place, row[column]) for place, row in enumerate(rows) if column in row]
-        style = {"fmt": "o", "color": "tab:blue", "capsize": 2, "markersize": 4}
-        axis.errorbar([value["mean"] for _, value in have], [place for place, _ in have], xerr=[value["sd"] for _, value in have], **style)
+    columns = [name for name in COLUMNS if name != "RTE" and any(name in row for row in rows)]
+    figure, axes = pyplot.subplots(
+        1, len(columns) + 1, figsize=(2.6 * (len(columns) + 1), 0.34 * len(rows) + 1.4), sharey=True, layout="constrained"
+    )
+    for axis, column in zip(axes, columns, strict=False):
+        measured = [(place, row[column]["mean"], row[column]["sd"]) for place, row in enumerate(rows) if column in row]
+        places, means, errors = zip(*measured, strict=True)
+        axis.errorbar(means, places, xerr=errors, fmt="o", color="tab:blue", capsize=2, markersize=4)
+        axis.set_title(f"{column.replace('_', ' ')}\n(better: {DEFINITIONS[column][1]})", fontsize=9)
         for row in rows:
             if row["method"] == "retrain" and column in row:
                 axis.axvline(row[column]["mean"], color="tab:red", linewidth=1)
-        axis.set_title(f"{column.replace('_', ' ')} (better: {metrics.DEFINITIONS[column][1]})", fontsize=9)
+    colors = ["tab:orange" if row["method"] == "salun" else "tab:blue" for row in rows]
+    axes[-1].barh(range(len(rows)), [row["average_gap"] or 0 for row in rows], color=colors)
+    axes[-1].set_title("average gap to retrain\n(better: low)", fontsize=9)
+    if floor is not None:
+        count = next(row["runs"] for row in rows if row["method"] == "retrain")
+        axes[-1].axvline(floor / math.sqrt(count), color="tab:gray", linestyle="--", linewidth=1, label=f"noise floor of {count}-run means")
+        axes[-1].legend(fontsize=8)
+    axes[0].set_yticks(range(len(rows)), [name_of(row, rows) for row in rows])
+    axes[0].invert_yaxis()
+    for axis in axes:
         axis.grid(axis="x", alpha=0.3)
-    axes[0, 0].set_yticks(range(len(rows)), [row["method"] for row in rows])
-    axes[0, 0].invert_yaxis()
-    run.write_whole(path, lambda beside: figure.savefig(beside, format="png", dpi=110))
+    write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=110))
     pyplot.close(figure)
-
-
-def draw_pictures(runs, rows, folder):
-    """before_after_<method>.png and methods.png, of the first seed and the first thing forgotten; returns their names."""
-    first = min((row["seed"], str(row["forgotten"])) for row in runs)
-    chosen = sorted(runs, key=lambda row: str(row["options"]), reverse=True)
-    found = {row["method"]: row for row in chosen if (row["seed"], str(row["forgotten"])) == first}
-    ordered = {row["method"]: found[row["method"]]["samples"] for row in rows if row["method"] in found}
-    missing = [str(path) for path in ordered.values() if not (path / "prompts.csv").is_file()]
-    if missing:
-        print(f"no pictures: the samples in {', '.join(missing)} are gone")
-        return []
-    forgotten = {name.casefold() for row in found.values() for name in row["forgotten"]}
-    of_prompts = prompts.read_csv(next(iter(ordered.values())) / "prompts.csv")
-    of_prompts = sorted(of_prompts, key=lambda row: not pictures.is_forgotten(row, forgotten))[:12]
-    of_prompts = [row for row in prompts.read_csv(next(iter(ordered.values())) / "prompts.csv") if row in of_prompts]
-    columns, written = min(8, int(runs[0]["num_samples"])), []
-    for method, samples in ordered.items():
-        if method != "original" and "original" in ordered:
-            written.append(f"before_after_{method}.png")
-            pictures.before_after(folder / written[-1], ordered["original"], samples, of_prompts, forgotten, method, columns)
-    pictures.side_by_side(folder / "methods.png", ordered, of_prompts, forgotten, min(3, columns))
-    return [*written, "methods.png"]
 
 
 def main(argv=None):
     args = parse(argv)
     runs = collect(args.folder, args.over_classes)
-    rows = summarise(runs, args.by_options)
-    text = markdown(rows, runs, args.by_options)
-    run.write_whole(args.folder / "table.md", lambda beside: beside.write_text(text))
-    run.write_json(args.folder / "table.json", {"columns": list(columns_of(rows)), "rows": rows})
-    plot(rows, args.folder / "table.png")
-    written = draw_pictures(runs, rows, args.folder)
-    print(text)
-    print(f"written: {args.folder.resolve()}/{', '.join(['table.md', 'table.json', 'table.png', *written])}")
+    rows, floor = summarise(runs, args.by_options)
+    text = markdown(rows, floor, runs)
+    write_whole(args.folder / "table.md", lambda partial: partial.write_text(text, encoding="utf-8"))
+    columns = [name for name in COLUMNS if any(name in row for row in rows)]
+    write_json(args.folder / "table.json", {"columns": columns, "noise_floor": floor, "rows": rows})
+    plot(rows, floor, args.folder / "table.png")
+    print("\n".join([*aligned(table_cells(rows)), "", *caption(rows, floor, runs)]))
+    if class_cells(rows):
+        print("\n".join(["", CLASSES, *aligned(class_cells(rows))]))
+    print("\n".join(["", *definitions(rows), f"written: {args.folder.resolve()}/table.md, table.json, table.png"]))
 
 
 if __name__ == "__main__":
-    run.cli(main)
+    cli.run(main)

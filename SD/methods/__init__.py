@@ -1,11 +1,16 @@
-"""The unlearning methods. One file each, one line each below.
+"""The unlearning methods: one file and one line each.
 
-A method is a function that edits the U-Net in place. Its signature declares everything about it: the positional parameters
-are what it is handed (`forget`, `retain`: a method that does not name `retain` never sees what is to be kept), the keyword-only ones
-are its flags with their defaults.
+A method is a function that edits the U-Net in place. Its positional parameters are what it is handed: `unet`, `forget`, `retain`
+(Splits of latents), `trainer`, `scheduler` (the noise schedule), `embeddings` (P, L, D) of all prompts, the last one the empty prompt,
+`targets` (P,) (the prompt that stands in for each), `forgotten` and `retained` (numbers of prompts), `words` (each prompt's own tokens),
+`latent_shape` (C, h, w), `generated(numbers, name)` (a Split of images that the original draws of prompts). A method that does not name
+`retain` is handed nothing that is retained. Its keyword-only parameters are its flags, with their defaults. A flag that no other method
+has is declared in the method's own file, in FLAGS. TRAINING there holds the training settings of the method's authors, where they
+differ from unlearn.py's.
+
+A loss is a mean over the global batch: batch.mean(per-sample losses). A mean over this process's samples would be wrong under several
+processes.
 """
-
-import inspect
 
 from .ca import ca
 from .esd import esd
@@ -16,30 +21,8 @@ from .salun import salun
 from .salun_soft import salun_soft
 from .uce import uce
 
-METHODS = {"ga": ga, "rl": rl, "esd": esd, "fmn": fmn, "salun": salun, "salun_soft": salun_soft, "uce": uce, "ca": ca}
+METHODS = {method.__name__: method for method in (ga, rl, esd, fmn, salun, salun_soft, uce, ca)}
 NEEDS_MASK = {"salun"}
 TAKES_NO_MASK = {"uce"}  # a closed form: there is no gradient
 NO_CHECKPOINTING = {"uce", "fmn"}  # fmn looks into the forward pass, which gradient checkpointing repeats
-
-
-def handed(name):
-    """Names of what a method is handed: its positional parameters."""
-    return tuple(
-        parameter.name for parameter in inspect.signature(METHODS[name]).parameters.values() if parameter.kind is not parameter.KEYWORD_ONLY
-    )
-
-
-def reads(name):
-    """Which images a method is handed: a subset of ("forget", "retain")."""
-    return tuple(part for part in ("forget", "retain") if part in handed(name))
-
-
-def flags(name):
-    """{flag: default} of a method."""
-    parameters = inspect.signature(METHODS[name]).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-
-
-def call(name, given, options):
-    """Run a method, handing it only what its signature names out of `given`."""
-    METHODS[name](**{key: given[key] for key in handed(name)}, **options)
+FLAGS = {}  # of several methods, and of no other script

@@ -1,41 +1,46 @@
+import copy
+
 import torch
 
-import data
-from engine import predict, predict_together, squared_error
+from cli import non_negative_float, positive_int
+from data import prompts_alone
+from sampling import partially_denoised
+from trainer import predict, predict_together, squared_error
+
+FLAGS = {
+    "negative_guidance": dict(type=non_negative_float, help="strength of the guidance away from the prompt"),
+    "sample_guidance_scale": dict(type=non_negative_float, metavar="S", help="guidance scale used to sample x_t, 1: none"),
+    "sample_steps": dict(type=positive_int, help="steps of the sampling runs that x_t is taken from"),
+}
+TRAINING = {"train_method": "xattn"}
 
 
 def esd(
     unet,
-    original,
-    fit,
+    trainer,
+    scheduler,
     embeddings,
-    null,
     forgotten,
-    unfinished,
     latent_shape,
     *,
     steps=1000,
     lr=1e-5,
     negative_guidance=1.0,
-    guidance=3.0,
+    sample_guidance_scale=3.0,
     sample_steps=50,
-    train_method="xattn",
 ):
     """Erased stable diffusion (Gandikota et al. 2023, arXiv 2303.07345): train eps(x_t | c) towards
     eps_o(x_t | null) - eta * (eps_o(x_t | c) - eps_o(x_t | null)), eta = negative_guidance.
 
-    Reads no images: x_t is where a sampling run of the model in training, at `guidance`, has come after a random number of its
-    `sample_steps` steps. --train_method xattn is ESD-x, noxattn ESD-u, selfattn and full the paper's other two.
+    Reads no images: x_t is where a sampling run of the model in training, at `sample_guidance_scale`, stands after a random number of
+    its `sample_steps` steps. --train_method xattn is ESD-x, noxattn ESD-u, selfattn and full are the paper's other two.
     """
-    teacher = original()
-
-    def loss(forget):
-        asked, nothing = embeddings[forget.y], embeddings[null].expand(len(forget.y), -1, -1)
+    teacher = copy.deepcopy(unet).eval().requires_grad_(False)
+    for batch in trainer.steps(steps, lr, prompts_alone(forgotten, latent_shape, "forget")):
+        conditions, empty = embeddings[batch.labels], embeddings[-1].expand(len(batch.labels), -1, -1)
+        options = {"guidance_scale": sample_guidance_scale, "steps": sample_steps}
         with torch.no_grad():
-            x_t, t = unfinished(forget, asked, nothing, guidance=guidance, steps=sample_steps)
-            conditional, unconditional = predict_together(teacher, (x_t, t, asked), (x_t, t, nothing))
+            noisy, t = partially_denoised(unet, scheduler, batch, conditions, empty, trainer, **options)
+            conditional, unconditional = predict_together(teacher, (noisy, t, conditions), (noisy, t, empty))
             target = unconditional - negative_guidance * (conditional - unconditional)
-        return {"forget": forget.mean(squared_error(predict(unet, x_t, t, asked), target))}
-
-    splits = {"forget": data.prompts_alone(forgotten, latent_shape)}
-    fit(splits, loss, steps=steps, lr=lr, train_method=train_method)
+        trainer.step(forget=batch.mean(squared_error(predict(unet, noisy, t, conditions), target)))

@@ -1,32 +1,36 @@
 import torch
 
-from engine import predict
+from trainer import noisy_latents, predict
+
+TRAINING = {"train_method": "xattn"}
 
 
-def fmn(unet, forget, fit, scheduler, embeddings, concept_tokens, *, steps=35, lr=1e-5, train_method="xattn"):
+def fmn(unet, forget, trainer, scheduler, embeddings, targets, forgotten, words, *, steps=35, lr=1e-5):
     """Forget-Me-Not (Zhang et al. 2023, arXiv 2303.17591), attention resteering: on images to forget, under their own prompts, drive the
     cross-attention paid to the concept's tokens to zero.
 
-    The loss is the sum over all cross-attention layers of the mean square of these attention probabilities (the reduction is ours). The
-    concept's tokens are those of its prompt that the target prompt lacks.
+    The loss is the sum over all cross-attention layers of the mean square of these attention probabilities (the reduction is ours).
     """
-    wanted = torch.zeros(embeddings.shape[:2], device=embeddings.device)
-    for number, positions in concept_tokens().items():
-        wanted[number, positions] = 1
+    concept_tokens = torch.zeros(embeddings.shape[:2], device=embeddings.device)
+    for number in forgotten:
+        concept_tokens[number, concept_positions(words[number], words[int(targets[number])])] = 1
 
-    def loss(forget):
-        x_t = scheduler.add_noise(forget.x, forget.noise, forget.t)
+    # What comes after the last layer's attention does not show in the loss, its values for one
+    for batch in trainer.steps(steps, lr, forget, reaches_all=False):
         with CrossAttention(unet) as attention:
-            predict(unet, x_t, forget.t, embeddings[forget.y])
-        chosen = wanted[forget.y]
+            predict(unet, noisy_latents(scheduler, batch), batch.t, embeddings[batch.labels])
+        chosen = concept_tokens[batch.labels]
         squares = [
             (paid.float().square() * chosen[:, None, None]).sum((1, 2, 3)) / (paid.shape[1] * paid.shape[2] * chosen.sum(1))
             for paid in attention.found
         ]
-        return {"forget": forget.mean(sum(squares))}
+        trainer.step(forget=batch.mean(sum(squares)))
 
-    # What comes after the last layer's attention does not show in the loss, its values for one
-    fit({"forget": forget}, loss, steps=steps, lr=lr, train_method=train_method, reaches_all=False)
+
+def concept_positions(prompt, target):
+    """Positions, counted from the start token, of a prompt's tokens that its target lacks; of all its tokens where it lacks none."""
+    lacking = [place + 1 for place, token in enumerate(prompt) if token not in target]
+    return lacking or list(range(1, len(prompt) + 1)) or [1]
 
 
 class CrossAttention:

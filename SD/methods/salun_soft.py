@@ -1,32 +1,30 @@
-import functools
 import math
 
 import torch
+from torch.nn import functional as F
 
-from .rl import rl
+from .salun import salun
 
 
-def salun_soft(
-    unet, forget, retain, fit, scheduler, embeddings, targets, *, steps=600, lr=1e-5, alpha=0.5, mask_ratio=0.5, train_method="full"
-):
+def salun_soft(unet, forget, retain, trainer, scheduler, embeddings, targets, *, steps=600, lr=1e-5, alpha=0.5, mask_ratio=0.5):
     """SalUn-soft: SalUn's loss + beta * |theta - theta_o|_1 by proximal gradient, in place of a mask.
 
     After each step theta - theta_o is soft-thresholded at its k-th smallest magnitude. k falls linearly from mask_ratio * n to 0
-    over the run, so that at first mask_ratio of the weights return to theta_o and at last all may move. theta_o is the original
+    over the run. So at first mask_ratio of the weights return to theta_o, and at last all may move. theta_o is the original
     model throughout: it is taken before training starts, on --resume too. With --mask_path only salient weights take part.
     """
     origin = {name: parameter.detach().clone() for name, parameter in unet.named_parameters()}
 
     @torch.no_grad()
-    def proximal_step(leaves, progress):
-        anchors = leaves.pick(origin)
-        distances = torch.cat([(leaves.leaves[name] - anchor).abs().flatten() for name, anchor in anchors.items()])
+    def proximal_step(salient, progress):
+        anchors = salient.pick(origin)
+        distances = torch.cat([(salient.tensors[name] - anchor).abs().flatten() for name, anchor in anchors.items()])
         k = math.floor(mask_ratio * (1 - progress) * len(distances))
         if k == 0:
             return
-        threshold = distances.kthvalue(k).values
+        threshold = float(distances.kthvalue(k).values)
         for name, anchor in anchors.items():
-            leaves.leaves[name].copy_(anchor + torch.nn.functional.softshrink(leaves.leaves[name] - anchor, float(threshold)))
+            salient.tensors[name].copy_(anchor + F.softshrink(salient.tensors[name] - anchor, threshold))
 
-    fit = functools.partial(fit, after_step=proximal_step)
-    rl(unet, forget, retain, fit, scheduler, embeddings, targets, steps=steps, lr=lr, alpha=alpha, train_method=train_method)
+    trainer.after_step = proximal_step
+    salun(unet, forget, retain, trainer, scheduler, embeddings, targets, steps=steps, lr=lr, alpha=alpha)

@@ -1,6 +1,5 @@
 """Tests run the scripts' own main() on tiny data in this process, so that each import is paid for once."""
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -13,9 +12,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are the same on every machi
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are faster so
 
-from helpers import FORGOTTEN, cpu, script, tiny  # noqa: E402
-
-NO_CONCEPT = dict(dataset=None, data_dir=None, caption=None, forget_class=None, forget_prompt=None, target_prompt=None, retain_prompts=None)
+from helpers import FORGOTTEN, TINY, cpu, ok  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -23,11 +20,10 @@ def home(tmp_path_factory):
     """A folder with a trained original, a mask of the digit three at ratio 0.5, a classifier, and the caches in data/."""
     home = tmp_path_factory.mktemp("home")
     data_dir = ("--data_dir", home / "data")
-    assert script(*tiny(*data_dir, "--save_dir", home / "original")) == 0
+    ok("train", TINY, *data_dir, "--save_dir", home / "original")
     start = ("--model_path", home / "original", "--forget_class", FORGOTTEN)
-    assert script("generate_mask", *start, "--batch_size", 64, "--save_dir", home / "mask") == 0
-    flags = ("--epochs", 3, "--lr", "3e-3", "--precision", "fp32")
-    assert script("train_classifier", *flags, *data_dir, "--save_dir", home / "classifier") == 0
+    ok("generate_mask", *start, "--batch_size 64 --save_dir", home / "mask")
+    ok("train_classifier", "--epochs 3 --lr 3e-3 --precision fp32", *data_dir, "--save_dir", home / "classifier")
     return home
 
 
@@ -35,27 +31,27 @@ def home(tmp_path_factory):
 def unlearn(home, tmp_path_factory):
     """unlearn(method, *flags) -> run folder of that method on the original, the digit three forgotten."""
 
-    def call(method, *flags, forget=("--forget_class", FORGOTTEN), model=None):
+    def call(method, *flags, forget=("--forget_class", FORGOTTEN)):
         folder = tmp_path_factory.mktemp(method) / "run"
         mask = ("--mask_path", home / "mask") if method == "salun" and "--mask_path" not in flags else ()
-        base = ("--method", method, "--model_path", model or home / "original", "--batch_size", 32, "--precision", "fp32")
-        assert script("unlearn", *base, *forget, *mask, *flags, "--save_dir", folder) == 0
+        start = ("--method", method, "--model_path", home / "original", *forget, *mask)
+        ok("unlearn", *start, "--batch_size 32 --precision fp32 --save_dir", folder, *flags)
         return folder
 
     return call
 
 
 @pytest.fixture(scope="session")
-def opened(home):
-    """opened(run folder) -> the Job of the original with that run's U-Net: what the scripts see."""
-    import job
+def load(home):
+    """load(run folder) -> the Task of the original with that run's U-Net: what the scripts see."""
+    import concepts
     import models
+    import task
 
-    def call(folder=home / "original", **concept):
-        flags = NO_CONCEPT | (concept or {"forget_class": [FORGOTTEN]})
-        accelerator = cpu()
-        found = job.open_job(argparse.Namespace(model_path=home / "original", **flags), accelerator)
-        found.pipeline.unet.load_state_dict(models.open_pipeline(folder)[0].unet.state_dict())
-        return found
+    def call(folder=home / "original", **flags):
+        flags = dict.fromkeys(concepts.CONCEPT_FLAGS) | (flags or {"forget_class": [FORGOTTEN]})
+        loaded = task.load_task(home / "original", flags, cpu())
+        loaded.pipeline.unet.load_state_dict(models.open_pipeline(folder)[0].unet.state_dict())
+        return loaded
 
     return call

@@ -4,18 +4,25 @@ import sys
 
 from accelerate.state import AcceleratorState
 
-import engine
+import cli
 import models
-import run
+import trainer
 
 models.UNETS["test"] = dict(widths=(16, 16), vae=(8, 8), text=32, layers=1, image_size=16)
 FORGOTTEN = "three"
+TINY = "--from_scratch --dataset digits --arch test --vae_steps 60 --steps 150 --batch_size 32 --lr 3e-3 --schedule linear --ema 0.9"
+TINY += " --precision fp32"
 
 
 def cpu(precision="fp32"):
     """An accelerator as a new process would make it: on the CPU."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    return engine.make_accelerator("cpu", precision)
+    return trainer.make_accelerator("cpu", precision)
+
+
+def words(*argv):
+    """A command line. Strings of flags (--...) are split at spaces, an empty one is no word, all else is one word: a prompt stays whole."""
+    return [part for word in argv for part in (word.split() if word == "" or str(word).startswith("--") else [str(word)])]
 
 
 def script(name, *argv):
@@ -23,7 +30,7 @@ def script(name, *argv):
     AcceleratorState._reset_state(reset_partial_state=True)  # a new process would start without one
     module = __import__(name)
     try:
-        run.cli(module.main, [str(word) for word in argv])
+        cli.run(module.main, words(*argv))
     except SystemExit as stop:
         if isinstance(stop.code, str):
             print(stop.code, file=sys.stderr)
@@ -32,7 +39,6 @@ def script(name, *argv):
     return 0
 
 
-def tiny(*argv):
-    """Arguments of train.py for a pipeline of digits that trains in seconds."""
-    flags = "--from_scratch --dataset digits --arch test --vae_steps 60 --steps 150 --batch_size 32 --lr 3e-3 --schedule linear --ema 0.9"
-    return ("train", *flags.split(), "--precision", "fp32", *argv)
+def ok(name, *argv):
+    """Run a script that must succeed."""
+    assert script(name, *argv) == 0, f"{name} {words(*argv)}"

@@ -1,4 +1,4 @@
-"""The scripts as a user meets them: wrong input, interruptions, several processes, tables. Mutations stand beside."""
+"""The scripts from the outside: wrong input, kills, several processes, written commands. Each test names a mutation that breaks it."""
 
 import importlib
 import json
@@ -17,19 +17,22 @@ import pytest
 import torch
 from PIL import Image
 
+import data
+import imagesets
+import metrics
 import models
 import prompts
-import run
-from helpers import FORGOTTEN, script, tiny
+from conftest import ROOT
+from helpers import FORGOTTEN, TINY, ok, script, words
+from run_folder import read_json, read_tensors, write_tensors
 
-ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def unlearn_command(home, folder, *more, method="salun"):
-    flags = ("--model_path", home / "original", "--forget_class", FORGOTTEN, "--batch_size", 16, "--precision", "fp32")
     mask = ("--mask_path", home / "mask") if method == "salun" else ()
-    return ("unlearn", "--method", method, *flags, *mask, "--steps", 4, "--lr", 1e-3, "--save_dir", folder, *more)
+    start = ("unlearn", "--method", method, "--model_path", home / "original", "--forget_class", FORGOTTEN, *mask)
+    return words(*start, "--batch_size 16 --precision fp32 --steps 4 --lr 1e-3 --save_dir", folder, *more)
 
 
 def files(folder):
@@ -37,6 +40,7 @@ def files(folder):
 
 
 UNET = "model/unet/diffusion_pytorch_model.safetensors"
+SAMPLING = "--num_samples 3 --steps 3 --guidance_scale 2 --batch_size 30 --precision fp32"
 
 
 # --------------------------------------------------------------------------------------------------------- wrong input
@@ -45,9 +49,9 @@ def truncate(path):
 
 
 def nan_weights(path):
-    tensors, metadata = run.read_tensors(path)
+    tensors, metadata = read_tensors(path)
     tensors["conv_in.bias"][0] = float("nan")
-    run.write_tensors(path, tensors, metadata)
+    write_tensors(path, tensors, metadata)
 
 
 def pickle_over(path):
@@ -71,8 +75,8 @@ WRONG = {  # name: (flags of unlearn.py, part of the message)
     "a flag the method does not read": ("--method ga --forget_class three --alpha 1", "does not read --alpha"),
     "pictures of a closed form": ("--method uce --forget_class three --save_every 2", "does not read --save_every"),
     "checkpointing attention": ("--method fmn --forget_class three --gradient_checkpointing", "takes no --gradient_checkpointing"),
-    "nothing to forget": ("--method rl", "say what to forget"),
-    "class and prompt": (f"{RL} --forget_prompt a --target_prompt b", "say what to forget"),
+    "nothing to forget": ("--method rl", "name what to forget"),
+    "class and prompt": (f"{RL} --forget_prompt a --target_prompt b", "name what to forget"),
     "a class the model never knew": ("--method rl --forget_class ten", "there is no class ten"),
     "a class out of range": ("--method rl --forget_class 10", "there is no class 10"),
     "all classes": ("--method rl --forget_class 0 1 2 3 4 5 6 7 8 9", "at least one must be retained"),
@@ -111,6 +115,38 @@ BROKEN = {  # name: (run to copy, its file to break, how, part of the message)
     "truncated mask": ("mask", "mask.safetensors", truncate, "not a whole safetensors file"),
 }
 
+
+def refuse(home, tmp_path, capsys, flags, message):
+    """Run unlearn.py and expect one sentence, a non-zero status and no result."""
+    model = [] if "--model_path" in flags else ["--model_path", home / "original"]
+    status = script("unlearn", "--precision", "fp32", *model, "--save_dir", tmp_path / "run", *flags)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert status != 0 and len(lines) == 1 and message in lines[0]
+    assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "done.json").exists()
+
+
+def test_the_tests_see_no_gpu():
+    """Breaks if conftest.py hides the GPUs after torch was imported, or not at all."""
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "" and not torch.cuda.is_available()
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_ends_in_one_sentence_and_writes_nothing(name, home, tmp_path, capsys):
+    """Mutation: drop any one check."""
+    flags, message = WRONG[name]
+    refuse(home, tmp_path, capsys, flags.format(home=home, tmp=tmp_path).split(), message.format())
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files_end_in_one_sentence(name, home, tmp_path, capsys):
+    """Mutation: use_safetensors=None, or no NaN check."""
+    source, file, break_it, message = BROKEN[name]
+    shutil.copytree(home / source, tmp_path / source)
+    break_it(tmp_path / source / file)
+    which = ["--mask_path", tmp_path / source] if source == "mask" else ["--method", "rl", "--model_path", tmp_path / source]
+    refuse(home, tmp_path, capsys, [*which, "--forget_class", FORGOTTEN], message)
+
+
 CODE = {  # entry of model_index.json: (its value, the file that diffusers would run)
     "unet": (["evil", "Evil"], "unet/evil.py"),
     "vae": (["diffusers", "Evil"], "vae/diffusers.py"),
@@ -128,52 +164,14 @@ def test_code_in_a_model_folder_does_not_run(name, home, tmp_path, capsys):
     (tmp_path / "model" / "model_index.json").write_text(json.dumps(index | {name: value}))
     (tmp_path / "model" / file).parent.mkdir(exist_ok=True)
     (tmp_path / "model" / file).write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
-    which = [
-        "--method",
-        "rl",
-        "--model_path",
-        tmp_path / "model",
-        "--dataset",
-        "digits",
-        "--data_dir",
-        home / "data",
-        "--forget_class",
-        FORGOTTEN,
-    ]
-    refuse(home, tmp_path, capsys, which, f"as the library of {name}, code that could do anything")
+    which = ["--method", "rl", "--model_path", tmp_path / "model", "--dataset", "digits", "--data_dir", home / "data"]
+    message = f"as the library of {name}, code that could do anything"
+    refuse(home, tmp_path, capsys, [*which, "--forget_class", FORGOTTEN], message)
     assert not (tmp_path / "ran").exists()
 
 
-def refuse(home, tmp_path, capsys, flags, message):
-    """Run unlearn.py and expect one sentence, a non-zero status and no result."""
-    model = [] if "--model_path" in flags else ["--model_path", home / "original"]
-    status = script("unlearn", "--precision", "fp32", *model, "--save_dir", tmp_path / "run", *flags)
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert status != 0 and len(lines) == 1 and message in lines[0]
-    assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "done.json").exists()
-
-
-def test_the_tests_see_no_gpu():
-    """Breaks if conftest.py hides the GPUs after torch was imported, or not at all."""
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "" and not torch.cuda.is_available()
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_wrong_input_ends_in_one_sentence_and_writes_nothing(name, home, tmp_path, capsys):  # mutation: drop any one check
-    flags, message = WRONG[name]
-    refuse(home, tmp_path, capsys, flags.format(home=home, tmp=tmp_path).split(), message.format())
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_broken_files_end_in_one_sentence(name, home, tmp_path, capsys):  # mutation: use_safetensors=None, or no NaN check
-    source, file, break_it, message = BROKEN[name]
-    shutil.copytree(home / source, tmp_path / source)
-    break_it(tmp_path / source / file)
-    which = ["--mask_path", tmp_path / source] if source == "mask" else ["--method", "rl", "--model_path", tmp_path / source]
-    refuse(home, tmp_path, capsys, [*which, "--forget_class", FORGOTTEN], message)
-
-
-def test_a_corrupt_picture_is_named(home, tmp_path, capsys):  # mutation: skip what cannot be decoded
+def test_a_corrupt_picture_is_named(home, tmp_path, capsys):
+    """Mutation: skip what cannot be decoded."""
     for i in range(3):
         Image.effect_noise((16, 16), 50).save(tmp_path / f"{i}.png")
     truncate(tmp_path / "1.png")
@@ -181,10 +179,10 @@ def test_a_corrupt_picture_is_named(home, tmp_path, capsys):  # mutation: skip w
     refuse(home, tmp_path, capsys, flags, "1.png cannot be read as an image")
 
 
-def test_a_mask_of_another_model_is_refused(home, tmp_path, capsys):  # mutation: compare nothing but the forget set
+def test_a_mask_of_another_model_is_refused(home, tmp_path, capsys):
+    """Mutation: compare nothing but the forget set."""
     models.UNETS["wider"] = models.UNETS["test"] | {"widths": (16, 32)}
-    flags = ("--arch", "wider", "--vae_steps", 1, "--steps", 1, "--data_dir", home / "data", "--save_dir", tmp_path / "wider")
-    assert script(*tiny(*flags)) == 0
+    ok("train", TINY, "--arch wider --vae_steps 1 --steps 1 --data_dir", home / "data", "--save_dir", tmp_path / "wider")
     which = ["--mask_path", home / "mask", "--model_path", tmp_path / "wider", "--data_dir", home / "data", "--forget_class", FORGOTTEN]
     refuse(home, tmp_path, capsys, which, "belongs to another model")
 
@@ -200,7 +198,7 @@ OTHERS = {  # name: (command, part of the message)
     "no captions": ("train --model_path {home}/original --data_dir {tmp} --save_dir {tmp}/run", "metadata.csv does not exist"),
     "mask without a pass": ("generate_mask --model_path {home}/original --forget_class 3 --epochs 0 --save_dir {tmp}/run", "at least 1"),
     "mask in half precision": ("generate_mask --model_path {home}/original --forget_class 3 --precision fp16 --save_dir {tmp}/run", "fp16"),
-    "guidance below 0": (f"{SAMPLE} --guidance -1", "a number of at least 0"),
+    "guidance below 0": (f"{SAMPLE} --guidance_scale -1", "a number of at least 0"),
     "too many steps": (f"{SAMPLE} --steps 1001", "more than the 1000 steps"),
     "an odd size": (f"{SAMPLE} --image_size 17", "multiple of 8"),
     "list and prompts": (f"{SAMPLE} --prompts_path {{tmp}}/a.csv --prompt a", "contradict"),
@@ -214,7 +212,7 @@ OTHERS = {  # name: (command, part of the message)
     "a model as a classifier": ("evaluate --sample_path {home}/samples --classifier {home}/original", "train_classifier.py is needed"),
     "an unknown classifier": ("evaluate --sample_path {home}/samples --classifier resnet51", "there is no classifier resnet51"),
     "no CLIP": ("evaluate --sample_path {home}/samples --clip_model {tmp}", "CLIP could not be loaded"),
-    "an original without a class": (f"{EVALUATE}/samples", "say with --forget_class"),
+    "an original without a class": (f"{EVALUATE}/samples", "name with --forget_class"),
     "a class that was not drawn": (f"{EVALUATE}/samples --forget_class eleven", "'eleven' is no class of the prompts"),
     "no reference": (f"{EVALUATE}/samples --forget_class 3 --reference_dir {{tmp}}/none", "does not exist"),
     "no weights of Inception": (
@@ -226,34 +224,22 @@ OTHERS = {  # name: (command, part of the message)
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_wrong_input_of_the_other_scripts(name, home, samples, tmp_path, capsys):  # mutation: drop any one check
-    words, message = OTHERS[name]
-    assert script(*words.format(home=home, tmp=tmp_path).split()) != 0
+def test_wrong_input_of_the_other_scripts(name, home, samples, tmp_path, capsys):
+    """Mutation: drop any one check."""
+    command, message = OTHERS[name]
+    assert script(*command.format(home=home, tmp=tmp_path).split()) != 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert len(lines) == 1 and message in lines[0] and not (tmp_path / "run" / "done.json").exists()
 
 
 @pytest.fixture(scope="module")
 def samples(home):
-    flags = (
-        "--model_path",
-        home / "original",
-        "--num_samples",
-        3,
-        "--steps",
-        3,
-        "--guidance",
-        2,
-        "--batch_size",
-        30,
-        "--precision",
-        "fp32",
-    )
-    assert script("generate_images", *flags, "--save_dir", home / "samples") == 0
+    ok("generate_images", "--model_path", home / "original", SAMPLING, "--save_dir", home / "samples")
     return home / "samples"
 
 
-def test_a_classifier_with_other_classes_is_refused(home, samples, tmp_path, capsys):  # mutation: judge by position
+def test_a_classifier_with_other_classes_is_refused(home, samples, tmp_path, capsys):
+    """Mutation: judge by position."""
     shutil.copytree(home / "classifier", tmp_path / "classifier")
     args = json.loads((tmp_path / "classifier" / "args.json").read_text())
     args["classes"][4] = "quatre"
@@ -272,7 +258,8 @@ BAD_SAMPLES = {  # name: (what happens to the folder, part of the message)
 
 
 @pytest.mark.parametrize("name", BAD_SAMPLES)
-def test_bad_samples_end_in_one_sentence(name, home, samples, tmp_path, capsys):  # mutation: skip what does not fit
+def test_bad_samples_end_in_one_sentence(name, home, samples, tmp_path, capsys):
+    """Mutation: skip what does not fit."""
     break_it, message = BAD_SAMPLES[name]
     shutil.copytree(samples, tmp_path / "run")
     break_it(tmp_path / "run" / "samples")
@@ -281,32 +268,34 @@ def test_bad_samples_end_in_one_sentence(name, home, samples, tmp_path, capsys):
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
-def test_what_has_forgotten_does_not_forget_again(home, unlearn, tmp_path, capsys):  # mutation: start from any run
+def test_what_has_forgotten_does_not_forget_again(home, unlearn, tmp_path, capsys):
+    """Mutation: start from any run."""
     model = unlearn("uce")
-    assert script("unlearn", "--method", "uce", "--model_path", model, "--forget_class", "four", "--save_dir", tmp_path / "twice") != 0
+    assert script("unlearn", "--method uce --forget_class four --model_path", model, "--save_dir", tmp_path / "twice") != 0
     assert "forget everything together" in capsys.readouterr().err
 
 
-def test_an_existing_run_is_never_lost(home, tmp_path, capsys):  # mutation: delete the old run in Run.__init__
+def test_an_existing_run_is_never_lost(home, tmp_path, capsys):
+    """Mutation: delete the old run in RunFolder.__init__."""
     folder = tmp_path / "run"
-    assert script(*unlearn_command(home, folder)) == 0
+    ok(*unlearn_command(home, folder))
     before = files(folder)
     assert script(*unlearn_command(home, folder)) != 0 and "already holds a run" in capsys.readouterr().err
-    assert script(*unlearn_command(home, folder, "--overwrite", "--lr", "-3")) != 0
+    assert script(*unlearn_command(home, folder, "--overwrite --lr -3")) != 0
     assert script(*unlearn_command(home, folder, "--overwrite", "--mask_path", tmp_path)) != 0
     assert files(folder) == before
-    assert script(*unlearn_command(home, folder, "--resume", "--seed", 5)) != 0 and "other values of seed" in capsys.readouterr().err
+    assert script(*unlearn_command(home, folder, "--resume --seed 5")) != 0 and "other values of seed" in capsys.readouterr().err
     assert script(*unlearn_command(home, folder, "--resume")) == 0 and "finished already" in capsys.readouterr().out
     assert files(folder) == before
-    assert script(*unlearn_command(home, folder, "--overwrite", "--seed", 5)) == 0
+    ok(*unlearn_command(home, folder, "--overwrite --seed 5"))
     assert files(folder)[UNET] != before[UNET]
 
 
 # ------------------------------------------------------------------------------------------------- kills and processes
-def interrupted(argv, folder, ready):
+def interrupted(command, folder, ready):
     """Start a script that keeps a checkpoint after every step, and kill -9 it once ready(folder) is true."""
-    name, *flags = map(str, argv)
-    code = f"import helpers, engine, run, {name}; engine.CHECKPOINT_SECONDS = -1; engine.LOG_STEPS = 1; run.cli({name}.main)"
+    name, *flags = words(*command)
+    code = f"import helpers, cli, trainer, {name}; trainer.CHECKPOINT_SECONDS = -1; trainer.LOG_STEPS = 1; cli.run({name}.main)"
     process = subprocess.Popen(
         [sys.executable, "-c", code, *flags], env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -326,78 +315,92 @@ def past(step):
     return ready
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [10, 45])  # in the autoencoder's part of the training, and in the U-Net's
-def test_training_resumes_to_the_same_bytes_after_a_kill(step, home, whole_training, tmp_path):  # mutation: drop the offset
+def test_training_resumes_to_the_same_bytes_after_a_kill(step, home, whole_training, tmp_path):
+    """Mutation: drop the offset."""
     interrupted(training(home, tmp_path / "cut"), tmp_path / "cut", past(step))
-    state = json.loads(run.read_tensors(tmp_path / "cut" / "checkpoint.safetensors")[1]["state"])
+    state = json.loads(read_tensors(tmp_path / "cut" / "checkpoint.safetensors")[1]["state"])
     assert (state["step"] > 30) == (step > 30) and not (tmp_path / "cut" / "done.json").exists()
-    assert script(*training(home, tmp_path / "cut", "--resume")) == 0
+    ok(*training(home, tmp_path / "cut", "--resume"))
     whole, cut = files(whole_training), files(tmp_path / "cut")
     assert set(whole) == set(cut)
     assert not [name for name in whole if name.startswith(("model", "samples")) and whole[name] != cut[name]]
 
 
 def training(home, folder, *more):
-    return tiny("--data_dir", home / "data", "--vae_steps", 30, "--steps", 40, "--save_every", 20, "--save_dir", folder, *more)
+    flags = "--vae_steps 30 --steps 40 --save_every 20 --data_dir"
+    return ("train", TINY, flags, home / "data", "--save_dir", folder, *more)
 
 
 @pytest.fixture(scope="module")
 def whole_training(home):
-    assert script(*training(home, home / "whole")) == 0
+    ok(*training(home, home / "whole"))
     return home / "whole"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["salun", "salun_soft", "esd"])
-def test_unlearning_resumes_to_the_same_bytes_after_a_kill(method, home, tmp_path):  # mutation: theta_o from the checkpoint
-    def command(folder, *more):
-        extra = ("--sample_steps", 3) if method == "esd" else ()
-        return unlearn_command(home, folder, "--steps", 30, *extra, *more, method=method)
+def test_unlearning_resumes_to_the_same_bytes_after_a_kill(method, home, tmp_path):
+    """Mutation: theta_o from the checkpoint."""
 
-    assert script(*command(tmp_path / "whole")) == 0
+    def command(folder, *more):
+        flags = "--steps 30 --sample_steps 3" if method == "esd" else "--steps 30"
+        return unlearn_command(home, folder, flags, *more, method=method)
+
+    ok(*command(tmp_path / "whole"))
     interrupted(command(tmp_path / "cut"), tmp_path / "cut", past(8))
-    assert script(*command(tmp_path / "cut", "--lr", 0.5, "--resume")) != 0  # another flag than before is refused
-    assert script(*command(tmp_path / "cut", "--resume")) == 0
+    assert script(*command(tmp_path / "cut", "--lr 0.5 --resume")) != 0  # another flag than before is refused
+    ok(*command(tmp_path / "cut", "--resume"))
     assert (tmp_path / "cut" / UNET).read_bytes() == (tmp_path / "whole" / UNET).read_bytes()
 
 
-def test_sampling_goes_on_after_a_kill(home, tmp_path):  # mutation: write PNGs under their final names piece by piece
-    def command(folder, *more):
-        flags = ("--model_path", home / "original", "--num_samples", 20, "--steps", 4, "--batch_size", 5, "--precision", "fp32")
-        return ("generate_images", *flags, "--save_dir", folder, *more)
+@pytest.mark.slow
+def test_sampling_goes_on_after_a_kill(home, tmp_path):
+    """Mutation: write PNGs under their final names piece by piece."""
 
-    assert script(*command(tmp_path / "whole")) == 0
+    def command(folder, *more):
+        flags = "--num_samples 20 --steps 4 --batch_size 5 --precision fp32 --save_dir"
+        return ("generate_images", "--model_path", home / "original", flags, folder, *more)
+
+    ok(*command(tmp_path / "whole"))
     interrupted(command(tmp_path / "cut"), tmp_path / "cut", lambda folder: len(list(folder.glob("samples/*.png"))) > 20)
     assert len(list((tmp_path / "cut" / "samples").glob("*.png"))) < 200
-    assert script(*command(tmp_path / "cut", "--resume")) == 0
+    ok(*command(tmp_path / "cut", "--resume"))
     whole, cut = files(tmp_path / "whole" / "samples"), files(tmp_path / "cut" / "samples")
     assert set(whole) == {name for name in cut if not name.startswith(".")}
     pixels = [np.asarray(Image.open(tmp_path / which / "samples" / "7_11.png")) for which in ("whole", "cut")]
     assert np.abs(pixels[0].astype(int) - pixels[1]).max() <= 1
 
 
-def test_two_processes_give_the_result_of_one(home, tmp_path):  # mutation: batch.mean without its weight, or no reduce
-    """Training, mask, methods, own images, samples and their evaluation."""
+@pytest.mark.slow
+def test_two_processes_give_the_result_of_one(home, tmp_path):
+    """Training, mask, methods, generated images, samples and their evaluation.
+
+    Mutation: batch.mean without its weight, or no reduce.
+    """
     results, single = {}, tmp_path / "1"
     for count in (1, 2):
         base = tmp_path / str(count)
         start = f"--model_path {single}/original --forget_class three --precision fp32"
-        own = f"--model_path {single}/original --forget_prompt three --target_prompt four --num_images 3 --own_steps 2 --precision fp32"
+        generated = f"--model_path {single}/original --forget_prompt three --target_prompt four --num_images 3 --generation_steps 2"
         commands = [
             "train --from_scratch --dataset digits --arch test --vae_steps 3 --steps 5 --batch_size 13 --lr 1e-3 --precision fp32 "
             f"--data_dir {base}/data --save_dir {base}/original",
             f"generate_mask {start} --save_dir {base}/mask",
             f"unlearn --method salun {start} --mask_path {single}/mask --steps 4 --batch_size 13 --lr 1e-3 --save_dir {base}/salun",
             f"unlearn --method esd {start} --steps 2 --batch_size 3 --sample_steps 2 --lr 1e-3 --save_dir {base}/esd",
-            f"unlearn --method rl {own} --data_dir {base}/data --steps 3 --batch_size 5 --lr 1e-3 --save_dir {base}/own",
+            f"unlearn --method rl {generated} --precision fp32 --data_dir {base}/data --steps 3 --batch_size 5 --lr 1e-3 "
+            f"--save_dir {base}/generated",
             f"generate_images --model_path {single}/original --num_samples 2 --steps 3 --precision fp32 --save_dir {base}/samples",
             f"evaluate --sample_path {base}/samples --classifier {home}/classifier --features none --forget_class three",
         ]
         together(commands, count, tmp_path)
-        names = ("original", "salun", "esd", "own")
-        results[count] = {name: run.read_tensors(base / name / UNET)[0] for name in names}
-        results[count]["mask"] = run.read_tensors(base / "mask" / "mask.safetensors")[0]
+        names = ("original", "salun", "esd", "generated")
+        results[count] = {name: read_tensors(base / name / UNET)[0] for name in names}
+        results[count]["mask"] = read_tensors(base / "mask" / "mask.safetensors")[0]
         assert json.loads((base / "salun" / "args.json").read_text())["processes"] == count
-    origin = run.read_tensors(single / "original" / UNET)[0]
+    origin = read_tensors(single / "original" / UNET)[0]
     for name in names:
         for key, one in results[1][name].items():
             torch.testing.assert_close(results[2][name][key], one, rtol=1e-3, atol=2e-4, msg=f"{name} {key}")
@@ -413,8 +416,8 @@ def together(commands, count, folder):
     """Run several scripts one after another in `count` processes, started once: importing takes longer than the runs do."""
     program = folder / "commands.py"
     lines = ["import sys", f"sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}", "import accelerate, helpers"]
-    for words in commands:
-        lines.append(f"assert helpers.script(*{words.split() + ['--device', 'cpu']!r}) == 0, {words.split()[0]!r}")
+    for command in commands:
+        lines.append(f"helpers.ok(*{command.split() + ['--device', 'cpu']!r})")
         lines.append("accelerate.PartialState().wait_for_everyone()")  # as the end of a process would
     program.write_text("\n".join(lines) + "\n")
     two = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]  # without GPUs: on the CPU, over gloo
@@ -424,110 +427,116 @@ def together(commands, count, folder):
 
 
 # --------------------------------------------------------------------------------------------------- the whole, and words
-def test_from_training_to_the_table(home, samples, unlearn, tmp_path, capsys):  # mutation: gap to the original in place of retrain
-    retrain = tmp_path / "retrain"
-    flags = ("--steps", 20, "--vae_steps", 10, "--data_dir", home / "data", "--retain_only", "--forget_class", FORGOTTEN)
-    assert script(*tiny(*flags, "--save_dir", retrain)) == 0
-    made = {"retrain": retrain, "salun": unlearn("salun", "--steps", 5, "--save_every", 2), "uce": unlearn("uce")}
+@pytest.mark.slow
+def test_from_training_to_the_table(home, samples, unlearn, tmp_path, capsys):
+    """Mutation: gap to the original in place of retrain."""
+    flags = ("--steps 20 --vae_steps 10 --data_dir", home / "data", "--retain_only --forget_class", FORGOTTEN)
+    ok("train", TINY, *flags, "--save_dir", tmp_path / "retrain")
+    made = {"retrain": tmp_path / "retrain", "salun": unlearn("salun", "--steps 5 --save_every 2"), "uce": unlearn("uce")}
     assert Image.open(made["salun"] / "fading.gif").n_frames == 3
     assert sorted(path.name for path in (made["salun"] / "samples").iterdir()) == [f"step_{step:06d}.png" for step in (0, 2, 4)]
     drawn = [tmp_path / "runs" / name for name in made]
-    flags = ("--num_samples", 3, "--steps", 3, "--guidance", 2, "--batch_size", 30, "--precision", "fp32")
-    assert script("generate_images", "--model_path", *made.values(), *flags, "--save_dir", *drawn) == 0
-    judge = ("--classifier", home / "classifier", "--features", "classifier", "--num_reference", 300)
-    assert script("evaluate", "--sample_path", *drawn, *judge) == 0
-    apart = ("evaluate", "--sample_path", samples, "--forget_class", FORGOTTEN, *judge, "--save_dir", tmp_path / "runs" / "original")
-    assert script(*apart) == 0 and not (samples / "metrics.json").exists()
-    assert script("evaluate", "--sample_path", *drawn, *judge) != 0  # numbers that are there are not replaced
+    ok("generate_images", "--model_path", *made.values(), SAMPLING, "--save_dir", *drawn)
+    evaluate = ("--features classifier --num_reference 300 --classifier", home / "classifier", "--sample_path")
+    ok("evaluate", *evaluate, *drawn)
+    ok("evaluate", *evaluate, samples, "--forget_class", FORGOTTEN, "--save_dir", tmp_path / "runs" / "original")
+    assert not (samples / "metrics.json").exists()
+    assert script("evaluate", *evaluate, *drawn) != 0  # numbers that are there are not replaced
     capsys.readouterr()
-    assert script("table", tmp_path / "runs") == 0
-    table = json.loads((tmp_path / "runs" / "table.json").read_text())
+    ok("table", tmp_path / "runs")
+    table = read_json(tmp_path / "runs" / "table.json")
     assert table["columns"] == ["UA", "forget_entropy", "forget_probability", "remaining_accuracy", "feature_distance", "RTE"]
     rows = {row["method"]: row for row in table["rows"]}
     assert list(rows) == ["original", "retrain", "salun", "uce"]
-    measured = {name: json.loads((tmp_path / "runs" / name / "metrics.json").read_text()) for name in made}
+    measured = {name: read_json(tmp_path / "runs" / name / "metrics.json") for name in made}
     assert measured["salun"]["reference_images"] == 300 and measured["salun"]["forgotten"] == [FORGOTTEN]
     gaps = [abs(measured["salun"][name] - measured["retrain"][name]) for name in ("UA", "remaining_accuracy")]
     assert rows["salun"]["UA"] == pytest.approx({"mean": measured["salun"]["UA"], "sd": 0.0, "gap": gaps[0]})
     assert rows["salun"]["average_gap"] == pytest.approx(np.mean(gaps)) and rows["retrain"]["average_gap"] == 0
-    done = json.loads((made["salun"] / "done.json").read_text())
+    done = read_json(made["salun"] / "done.json")
     assert measured["salun"]["RTE"] == pytest.approx((done["seconds"] + done["mask_seconds"]) / 60) and done["mask_seconds"] > 0
     text = (tmp_path / "runs" / "table.md").read_text()
-    assert "| salun | 1 |" in text and "collateral damage" in text and "| FID |" not in text and "better: high" in text
+    assert "| salun | 1 |" in text and "collateral damage" in text and "| FID |" not in text and "Better: high" in text
+    ok("draw_pictures", tmp_path / "runs")
     for name in ("table.png", "methods.png", "before_after_salun.png", "before_after_retrain.png"):
         assert min(Image.open(tmp_path / "runs" / name).size) > 100
+    shutil.rmtree(drawn[1] / "samples")
+    capsys.readouterr()
+    assert script("draw_pictures", tmp_path / "runs") != 0 and "are gone: draw them again" in capsys.readouterr().err
 
 
-def test_scores_and_counts_without_a_classifier(home, samples, tmp_path, monkeypatch):  # mutation: mean over all prompts
-    import metrics
-
+def test_scores_and_counts_without_a_classifier(home, samples, tmp_path, monkeypatch):
+    """Mutation: mean over all prompts."""
     monkeypatch.setattr(metrics, "clip_scores", lambda images, texts, *rest: torch.tensor([float("three" in text) for text in texts]))
     monkeypatch.setattr(metrics, "nudity", lambda paths, threshold: {"nudity": len(paths), "nude_images": threshold})
-    flags = ("--clip_model", "some", "--nudenet", "--nudenet_threshold", 0.5, "--forget_class", "Three", "--save_dir", tmp_path / "run")
-    assert script("evaluate", "--sample_path", samples, *flags) == 0
-    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    flags = "--clip_model some --nudenet --nudenet_threshold 0.5 --forget_class Three --save_dir"
+    ok("evaluate", "--sample_path", samples, flags, tmp_path / "run")
+    found = read_json(tmp_path / "run" / "metrics.json")
     assert (found["CLIP_score"], found["CLIP_score_forgotten"], found["CLIP_three"], found["CLIP_four"]) == (0, 1, 1, 0)
     assert (found["nudity"], found["nude_images"]) == (30, 0.5) and "UA" not in found
-    assert script("table", tmp_path) == 0
-    assert json.loads((tmp_path / "table.json").read_text())["columns"] == ["CLIP_score", "CLIP_score_forgotten", "nudity", "nude_images"]
+    ok("table", tmp_path)
+    columns = read_json(tmp_path / "table.json")["columns"]
+    assert columns == ["CLIP_score", "CLIP_score_forgotten", "nudity", "nude_images"]
 
 
-def test_retrain_never_sees_the_class(home, tmp_path, monkeypatch):  # mutation: leave the class in the autoencoder's images
-    import data
-
+def test_retrain_never_sees_the_class(home, tmp_path, monkeypatch):
+    """Mutation: leave the class in the autoencoder's images."""
     seen = []
-    whole = data.Stream.batch
-    monkeypatch.setattr(data.Stream, "batch", lambda stream, step: seen.append(len(stream.split)) or whole(stream, step))
-    flags = ("--vae_steps", 2, "--steps", 2, "--data_dir", home / "data", "--retain_only", "--forget_class", FORGOTTEN)
-    assert script(*tiny(*flags, "--save_dir", tmp_path / "retrain")) == 0
-    args = json.loads((tmp_path / "retrain" / "args.json").read_text())
-    import datasets
-
-    count = sum(label != 3 for label in datasets.load("digits", home / "data", 16).y_train)
+    draw = data.Stream.batch
+    monkeypatch.setattr(data.Stream, "batch", lambda stream, step: seen.append(len(stream.split)) or draw(stream, step))
+    flags = ("--vae_steps 2 --steps 2 --data_dir", home / "data", "--retain_only --forget_class", FORGOTTEN)
+    ok("train", TINY, *flags, "--save_dir", tmp_path / "retrain")
+    args = read_json(tmp_path / "retrain" / "args.json")
+    count = sum(label != 3 for label in imagesets.load("digits", home / "data", 16).y_train)
     assert seen == [count] * 4 == [args["num_images"]] * 4 and args["forgotten"] == [FORGOTTEN] and args["method"] == "retrain"
 
 
-def test_a_list_of_odd_prompts_is_drawn(home, tmp_path):  # mutation: name files by prompt, or one seed for all
+def test_a_list_of_odd_prompts_is_drawn(home, tmp_path):
+    """Mutation: name files by prompt, or one seed for all."""
     odd = 'case_number,prompt,evaluation_seed,guidance,width,note\r\n7,"a ""three"",\r\nthree",5,,,"x, y"\r\n8,,5,,,\r\n'
     odd += "9,\U0001f600 six,6,1,,z\r\n"
     odd += "10,an image of a six,6,,24,\r\n11,an image of a six,6,,,\r\n"
     (tmp_path / "odd.csv").write_bytes(("\ufeff" + odd).encode())
-    flags = ("--model_path", home / "original", "--prompts_path", tmp_path / "odd.csv", "--num_samples", 2, "--steps", 3)
-    assert script("generate_images", *flags, "--guidance", 3, "--precision", "fp32", "--save_dir", tmp_path / "run") == 0
+    drawing = "--steps 3 --guidance_scale 3 --precision fp32 --save_dir"
+    start = ("--model_path", home / "original")
+    ok("generate_images", *start, "--prompts_path", tmp_path / "odd.csv", "--num_samples 2", drawing, tmp_path / "run")
     drawn = {path.name: np.asarray(Image.open(path)) for path in (tmp_path / "run" / "samples").glob("*.png")}
     assert set(drawn) == {f"{case}_{k}.png" for case in range(7, 12) for k in (0, 1)}
     assert drawn["10_0.png"].shape == (16, 24, 3) and not np.array_equal(drawn["11_0.png"], drawn["11_1.png"])
     again = prompts.read_csv(tmp_path / "run" / "samples" / "prompts.csv")
     assert again == prompts.read_csv(tmp_path / "odd.csv") and again[0].extra == {"note": "x, y"} and again[1].prompt == ""
-    alone = ("--model_path", home / "original", "--prompt", "an image of a six", "--seed", 6, "--steps", 3, "--guidance", 3)
-    assert script("generate_images", *alone, "--precision", "fp32", "--save_dir", tmp_path / "alone") == 0
+    ok("generate_images", *start, "--prompt", "an image of a six", "--seed 6", drawing, tmp_path / "alone")
     pixels = np.asarray(Image.open(tmp_path / "alone" / "samples" / "0_0.png"))
     assert np.abs(pixels.astype(int) - drawn["11_0.png"]).max() <= 1  # the row's own seed, whatever stands around it
 
 
-def test_every_image_has_a_seed_of_its_own():  # mutation: the second images of all rows share one
+def test_every_image_has_a_seed_of_its_own():
+    """Mutation: the second images of all rows share one."""
     from generate_images import seed_of
 
     rows = [prompts.Row(str(seed), "a six", seed) for seed in (5, 6)]
     assert len({seed_of(row, k) for row in rows for k in range(3)}) == 6 and [seed_of(row, 0) for row in rows] == [5, 6]
 
 
-def test_models_come_as_folders_and_as_single_files(home, unlearn, tmp_path):  # mutation: export the original's weights
-    folder = unlearn("rl", "--steps", 2, "--single_file")
-    flags = ("--model_path", folder / "model.safetensors", "--model_config", home / "original" / "model", "--steps", 0)
-    assert script("train", *flags, "--save_dir", tmp_path / "imported") == 0
-    assert script("train", "--model_path", folder / "model", "--steps", 0, "--save_dir", tmp_path / "copied") == 0
+def test_models_come_as_folders_and_as_single_files(home, unlearn, tmp_path):
+    """Mutation: export the original's weights."""
+    folder = unlearn("rl", "--steps 2 --single_file")
+    flags = ("--model_path", folder / "model.safetensors", "--model_config", home / "original" / "model")
+    ok("train", *flags, "--steps 0 --save_dir", tmp_path / "imported")
+    ok("train", "--model_path", folder / "model", "--steps 0 --save_dir", tmp_path / "copied")
     pipelines = [models.open_pipeline(path)[0] for path in (folder, tmp_path / "imported", tmp_path / "copied")]
     assert len({models.sha(one.unet, one.vae, one.text_encoder) for one in pipelines}) == 1
     assert models.sha(pipelines[0].unet) != models.sha(models.open_pipeline(home / "original")[0].unet)
 
 
-def test_fine_tuning_on_captions(home, tmp_path):  # mutation: train the text encoder, or read captions in another order
+@pytest.mark.slow
+def test_fine_tuning_on_captions(home, tmp_path):
+    """Mutation: train the text encoder, or read captions in another order."""
     for i in range(4):
         Image.new("RGB", (16, 16), (220, 40, 40 + i)).save(tmp_path / f"{i}.png")
     (tmp_path / "metadata.csv").write_text("file_name,text\n" + "".join(f"{i}.png,red\n" for i in range(4)))
-    flags = ("--model_path", home / "original", "--data_dir", tmp_path, "--steps", 100, "--batch_size", 8, "--lr", 3e-3)
-    assert script("train", *flags, "--precision", "fp32", "--save_dir", tmp_path / "run") == 0
+    flags = "--steps 100 --batch_size 8 --lr 3e-3 --precision fp32 --save_dir"
+    ok("train", "--model_path", home / "original", "--data_dir", tmp_path, flags, tmp_path / "run")
     before, after = (models.open_pipeline(path)[0] for path in (home / "original", tmp_path / "run"))
     assert models.sha(before.vae, before.text_encoder) == models.sha(after.vae, after.text_encoder)
     rows = (tmp_path / "run" / "log.csv").read_text().splitlines()
@@ -535,13 +544,14 @@ def test_fine_tuning_on_captions(home, tmp_path):  # mutation: train the text en
     assert rows[0].split(",")[2] == "train" and losses[-1] < 0.9 * losses[0]
 
 
-def parse_command(words):
+def parse_command(argv):
     """Parse 'python NAME.py FLAGS...' with the script's own parser, which exits on a mistake."""
-    importlib.import_module(words[1].removesuffix(".py")).parse(words[2:])
+    importlib.import_module(argv[1].removesuffix(".py")).parse(argv[2:])
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "scripts").glob("*.sh")))
-def test_commands_of_the_shell_scripts_parse(name, tmp_path, monkeypatch):  # mutation: misspell a flag in any script
+def test_commands_of_the_shell_scripts_parse(name, tmp_path, monkeypatch):
+    """Mutation: misspell a flag in any script."""
     monkeypatch.chdir(ROOT)
     recorder = tmp_path / "bin" / "python"
     recorder.parent.mkdir()
@@ -552,13 +562,14 @@ def test_commands_of_the_shell_scripts_parse(name, tmp_path, monkeypatch):  # mu
     subprocess.run(["bash", str(ROOT / "scripts" / name), "--device", "cpu"], env=os.environ | changes, check=True, capture_output=True)
     commands = [shlex.split(line) for line in (tmp_path / "commands").read_text().splitlines()]
     assert commands
-    for words in commands:
-        parse_command(words)
+    for argv in commands:
+        parse_command(argv)
     if name in ("quickstart.sh", "digits_table.sh", "imagenette_class.sh"):
-        assert {words[words.index("--forget_class") + 1] for words in commands if "--forget_class" in words} <= {"gas pump", "gas"}
+        assert {argv[argv.index("--forget_class") + 1] for argv in commands if "--forget_class" in argv} <= {"gas pump", "gas"}
 
 
-def test_commands_of_the_readme_parse(monkeypatch):  # mutation: misspell a flag in the README
+def test_commands_of_the_readme_parse(monkeypatch):
+    """Mutation: misspell a flag in the README."""
     monkeypatch.chdir(ROOT)
     lines, inside = [], False
     for line in (ROOT / "README.md").read_text().replace("\\\n", " ").splitlines():
@@ -571,19 +582,17 @@ def test_commands_of_the_readme_parse(monkeypatch):  # mutation: misspell a flag
         parse_command(expanded.split("\n")[:-1])
 
 
-@pytest.mark.parametrize(
-    "readme", [path for path in (ROOT / "README.md", ROOT.parent / "README.md") if path.is_file()], ids=lambda path: path.parent.name
-)
-def test_tables_in_the_readme_are_those_that_were_measured(readme):  # mutation: edit a number in the README by hand
-    text, prefix = readme.read_text(), "" if readme.parent == ROOT else f"{ROOT.name}/"
-    names = re.findall(rf"<!-- {prefix}(results/\S+) -->", text)
+def test_tables_in_the_readme_are_those_that_were_measured():
+    """Mutation: edit a number in the README by hand."""
+    text = (ROOT / "README.md").read_text()
+    names = re.findall(r"<!-- (results/\S+) -->", text)
     assert names
     for name in names:
-        shown = text.split(f"<!-- {prefix}{name} -->\n", 1)[1].split("<!-- end -->", 1)[0]
+        shown = text.split(f"<!-- {name} -->\n", 1)[1].split("<!-- end -->", 1)[0]
         assert shown == (ROOT / name).read_text()
 
 
-OWN = {  # a script and the runs it reads, in the places of which it must not write
+OVERWRITTEN = {  # a script and the runs it reads, in the places of which it must not write
     "train": ("train --dataset digits --model_path {run}", "original"),
     "train, its pipeline": ("train --dataset digits --model_path {run}/model", "original"),
     "generate_mask": ("generate_mask --forget_class 3 --model_path {run}", "original"),
@@ -596,16 +605,16 @@ OWN = {  # a script and the runs it reads, in the places of which it must not wr
 }
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", OVERWRITTEN)
 def test_a_run_is_not_written_over_what_it_reads(name, home, tmp_path, capsys, monkeypatch):
     """Breaks if check_apart compares the paths as they are spelled, or only --model_path, or only equal folders."""
-    words, source = OWN[name]
+    command, source = OVERWRITTEN[name]
     shutil.copytree(home / source, tmp_path / "runs" / source)
     (tmp_path / "link").symlink_to(tmp_path / "runs")
     monkeypatch.chdir(tmp_path / "runs")
     before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
     run_folder = tmp_path / "runs" / source
-    command = words.format(home=home, tmp=tmp_path, run=run_folder).split()
+    command = command.format(home=home, tmp=tmp_path, run=run_folder).split()
     command += ["--save_dir"] * ("--save_dir" not in command)
     inside = () if command[-2].endswith("/new") or run_folder / "model" in map(Path, command) else (run_folder / "new",)
     for save_dir in (run_folder, f"../runs/{source}/../{source}", tmp_path / "link" / source, *inside):

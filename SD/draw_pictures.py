@@ -1,9 +1,19 @@
-"""Pictures of what was forgotten: before and after of one method, and all methods side by side. Pure functions of sample folders."""
+"""Draw what was forgotten: before_after_<method>.png and, of all methods side by side, methods.png.
+
+    python draw_pictures.py runs/quickstart
+
+Takes every measured run below FOLDER, of the first seed and the first thing forgotten, and writes the pictures into FOLDER.
+"""
+
+import math
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+import cli
 import prompts
-import run
+from run_folder import write_whole
+from table import collect, summarise
 
 RED, BLACK, GREY = (200, 20, 20), (0, 0, 0), (110, 110, 110)
 GAP = 2  # px between pictures
@@ -27,7 +37,7 @@ def cell_size(folder):
 
 
 def write(path, canvas):
-    run.write_whole(path, lambda beside: canvas.save(beside, format="PNG", optimize=True))
+    write_whole(path, lambda partial: canvas.save(partial, format="PNG", optimize=True))
 
 
 def is_forgotten(row, forgotten):
@@ -41,7 +51,7 @@ def before_after(path, original, unlearned, rows, forgotten, method, columns=8):
     """
     font, edge = ImageFont.load_default(12), cell_size(original)
     step, margin, head = edge + GAP, 112, 22
-    half = -(-len(rows) // 2)
+    half = math.ceil(len(rows) / 2)
     width, height = margin + columns * step + 14, 2 * step + 10
     canvas = Image.new("RGB", (2 * width if len(rows) > 1 else max(width, 460), head + half * height), "white")
     pen = ImageDraw.Draw(canvas)
@@ -76,3 +86,36 @@ def side_by_side(path, folders, rows, forgotten, columns=3):
         if red:
             pen.rectangle([left - 4, head - 4, left + columns * step + 1, head + len(folders) * (step + 4)], outline=RED, width=2)
     write(path, canvas)
+
+
+def parse(argv=None):
+    parser = cli.Parser(__doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that holds the run folders")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse(argv)
+    runs = collect(args.folder, over_classes=True)
+    rows, _ = summarise(runs, by_options=True)
+    first = min((run["seed"], str(run["forgotten"])) for run in runs)
+    chosen = sorted(runs, key=lambda run: str(run["options"]), reverse=True)
+    found = {run["method"]: run for run in chosen if (run["seed"], str(run["forgotten"])) == first}
+    folders = {row["method"]: Path(found[row["method"]]["sample_path"]) / "samples" for row in rows if row["method"] in found}
+    missing = [str(path) for path in folders.values() if not (path / "prompts.csv").is_file()]
+    if missing:
+        raise cli.RunError(f"the samples in {', '.join(missing)} are gone: draw them again with generate_images.py")
+    forgotten = {name.casefold() for run in found.values() for name in run["forgotten"]}
+    listed = prompts.read_csv(next(iter(folders.values())) / "prompts.csv")
+    shown = sorted(listed, key=lambda row: not is_forgotten(row, forgotten))[:12]
+    shown = [row for row in listed if row in shown]
+    columns = min(8, int(runs[0]["num_samples"]))
+    for method, samples in folders.items():
+        if method != "original" and "original" in folders:
+            before_after(args.folder / f"before_after_{method}.png", folders["original"], samples, shown, forgotten, method, columns)
+    side_by_side(args.folder / "methods.png", folders, shown, forgotten, min(3, columns))
+    print(f"written: {args.folder.resolve()}/methods.png, {len(folders) - ('original' in folders)} before_after_<method>.png")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,200 @@
+"""Flags, their types and errors: the command line conventions that every script of the three folders follows.
+
+This file carries the same text in Classification, DDPM and SD (`make check` fails when one drifts), so that each folder can be
+copied away alone.
+"""
+
+import argparse
+import inspect
+import sys
+from pathlib import Path
+
+
+class RunError(Exception):
+    """A mistake in a flag or a file. Its message is one sentence that says what is wrong and what to do about it."""
+
+
+class AlreadyDone(Exception):
+    """--resume found a finished run. The script has nothing left to do and exits with status 0."""
+
+
+def run(main, argv=None):
+    """Call main(argv). A RunError or an OSError (missing file, full disk) becomes one sentence and exit status 1."""
+    try:
+        main(argv)
+    except AlreadyDone as done:
+        print(done)
+    except (RunError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; run the same command with --resume to go on")
+
+
+# ---------------------------------------------------------------------------------------------------------------- types
+def number(kind, holds, rule):
+    """An argparse type: a number of `kind` for which `holds` is true. Otherwise the message says that it must be `rule`."""
+
+    def parse(text):
+        value = kind(text)
+        if not holds(value):
+            raise argparse.ArgumentTypeError(f"must be {rule}, not {text}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+positive_int = number(int, lambda value: value >= 1, "at least 1")
+non_negative_int = number(int, lambda value: value >= 0, "at least 0")
+positive_float = number(float, lambda value: 0 < value < float("inf"), "a positive number")
+non_negative_float = number(float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
+ratio = number(float, lambda value: 0 < value <= 1, "in (0, 1]")
+share = number(float, lambda value: 0 <= value < 1, "in [0, 1)")
+
+
+def amount(text):
+    """The value of --num_forget: '4500' is a count, '0.1' a fraction."""
+    value = float(text)
+    if 0 < value < 1:
+        return value
+    if 1 <= value < float("inf") and value == int(value):
+        return int(value)
+    raise argparse.ArgumentTypeError(f"must be a whole number of samples or a fraction below 1, not {text}")
+
+
+# ---------------------------------------------------------------------------------------------------------------- flags
+DATA, FORGET, METHOD, RUN = "model and data", "what to forget", "method", "run"
+
+# fmt: off
+FLAGS = {  # name: (group, other spellings, options of add_argument)
+    "model_path": (DATA, [], dict(type=Path, metavar="RUN", help="run folder of the model to start from")),
+    "data_dir": (DATA, ["--data"], dict(type=Path, metavar="DIR", help="folder of the data sets and their .npz caches")),
+    "limit": (DATA, [], dict(type=positive_int, metavar="N", help="use only N training samples, for a quick look")),
+    "forget_class": (FORGET, ["--class_to_replace", "--label_to_forget", "--class_to_forget"],
+                     dict(nargs="+", metavar="CLASS", help="forget these classes, by name or number")),
+    "num_forget": (FORGET, ["--num_indexes_to_replace"],
+                   dict(type=amount, metavar="N", help="forget N random samples (a fraction if below 1), of --forget_class if given")),
+    "forget_indices": (FORGET, [], dict(type=Path, metavar="FILE", help="forget the samples in FILE (.npy, or one per line)")),
+    "split_seed": (FORGET, [], dict(type=int, metavar="SEED", help="seed of the validation split and of a random forget set")),
+    "mask_path": (METHOD, [], dict(type=Path, metavar="RUN", help="run of generate_mask.py: train only its salient weights")),
+    "mask_ratio": (METHOD, [], dict(type=ratio, help="fraction of all weights that may change, the most salient")),
+    "alpha": (METHOD, [], dict(type=non_negative_float, help="weight of the retain term: forget + alpha * retain, both mean-reduced")),
+    "lr": (METHOD, ["--unlearn_lr"], dict(type=positive_float, help="learning rate")),
+    "epochs": (METHOD, ["--unlearn_epochs"], dict(type=non_negative_int, help="passes over the data that the method reads")),
+    "steps": (METHOD, [], dict(type=non_negative_int, help="optimizer steps")),
+    "batch_size": (METHOD, [], dict(type=positive_int, help="samples per step, over all processes")),
+    "forget_batch_size": (METHOD, [], dict(type=positive_int, help="forget samples per step (default: --batch_size)")),
+    "optimizer": (METHOD, [], dict(help="optimizer")),
+    "momentum": (METHOD, [], dict(type=share, help="momentum of sgd")),
+    "weight_decay": (METHOD, [], dict(type=non_negative_float, help="weight decay")),
+    "schedule": (METHOD, [], dict(help="learning rate over the run")),
+    "ema": (METHOD, [], dict(type=share, help="decay of the averaged weights, which are saved (0: the last ones are)")),
+    "save_dir": (RUN, [], dict(type=Path, metavar="RUN", help="run folder to write")),
+    "seed": (RUN, [], dict(type=int, help="seed of initialisation, order, augmentation and noise")),
+    "device": (RUN, [], dict(choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")),
+    "precision": (RUN, [], dict(choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 autocast where it is native")),
+    "resume": (RUN, [], dict(action="store_true", help="continue this run where it stopped; a finished run is left alone")),
+    "overwrite": (RUN, [], dict(action="store_true", help="replace the run in --save_dir")),
+}
+# fmt: on
+HALF = {"precision": dict(choices=("auto", "fp32", "bf16", "fp16"), help="auto: bf16 where it is native; fp16: GPUs only")}  # SD's
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose help is the script's docstring, in four groups, with every default."""
+
+    def __init__(self, description):
+        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+        self.groups = {title: self.add_argument_group(title) for title in (DATA, FORGET, METHOD, RUN)}
+
+    def add(self, group, *spellings, **options):
+        """add_argument, in one of the four groups."""
+        self.groups[group].add_argument(*spellings, **options)
+
+    def add_shared(self, *names, required=(), options=None, **defaults):
+        """Add flags of FLAGS: plain names, required ones, then those with a default. options: {name: changed options of add_argument}."""
+        for name in (*names, *required, *defaults):
+            group, aliases, own = FLAGS[name]
+            default = {"default": defaults[name]} if name in defaults else {}
+            self.add(group, f"--{name}", *aliases, required=name in required, **own | (options or {}).get(name, {}) | default)
+
+    def check_forget_set(self, args):
+        """parser.error unless the flags name one forget set."""
+        if args.forget_indices is not None and (args.forget_class or args.num_forget):
+            self.error("--forget_indices cannot be combined with --forget_class or --num_forget")
+        if args.forget_indices is None and not args.forget_class and args.num_forget is None:
+            self.error("name what to forget: --forget_class, --num_forget or --forget_indices")
+
+
+# -------------------------------------------------------------------------------------------------------------- methods
+# methods/__init__.py says what a method is. FLAGS and TRAINING stand in the file of a method, if it has any.
+def method_inputs(method):
+    """Names of what a method is handed: its positional parameters."""
+    return [name for name, parameter in inspect.signature(method).parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY]
+
+
+def method_flags(method):
+    """{flag: default} of a method: its keyword-only parameters."""
+    parameters = inspect.signature(method).parameters
+    return {name: parameter.default for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def declared(method, name):
+    """The dict FLAGS or TRAINING of the file a method stands in."""
+    return getattr(sys.modules[method.__module__], name, {})
+
+
+def training_settings(args, method, trained, defaults):
+    """{flag: value} of the training settings named by `defaults`.
+
+    The flag if it is given, else what the method's authors use (TRAINING in its file), else the default. None stands for the value in
+    `trained`, the settings of the original's training.
+    """
+    given = {name: value for name in defaults if (value := getattr(args, name)) is not None}
+    settings = defaults | declared(method, "TRAINING") | given
+    return {name: trained.get(name) if value is None else value for name, value in settings.items()}
+
+
+def add_method_flags(parser, methods, shared):
+    """Add the flags of all `methods` {name: function}, and list the methods in the help.
+
+    shared: {flag: options of add_argument} of flags that several methods have. Raises RunError for a flag without a declaration
+    or with two of them.
+    """
+    declarations = dict(shared)
+    for name, method in methods.items():
+        for flag, options in declared(method, "FLAGS").items():
+            if flag in FLAGS or declarations.setdefault(flag, options) is not options:
+                raise RunError(f"method {name} declares --{flag}, which is declared already: give its flag another name")
+    for flag in dict.fromkeys(flag for method in methods.values() for flag in method_flags(method)):
+        names = [name for name, method in methods.items() if flag in method_flags(method)]
+        if flag not in FLAGS and flag not in declarations:
+            raise RunError(f"method {names[0]} has --{flag} in its signature but not in FLAGS of its file: declare it there")
+        try:
+            if flag in FLAGS:
+                parser.add_shared(flag)
+            else:
+                options = declarations[flag]
+                parser.add(METHOD, f"--{flag}", **options | {"default": None, "help": f"{', '.join(names)}: {options['help']}"})
+        except argparse.ArgumentError as error:  # a flag that the script has already
+            raise RunError(f"method {names[0]}: {error}") from error
+    parser.epilog = "methods, the data they read, and the defaults of their flags (None: as the original was trained):\n" + "\n".join(
+        f"  {name:13s}{' and '.join(part for part in ('forget', 'retain') if part in method_inputs(method)) or 'no images':18s} "
+        + " ".join(f"--{flag} {value}" for flag, value in method_flags(method).items())
+        for name, method in methods.items()
+    )
+
+
+def method_options(parser, args, methods):
+    """{flag: value} of the method that args names. parser.error for a flag of another method."""
+    own = method_flags(methods[args.method])
+    foreign = sorted({flag for method in methods.values() for flag in method_flags(method)} - set(own))
+    ignored = [flag for flag in foreign if getattr(args, flag) is not None]
+    if ignored:
+        parser.error(f"--method {args.method} does not read --{', --'.join(ignored)}")
+    return {flag: default if getattr(args, flag) is None else getattr(args, flag) for flag, default in own.items()}

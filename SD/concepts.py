@@ -1,0 +1,153 @@
+"""What is forgotten, what stands in for it and what is retained: flags, and tables of prompts with their images."""
+
+import functools
+import math
+from pathlib import Path
+
+import torch
+
+import cli
+import data
+import imagesets
+import models
+from cli import RunError
+from latents import digest, encode_pictures, generated_moments, no_moments
+
+CAPTION = "an image of a {}"  # the paper's, for Imagenette
+TRAINED_ON = ("dataset", "data_dir", "image_size", "caption")  # what a run of train.py knows of its data
+CONCEPT_FLAGS = ("dataset", "data_dir", "caption", "forget_class", "forget_prompt", "target_prompt", "retain_prompts", "forget_dir")
+CONCEPT_FLAGS += ("retain_dir", "num_images", "generation_steps", "generation_guidance_scale")
+
+
+# ---------------------------------------------------------------------------------------------------------------- flags
+def add_model_flag(parser):
+    where = "run of train.py, diffusers folder, hub id, or one .safetensors/.ckpt file"
+    parser.add(cli.DATA, "--model_path", required=True, metavar="MODEL", help=f"original model: {where}")
+
+
+def add_dataset_flags(parser, dataset=None):
+    parser.add(cli.DATA, "--dataset", choices=imagesets.DATASETS, default=dataset, help="images with classes or captions")
+    parser.add_shared("data_dir")
+    parser.add(cli.DATA, "--caption", metavar="TEXT", help=f"prompt of a class, with {{}} for its name (default: {CAPTION!r})")
+
+
+def add_concept_flags(parser):
+    """Flags that name what is forgotten, what stands in for it and what is retained: the same for the mask and for unlearning."""
+    texts, path = {"nargs": "+", "metavar": "TEXT"}, {"type": Path, "metavar": "DIR"}
+    add_dataset_flags(parser)
+    parser.add_shared("forget_class")
+    parser.add(cli.FORGET, "--forget_prompt", **texts, help="forget what these prompts describe")
+    target = "prompt that stands in: one for all, or one for each forgotten one (classes: default the next retained one)"
+    parser.add(cli.FORGET, "--target_prompt", **texts, help=target)
+    parser.add(cli.FORGET, "--retain_prompts", **texts, help="prompts to retain (default: the target prompts)")
+    generated = "(default: --num_images images that the original generates for each prompt)"
+    parser.add(cli.FORGET, "--forget_dir", **path, help=f"images of the forgotten prompts {generated}")
+    parser.add(cli.FORGET, "--retain_dir", **path, help=f"images of the retained prompts {generated}")
+    number = {"type": cli.positive_int, "metavar": "N"}
+    parser.add(cli.FORGET, "--num_images", **number, default=100, help="images that the original generates per prompt")
+    parser.add(cli.FORGET, "--generation_steps", **number, default=50, help="sampling steps of generated images")
+    scale = {"type": cli.non_negative_float, "metavar": "S"}
+    parser.add(cli.FORGET, "--generation_guidance_scale", **scale, default=7.5, help="guidance scale of generated images, 1: none")
+
+
+def concept_flags(args):
+    """{flag: value} of the CONCEPT_FLAGS."""
+    return {name: getattr(args, name) for name in CONCEPT_FLAGS}
+
+
+def check_concept_flags(parser, args):
+    """parser.error unless the flags name one thing to forget."""
+    if bool(args.forget_class) == bool(args.forget_prompt):
+        parser.error("name what to forget: --forget_class of a data set, or --forget_prompt (one of the two)")
+    if args.forget_class:
+        for name in ("retain_prompts", "forget_dir", "retain_dir"):
+            if getattr(args, name) is not None:
+                parser.error(f"--{name} goes with --forget_prompt: with --forget_class the data set says it")
+    elif args.dataset is not None or args.caption is not None:
+        parser.error("--dataset and --caption go with --forget_class: with --forget_prompt, give folders by --forget_dir and --retain_dir")
+    if args.forget_prompt and not args.target_prompt:
+        parser.error("--forget_prompt needs --target_prompt: what should be drawn in its place")
+    if args.forget_prompt:
+        count = len(args.forget_prompt)
+        if len(args.target_prompt) not in (1, count):
+            parser.error(f"--target_prompt takes one prompt, or one for each of the {count} forgotten ones, not {len(args.target_prompt)}")
+        same = [text for text, target in zip(args.forget_prompt, spread(args.target_prompt, count), strict=True) if text == target]
+        clash = same or [text for text in args.retain_prompts or () if text in args.forget_prompt]
+        if clash:
+            parser.error(f"{clash[0]!r} is both forgotten and {'its own target' if same else 'retained'}: name another prompt")
+    if args.caption is not None and "{}" not in args.caption:
+        parser.error("--caption must hold {}, where the name of the class goes")
+
+
+def spread(values, count):
+    """One value for all, or one for each."""
+    return values * count if len(values) == 1 else values
+
+
+# ------------------------------------------------------------------------------------------------------------- concepts
+def of_classes(flags, pipeline, recorded, shas, accelerator, needs):
+    """The concept of --forget_class: a data set's classes, each with its caption. flags: {flag: value} of the CONCEPT_FLAGS.
+
+    Returns (prompts, {"forget", "retain": Split}, target of each prompt, facts for args.json).
+    """
+    source = {name: flags.get(name) or recorded.get(name) for name in TRAINED_ON}
+    source["data_dir"] = source["data_dir"] or "data"
+    if source["dataset"] is None:
+        raise RunError("the model does not say what it was trained on: name the classes' images by --dataset and --data_dir")
+    if source["dataset"] == "captions":
+        raise RunError("images with captions have no classes: use --forget_prompt, with --forget_dir and --retain_dir")
+    caption = source["caption"] or CAPTION
+    found = imagesets.load(source["dataset"], source["data_dir"], source["image_size"] or models.image_size(pipeline))
+    labels = sorted(set(data.class_numbers(flags["forget_class"], found.classes)))
+    if len(labels) == len(found.classes):
+        raise RunError("all classes would be forgotten: at least one must be retained")
+    table = [caption.format(name) for name in found.classes]
+    target_prompts = flags["target_prompt"] or [table[data.next_retained(label, labels, len(table))] for label in labels]
+    target_prompts = spread(target_prompts, len(labels))
+    if len(target_prompts) != len(labels):
+        count = f"each of the {len(labels)} forgotten classes, not {len(target_prompts)}"
+        raise RunError(f"--target_prompt takes one prompt, or one for {count}")
+    clash = next((text for text in target_prompts if text in [table[label] for label in labels]), None)
+    if clash is not None:
+        raise RunError(f"the target prompt {clash!r} is forgotten itself: name another one")
+    table = [*table, *(text for text in dict.fromkeys(target_prompts) if text not in table), models.NULL]
+    targets = torch.arange(len(table))
+    targets[labels] = torch.tensor([table.index(text) for text in target_prompts])
+    numbers = torch.tensor(found.y_train)
+    of_forgotten = torch.isin(numbers, torch.tensor(labels))
+    any_read = "forget" in needs or "retain" in needs
+    moments = encode_pictures(pipeline, found.train, shas["vae"], source["data_dir"], accelerator) if any_read else None
+    splits = {}
+    for part, chosen in (("forget", of_forgotten), ("retain", ~of_forgotten)):
+        images = moments[chosen] if part in needs else no_moments(pipeline, int(chosen.sum()))
+        splits[part] = data.Split(images, numbers[chosen], part)
+    forget_sha = digest(found.train.sha(), of_forgotten.nonzero().squeeze(1).tolist(), [table[label] for label in labels])
+    facts = {"forgotten": [found.classes[label] for label in labels], "forget_sha": forget_sha, "classes": found.classes}
+    facts["concept"] = {**source, "data_dir": str(source["data_dir"]), "caption": caption, "targets": target_prompts}
+    return table, splits, targets, facts
+
+
+def of_prompts(flags, pipeline, recorded, shas, accelerator, needs):
+    """As of_classes(), of --forget_prompt: images from folders or generated by the model itself, each with a prompt."""
+    forget_prompts, target_prompts = flags["forget_prompt"], spread(flags["target_prompt"], len(flags["forget_prompt"]))
+    retain_prompts = flags["retain_prompts"] or list(dict.fromkeys(target_prompts))
+    texts = dict.fromkeys([*forget_prompts, *target_prompts, *retain_prompts])
+    table = [text for text in texts if text != models.NULL] + [models.NULL]
+    data_dir = flags["data_dir"] or recorded.get("data_dir") or "data"
+    splits, identity = {}, {}
+    for part, prompts, folder in (("forget", forget_prompts, flags["forget_dir"]), ("retain", retain_prompts, flags["retain_dir"])):
+        numbers = torch.tensor([table.index(text) for text in prompts])
+        if folder is None:
+            labels = numbers.repeat_interleave(flags["num_images"])
+            make, identity[part] = generated_moments(pipeline, prompts, flags, shas["model"], data_dir, accelerator)
+        else:
+            pictures = imagesets.load_images(folder, models.image_size(pipeline))
+            labels = numbers.repeat(math.ceil(len(pictures) / len(numbers)))[: len(pictures)]  # several prompts take turns
+            make = functools.partial(encode_pictures, pipeline, pictures, shas["vae"], data_dir, accelerator)
+            identity[part] = pictures.sha()
+        splits[part] = data.Split(make() if part in needs else no_moments(pipeline, len(labels)), labels, part)
+    targets = torch.arange(len(table))
+    targets[[table.index(text) for text in forget_prompts]] = torch.tensor([table.index(text) for text in target_prompts])
+    facts = {"forgotten": list(dict.fromkeys(forget_prompts)), "forget_sha": digest(identity["forget"], forget_prompts), "classes": None}
+    facts["concept"] = {"targets": target_prompts, "retained": retain_prompts, "data_dir": str(data_dir), "images": identity}
+    return table, splits, targets, facts

@@ -1,0 +1,103 @@
+"""The cache of latents and embeddings: everything is encoded or drawn once, never per step."""
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import models
+import sampling
+from cli import RunError
+from run_folder import read_tensors, write_tensors
+
+
+def digest(*parts):
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def cached(data_dir, what, accelerator, make):
+    """The tensor that make() returns, kept in <data_dir>/cache under the digest of `what` ({name: value}: all that it depends on).
+
+    make() runs in every process; the main one writes. A file whose own record of `what` differs is refused.
+    """
+    path = Path(data_dir) / "cache" / f"{digest(what)[:20]}.safetensors"
+    found = path.is_file()
+    accelerator.wait_for_everyone()
+    if not found:
+        tensor = make()
+        if accelerator.is_main_process:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(path, {"values": tensor}, {"what": json.dumps(what, sort_keys=True)})
+        accelerator.wait_for_everyone()
+        return tensor
+    tensors, metadata = read_tensors(path)
+    if metadata.get("what") != json.dumps(what, sort_keys=True) or not torch.isfinite(tensors["values"]).all():
+        raise RunError(f"{path} is not the cache it should be (another model, images or prompts, or NaN): remove it, it is made again")
+    return tensors["values"]
+
+
+class on_device:
+    """Hold modules on the accelerator's device for a while: text encoder and VAE are not needed while the U-Net trains."""
+
+    def __init__(self, accelerator, *modules):
+        self.device, self.modules = accelerator.device, modules
+
+    def __enter__(self):
+        for module in self.modules:
+            module.to(self.device)
+
+    def __exit__(self, *error):
+        for module in self.modules:
+            module.to("cpu")
+
+
+def encode_pictures(pipeline, pictures, vae_sha, data_dir, accelerator, batch_size=8):
+    """Moments (N, 2C, h, w), on the CPU, of all pictures, encoded once and cached; the processes share the work."""
+
+    def make():
+        edge = pictures.size // pipeline.vae_scale_factor
+        found = torch.zeros(len(pictures), 2 * pipeline.vae.config.latent_channels, edge, edge)
+        batches = list(torch.arange(len(pictures)).split(batch_size))
+        with on_device(accelerator, pipeline.vae):
+            for number, rows in enumerate(tqdm(batches, "encode", disable=None if accelerator.is_main_process else True)):
+                if number % accelerator.num_processes == accelerator.process_index:
+                    found[rows] = models.encode_images(pipeline, pictures.read(rows.tolist()))
+        return accelerator.reduce(found.to(accelerator.device), "sum").cpu() if accelerator.num_processes > 1 else found
+
+    what = {"latents": pictures.sha(), "vae": vae_sha, "scaling_factor": pipeline.vae.config.scaling_factor}
+    return cached(data_dir, what, accelerator, make)
+
+
+def embed(pipeline, prompts, accelerator):
+    """Embeddings (P, L, D) on the accelerator's device, encoded once."""
+    with on_device(accelerator, pipeline.text_encoder):
+        return models.encode_prompts(pipeline, prompts).to(accelerator.device)
+
+
+def no_moments(pipeline, count):
+    """Moments of zero in place of `count` images that nobody reads: they take no memory."""
+    config = pipeline.unet.config
+    return torch.zeros(1, 2 * config.in_channels, config.sample_size, config.sample_size).expand(count, -1, -1, -1)
+
+
+def generated_moments(pipeline, prompts, generation, model_sha, data_dir, accelerator):
+    """(function that returns the moments, identity) of images that the original generates for prompts, cached.
+
+    generation: {"num_images": per prompt, "generation_steps", "generation_guidance_scale"}.
+    """
+    edge = models.image_size(pipeline)
+    steps, guidance_scale = generation["generation_steps"], generation["generation_guidance_scale"]
+    options = {"steps": steps, "size": [edge, edge], "sampler": "ddim"}
+    what = {"own images": prompts, "count": generation["num_images"], **options, "guidance": guidance_scale, "model": model_sha}
+
+    def draw():
+        embeddings = embed(pipeline, [*prompts, models.NULL], accelerator)
+        options["guidance_scale"] = guidance_scale
+        parts = (prompts, embeddings[:-1], embeddings[-1])
+        with on_device(accelerator, pipeline.vae, pipeline.text_encoder):  # diffusers draws where the pipeline's parts are
+            return sampling.generate_moments(pipeline, *parts, generation["num_images"], accelerator, **options)
+
+    return functools.partial(cached, data_dir, what, accelerator, draw), digest(what)

@@ -1,0 +1,49 @@
+"""The evaluation-mode pass over a split: the gradient of the forget loss."""
+
+import contextlib
+
+import torch
+from tqdm import tqdm
+
+import data
+import models
+from trainer import predict, predict_together, squared_error, training_target
+
+
+@contextlib.contextmanager
+def without_autocast(model):
+    """While entered, the model's forward pass is its class's own, without the autocast that prepare() gave it."""
+    prepared = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if prepared is not None:
+            model.forward = prepared
+
+
+def mean_gradient(unet, scheduler, split, embeddings, accelerator, *, cond_scale, passes, batch_size, seed):
+    """Gradient of the forget loss over a whole split, {name: tensor} whose magnitude is SalUn's saliency.
+
+    The loss is the mean squared error of the guided prediction (1 + w) f(c) - w f(null), w = cond_scale, as in the official release; at
+    w = 0 it is the plain training loss. embeddings: (P, L, D), the last one that of the empty prompt. Eval mode. Every image is weighted
+    once in each of `passes` passes, with timesteps and noise of their own. Accumulated in float32 in place, without a second copy.
+    """
+    unet.eval()
+    unet.zero_grad(set_to_none=True)
+    here = (accelerator.process_index, accelerator.num_processes)
+    for number in range(passes):
+        batches = data.whole_pass(split, batch_size, seed, models.TIMESTEPS, accelerator.device, number, *here)
+        for latents, labels, t, noise in tqdm(batches, "gradient", disable=None):
+            noisy, conditions = scheduler.add_noise(latents, noise, t), embeddings[labels]
+            if cond_scale == 0:
+                prediction = predict(unet, noisy, t, conditions)
+            else:
+                parts = (noisy, t, conditions), (noisy, t, embeddings[-1].expand_as(conditions))
+                conditional, unconditional = predict_together(unet, *parts)
+                prediction = (1 + cond_scale) * conditional - cond_scale * unconditional
+            (squared_error(prediction, training_target(scheduler, latents, noise, t)).sum() / (passes * len(split))).backward()
+    gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in unet.named_parameters()}
+    unet.zero_grad(set_to_none=True)
+    if accelerator.num_processes > 1:
+        gradient = {name: accelerator.reduce(tensor, "sum") for name, tensor in gradient.items()}
+    return gradient

@@ -1,0 +1,309 @@
+"""The files of a run, in the folder that --save_dir names.
+
+This file carries the same text in Classification, DDPM and SD (`make check` fails when one drifts). A run folder holds
+
+    args.json          written first: every flag resolved, argv, git commit, versions, the facts of the run
+    log.csv            a row per log step
+    model.safetensors  weights (SD: a diffusers folder, model/)    mask.safetensors   a bit-packed mask
+    metrics.json       written by evaluate.py                       done.json          written last; without it the run did not finish
+
+Every file appears whole or not at all: it is written under another name first and then renamed.
+"""
+
+import contextlib
+import csv
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from cli import AlreadyDone, RunError
+
+ARTEFACTS = ("args.json", "log.csv", "model.safetensors", "mask.safetensors", "checkpoint.safetensors", "metrics.json", "done.json")
+ARTEFACTS += ("model", "samples", "fading.gif")
+PATHS = ("model_path", "classifier", "pretrained", "clip_model")  # flags that name a file or folder, or something else
+NOT_COMPARED = ("save_dir", "resume", "overwrite", "device", "processes", "computed_on")  # flags that may differ when a run is resumed
+PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "safetensors", "torch-fidelity")
+
+
+def write_whole(path, write):
+    """Call write(temporary path), then rename onto `path`, so that `path` is whole or absent even after a kill or a full disk."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        if partial.exists():
+            partial.unlink()
+        raise RunError(f"could not write {path}: {error}") from error
+
+
+def write_json(path, value):
+    write_whole(path, lambda partial: partial.write_text(json.dumps(value, indent=2, default=str) + "\n"))
+
+
+def read_json(path):
+    try:
+        return json.loads(Path(path).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} is not whole JSON ({error}); make the run again") from error
+
+
+def write_tensors(path, tensors, metadata=None):
+    """Write {name: tensor} as safetensors; `metadata` is {str: str}."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, lambda partial: safetensors.torch.save_file(tensors, partial, metadata))
+
+
+def read_tensors(path):
+    """Return ({name: tensor}, metadata) of a safetensors file. Raises RunError for a missing, truncated or pickled file."""
+    path = Path(path)
+    if not path.is_file():
+        raise RunError(f"{path} does not exist")
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise RunError(
+            f"{path} is a pickle, which can run code when loaded and is never read here; convert it with "
+            "safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')"
+        )
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise RunError(f"{path} is not a whole safetensors file ({error})") from error
+
+
+def check_shapes(what, found, expected):
+    """Raise RunError unless found {name: shape}, of a file named by `what`, equals expected, of the model."""
+    if found != expected:
+        name = next(name for name in {**expected, **found} if found.get(name) != expected.get(name))
+        raise RunError(
+            f"{what} belongs to another model: {name} is {found.get(name, 'absent')} there and {expected.get(name, 'absent')} in the model"
+        )
+
+
+def file_sha(path):
+    """sha256 of a file's bytes, in hex."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def read_run(path):
+    """Return (folder, args) of a run folder, or of a file inside one. Raises RunError if it is none or did not finish."""
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    if not Path(path).exists():
+        raise RunError(f"{path} does not exist")
+    if Path(path).is_file():
+        read_tensors(path)
+    if not (folder / "args.json").is_file():
+        raise RunError(f"{folder} is no run folder: it holds no args.json")
+    if not (folder / "done.json").is_file():
+        raise RunError(f"the run in {folder} did not finish: run its command again with --resume")
+    return folder, read_json(folder / "args.json")
+
+
+def versions():
+    """{"python": version, package: version or None}"""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def machine():
+    """Number of cores and processor: they go with every number."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.is_file() else []
+    return f"{os.cpu_count()} x {names[0] if names else platform.processor() or platform.machine()}"
+
+
+def git_commit():
+    """Commit of the code that runs, with '+' when files differ from it; None outside a git checkout."""
+    command = "git describe --always --abbrev=40 --exclude=* --dirty=+"
+    if shutil.which("git") is None:
+        return None
+    return subprocess.run(command.split(), cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip() or None
+
+
+def peak_memory_mb(device):
+    """Largest memory so far in MB: allocated on a GPU, else the resident set of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def lies_in(path, folder):
+    """Whether a resolved path is a folder or lies in it, however they are spelled."""
+    return folder.exists() and any(part.exists() and part.samefile(folder) for part in (path, *path.parents))
+
+
+def check_apart(args):
+    """Refuse a --save_dir that is, holds or lies in a run that the same command reads: --overwrite would delete what it starts from."""
+    for save_dir in args.save_dir if isinstance(args.save_dir, list) else [args.save_dir]:
+        target = Path(save_dir).resolve()
+        for name, value in vars(args).items():
+            for source in value if isinstance(value, list) else [value]:
+                if name == "save_dir" or not (isinstance(source, Path) or (name in PATHS and isinstance(source, str))):
+                    continue
+                read = Path(source).resolve()
+                folder = read if read.is_dir() else read.parent
+                if read.exists() and (lies_in(read, target) or ((folder / "args.json").is_file() and lies_in(target, folder))):
+                    raise RunError(f"--save_dir {save_dir} is, holds or lies in what --{name} {source} reads: name another --save_dir")
+
+
+class RunFolder:
+    """One run folder, written by the main process only.
+
+    RunFolder(args, accelerator) checks the folder and changes nothing. begin() writes args.json, once the inputs are known to be
+    good. log(), save() and checkpoint() write as the run proceeds. finish() writes done.json.
+    Raises AlreadyDone where --resume finds a finished run.
+    """
+
+    def __init__(self, args, accelerator):
+        self.folder, self.args, self.accelerator, self.is_main = Path(args.save_dir), args, accelerator, accelerator.is_main_process
+        self.images_seen, self.seconds_before, self._columns, self._known = 0, 0.0, None, None
+        self.start_clock()
+        if args.resume and args.overwrite:
+            raise RunError("--resume and --overwrite contradict each other: pass one of them")
+        check_apart(args)
+        if self.is_main:
+            self._check_folder()
+        if args.resume and (self.folder / "done.json").is_file():
+            raise AlreadyDone(f"{self.folder} is finished already")
+
+    @classmethod
+    def or_none(cls, args, accelerator):
+        """A RunFolder, or None after a line about a finished run: for scripts that write several."""
+        try:
+            return cls(args, accelerator)
+        except AlreadyDone as done:
+            print(done)
+
+    def _check_folder(self):
+        if (self.folder / "args.json").is_file():
+            if not (self.args.resume or self.args.overwrite):
+                raise RunError(
+                    f"{self.folder} already holds a run: pass --resume to continue it, --overwrite to replace it, or another --save_dir"
+                )
+            if self.args.resume:
+                self._known = read_json(self.folder / "args.json")
+                self._check_same(vars(self.args))
+        elif self.folder.exists() and (not self.folder.is_dir() or set(os.listdir(self.folder)) - {".args.json.partial"}):
+            raise RunError(f"--save_dir {self.folder} exists and is no run folder: name a new or empty folder")
+
+    def _check_same(self, recorded):
+        """On --resume, refuse flags or facts other than those the run was started with."""
+        recorded = json.loads(json.dumps(recorded, default=str))
+        differing = sorted(name for name in recorded if name not in NOT_COMPARED and recorded[name] != self._known.get(name))
+        if differing:
+            raise RunError(
+                f"cannot resume {self.folder}: it was started with other values of {', '.join(differing)}; "
+                "repeat them, pass --overwrite, or name another --save_dir"
+            )
+
+    def start_clock(self):
+        self._clock = time.monotonic()
+
+    def seconds(self):
+        """Seconds since start_clock(), with those before the checkpoint that was resumed."""
+        return self.seconds_before + time.monotonic() - self._clock
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Time that is not counted: pictures drawn while a model trains."""
+        start = time.monotonic()
+        yield
+        self._clock += time.monotonic() - start
+
+    def begin(self, **facts):
+        """Write args.json, or on --resume check that flags and facts are those of the run that stopped."""
+        if not self.is_main:
+            return
+        here = self.accelerator
+        facts |= {"processes": here.num_processes, "computed_on": str(here.device), "autocast": here.mixed_precision}
+        if self._known is not None:
+            return self._check_same(facts)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in ARTEFACTS:
+            path = self.folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        origin = {"git_commit": git_commit(), "machine": machine(), "versions": versions(), "started": started}
+        write_json(self.folder / "args.json", {**vars(self.args), **facts, "argv": sys.argv, **origin})
+
+    def log(self, **row):
+        """Append a row to log.csv; a column seen for the first time widens the file."""
+        if not self.is_main:
+            return
+        path = self.folder / "log.csv"
+        self._columns = self._columns or []
+        if set(row) - set(self._columns):
+            rows = list(csv.DictReader(path.read_text().splitlines())) if self._columns else []
+            self._columns += [name for name in row if name not in self._columns]
+            return self._rewrite_log([*rows, row])
+        with path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    def _rewrite_log(self, rows):
+        def write(partial):
+            with partial.open("w", newline="") as file:
+                writer = csv.DictWriter(file, self._columns)
+                writer.writeheader()
+                writer.writerows(rows)
+
+        write_whole(self.folder / "log.csv", write)
+
+    def save(self, name, tensors, metadata=None):
+        if self.is_main:
+            write_tensors(self.folder / name, tensors, metadata)
+
+    def checkpoint(self, tensors, **state):
+        """Keep what continues the run: tensors and JSON-able values."""
+        state |= {"seconds": self.seconds(), "images_seen": self.images_seen}
+        self.save("checkpoint.safetensors", tensors, {"state": json.dumps(state)})
+
+    def last_checkpoint(self):
+        """Return (tensors, state) of the last checkpoint on --resume, else None. Rows logged after it are dropped from log.csv."""
+        path, log = self.folder / "checkpoint.safetensors", self.folder / "log.csv"
+        if not self.args.resume:
+            return None
+        found = read_tensors(path) if path.is_file() else None
+        state = json.loads(found[1]["state"]) if found else {"step": 0}
+        if self.is_main and log.is_file():
+            with log.open(newline="") as file:
+                reader = csv.DictReader(file)
+                rows = [row for row in reader if None not in row.values() and int(row["step"]) <= state["step"]]
+                self._columns = list(reader.fieldnames or [])
+            self._rewrite_log(rows)
+        return (found[0], state) if found else None
+
+    def continue_from(self, state):
+        """Count on from the seconds and images of a checkpoint's state."""
+        self.seconds_before, self.images_seen = state["seconds"], state["images_seen"]
+        self.start_clock()
+
+    def finish(self, message, **facts):
+        """Write done.json, remove the checkpoint and what a kill may have left half written, and print one line."""
+        if self.is_main:
+            facts |= {"peak_memory_mb": peak_memory_mb(self.accelerator.device)}
+            write_json(self.folder / "done.json", facts)
+            for path in (self.folder / "checkpoint.safetensors", *self.folder.glob(".*.partial")):
+                path.unlink(missing_ok=True)
+            print(f"{self.folder}: {message}")

@@ -1,0 +1,50 @@
+"""What the scripts start from: a pipeline, its prompts and embeddings, and what is forgotten."""
+
+from dataclasses import dataclass
+
+import torch
+
+import concepts
+import data
+import models
+import trainer
+from cli import RunError
+from latents import embed
+
+
+@dataclass
+class Task:
+    """pipeline: on the CPU but for its U-Net; scheduler: its noise schedule; prompts: texts, the last one empty; embeddings: (P, L, D) of
+    them; forget, retain: Splits of latents; forgotten: numbers of the prompts to forget; targets: int64 (P,), the number of the prompt
+    that stands in for each (itself for what is retained); facts: for args.json."""
+
+    pipeline: object
+    scheduler: object
+    prompts: list
+    embeddings: torch.Tensor
+    forget: data.Split
+    retain: data.Split
+    forgotten: list
+    targets: torch.Tensor
+    facts: dict
+
+
+def load_task(model_path, flags, accelerator, needs=("forget", "retain")):
+    """Open the original and everything that the concept flags name, latents and embeddings included.
+
+    flags: {flag: value} of concepts.CONCEPT_FLAGS. needs: whose images are read; the others are neither encoded nor drawn, and their
+    latents are zero. Raises RunError for anything missing, unfinished or contradictory, and for a model that has forgotten already.
+    """
+    pipeline, recorded = models.open_pipeline(model_path)
+    if recorded and (recorded["kind"] != "train" or recorded["method"] != "original"):
+        raise RunError(f"{model_path} is no original model (to forget more, start from the original and forget everything together)")
+    trainer.prepare(pipeline.unet, accelerator)
+    shas = {"vae": models.sha(pipeline.vae), "model": models.sha(pipeline.unet, pipeline.vae, pipeline.text_encoder)}
+    concept = concepts.of_classes if flags["forget_class"] else concepts.of_prompts
+    prompts, splits, targets, facts = concept(flags, pipeline, recorded, shas, accelerator, needs)
+    forget = splits["forget"]
+    training = {name: recorded[name] for name in (*concepts.TRAINED_ON, "arch", "steps", "seed") if name in recorded}
+    facts |= {"parent": str(model_path), "parent_sha": shas["model"], "num_forgotten": len(forget), "training": training}
+    scheduler, embeddings = models.noise_scheduler(pipeline.scheduler), embed(pipeline, prompts, accelerator)
+    forgotten, targets = sorted(set(forget.labels.tolist())), targets.to(accelerator.device)
+    return Task(pipeline, scheduler, prompts, embeddings, **splits, forgotten=forgotten, targets=targets, facts=facts)

@@ -1,0 +1,299 @@
+"""Predictions, losses, and everything around a training loop. The loop itself stands in the method, or in train.py."""
+
+import math
+import time
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+import data
+import models
+from cli import RunError
+from masking import SalientParameters
+
+CHECKPOINT_SECONDS = 60  # a step that ends this long after the last checkpoint is followed by one
+LOG_STEPS = 20  # steps per row of log.csv
+BUCKET = 1 << 25  # gradient entries that processes exchange in one message
+
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+SCHEDULES = {  # factor of the learning rate at progress 0 <= p < 1 through the run
+    "constant": lambda p: 1.0,
+    "linear": lambda p: min(1.0, (p + 1e-3) / 0.05) * (1 - p),  # a short warm-up, then down to 0
+}
+
+
+def make_accelerator(device, precision):
+    """An Accelerator on the device asked for, with autocast in bf16 or fp16 where `precision` says so, or auto and bf16 is native."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RunError("--device cuda: no CUDA device is available")
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    if on_cpu and precision == "fp16":
+        raise RunError("--precision fp16 needs a GPU: take bf16 or fp32")
+    if on_cpu:
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        native = bool(capabilities.get("avx512_bf16") or capabilities.get("bf16"))
+    else:
+        native = torch.cuda.get_device_capability()[0] >= 8
+    half = {"auto": "bf16" if native else "no", "fp32": "no"}.get(precision, precision)
+    return Accelerator(cpu=on_cpu, mixed_precision=half)
+
+
+def prepare(model, accelerator):
+    """Move a model to this process's device and autocast its forward pass; its outputs stay float32."""
+    model = model.to(accelerator.device)
+    # Autocast begins and ends with each forward pass. In a region around several passes, PyTorch before 2.11 reuses a weight's cast that
+    # was made under no_grad for the pass that trains, and the weight gets no gradient.
+    accelerator.prepare_model(model, evaluation_mode=True)  # in place; nothing is wrapped around it
+    accelerator.free_memory()  # accelerate would keep every model that it has prepared
+    return model
+
+
+# -------------------------------------------------------------------------------------------------- predictions and losses
+def predict(unet, noisy, t, embeddings):
+    """The U-Net's prediction, noise or velocity, for noisy latents (B, C, h, w), timesteps (B,) and embeddings (B, L, D), in float32."""
+    return unet(noisy, t, encoder_hidden_states=embeddings, return_dict=False)[0]
+
+
+def predict_together(unet, *parts):
+    """predict() for several (noisy, t, embeddings) in one forward pass; returns a prediction for each."""
+    sizes = [len(part[1]) for part in parts]
+    return predict(unet, *(torch.cat(values) for values in zip(*parts, strict=True))).split(sizes)
+
+
+def squared_error(prediction, target):
+    """Mean squared error of each sample, (B,): mean-reduced over channels and pixels."""
+    return (prediction - target).square().mean((1, 2, 3))
+
+
+def noisy_latents(scheduler, batch):
+    """x_t of a Batch, with its own noise and timesteps."""
+    return scheduler.add_noise(batch.images, batch.noise, batch.t)
+
+
+def training_target(scheduler, latents, noise, t):
+    """What the U-Net is trained to predict: the noise, or with v prediction the velocity (Salimans & Ho 2022)."""
+    return scheduler.get_velocity(latents, noise, t) if scheduler.config.prediction_type == "v_prediction" else noise
+
+
+def denoising_loss(unet, scheduler, batch, embeddings):
+    """This process's share of the training loss of a batch under embeddings (B, L, D), l_MSE in Eq. 7 of the paper."""
+    target = training_target(scheduler, batch.images, batch.noise, batch.t)
+    return batch.mean(squared_error(predict(unet, noisy_latents(scheduler, batch), batch.t, embeddings), target))
+
+
+# ------------------------------------------------------------------------------------------------------------ the Trainer
+class Trainer:
+    """What stands around a method's loop: optimizer over the salient weights, schedule, checks, masked step, EMA, log, checkpoints.
+
+        for forget_batch, retain_batch in trainer.steps(steps, lr, forget, retain):
+            trainer.step(forget=..., retain=...)
+
+    model is trained in place, at the salient positions of `mask` only if there is one. The other keywords are the flags of the
+    same names. draw(step): called every `save_every` steps with the weights as they would be saved.
+    A method may set after_step, a function (salient parameters, progress in (0, 1]) that edits them in place after each step.
+    """
+
+    def __init__(
+        self,
+        model,
+        run_folder,
+        accelerator,
+        *,
+        seed,
+        batch_size,
+        forget_batch_size=None,
+        mask=None,
+        optimizer="adam",
+        momentum=0.9,
+        weight_decay=0.0,
+        schedule="constant",
+        grad_clip=1.0,
+        ema=0.0,
+        save_every=None,
+        draw=None,
+    ):
+        self.model, self.run_folder, self.accelerator, self.seed, self.mask = model, run_folder, accelerator, seed, mask
+        self.batch_size, self.forget_batch_size = batch_size, forget_batch_size or batch_size
+        self.optimizer_name, self.momentum, self.weight_decay, self.schedule = optimizer, momentum, weight_decay, schedule
+        self.grad_clip, self.ema, self.save_every, self.draw = grad_clip, ema, save_every, draw
+        self.after_step = None
+
+    def steps(self, steps, lr, *splits, offset=0, reaches_all=True):
+        """Yield a Batch of the split for each step, or of several splits a tuple with a Batch of each.
+
+        offset: steps that the run made before, of another model. reaches_all: whether the loss depends on all that is trained. With
+        --resume the loop continues after the last checkpoint and ends in the same bytes.
+        """
+        streams = [self._stream(split) for split in splits]
+        self.total, self.lr, self.batch_sizes, self.offset = steps, lr, sum(stream.batch_size for stream in streams), offset
+        with SalientParameters(dict(self.model.named_parameters()), self.mask) as self.salient:
+            self.optimizer = self._make_optimizer()
+            self.average = average_weights(self.model, self.ema)
+            first = self._load_checkpoint()
+            self.log, self.checked, saved = Log(self.run_folder, self.accelerator), not reaches_all, time.monotonic()
+            hidden = None if self.accelerator.is_main_process else True
+            self.model.train()
+            for self.number in tqdm(range(first, steps), "train", total=steps, initial=first, disable=hidden, mininterval=1):
+                batches = tuple(stream.batch(self.number) for stream in streams)
+                yield batches if len(splits) > 1 else batches[0]
+                if self.draw is not None and (self.number + 1) % self.save_every == 0:
+                    self._draw()
+                if time.monotonic() - saved > CHECKPOINT_SECONDS and self.number + 1 < steps:
+                    self.log.flush()
+                    self._save_checkpoint()
+                    saved = time.monotonic()
+            self.log.flush()
+            if self.average is not None:
+                self.average.copy_to(self.model.parameters())
+        self.model.eval()
+
+    def _stream(self, split):
+        size = self.forget_batch_size if split.name == "forget" else self.batch_size
+        here = {"device": self.accelerator.device, "rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
+        return data.Stream(split, batch_size=size, seed=self.seed, timesteps=models.TIMESTEPS, **here)
+
+    def _make_optimizer(self):
+        options = {"momentum": self.momentum} if self.optimizer_name == "sgd" else {}
+        fused = True if self.accelerator.device.type == "cuda" and self.accelerator.scaler is None else None
+        parameters = self.salient.parameters()
+        return OPTIMIZERS[self.optimizer_name](parameters, self.lr, weight_decay=self.weight_decay, fused=fused, **options)
+
+    def step(self, **terms):
+        """One step of the optimizer down the sum of the loss terms, which are logged by their names."""
+        if not terms:
+            raise RunError("trainer.step() was called without a loss term: pass at least one, by name")
+        loss, scaler = sum(terms.values()), self.accelerator.scaler  # fp16 alone has a scaler, against underflow of the gradients
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        if not self.checked:
+            check_gradients(self.salient.tensors)
+            self.checked = True
+        average_gradients(self.salient.parameters(), self.accelerator)
+        rate = self.lr * SCHEDULES[self.schedule](self.number / self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        if self.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.salient.parameters(), self.grad_clip)
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)
+            scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.after_step is not None:
+            self.after_step(self.salient, (self.number + 1) / self.total)
+        self.salient.scatter()
+        if self.average is not None:
+            self.average.step(self.model.parameters())
+        self.run_folder.images_seen += self.batch_sizes
+        self.log.add(terms, step=self.offset + self.number + 1, lr=rate)
+
+    def _draw(self):
+        """Call draw(step) with the averaged weights. The time it takes is not the training's."""
+        with self.run_folder.paused(), torch.random.fork_rng():
+            self.model.eval()
+            if self.average is not None:
+                self.average.store(self.model.parameters())
+                self.average.copy_to(self.model.parameters())
+            self.draw(self.number + 1)
+            if self.average is not None:
+                self.average.restore(self.model.parameters())
+            self.model.train()
+
+    def _save_checkpoint(self):
+        """Keep model, averaged weights, optimizer state and counters. All noise follows from seed and step."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if self.average is not None:
+            tensors |= {f"average.{i}": tensor for i, tensor in enumerate(self.average.shadow_params)}
+        for i, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{key}": value for key, value in values.items() if value is not None}
+        self.run_folder.checkpoint(tensors, step=self.offset + self.number + 1)
+
+    def _load_checkpoint(self):
+        """Return the step to continue at: that of the last checkpoint on --resume, 0 without one or where it is of the model before."""
+        checkpoint = self.run_folder.last_checkpoint()
+        if checkpoint is None or checkpoint[1]["step"] <= self.offset:
+            return 0
+        tensors, state = checkpoint
+        self.model.load_state_dict(part(tensors, "model."))
+        self.salient.gather(dict(self.model.named_parameters()))
+        if self.average is not None:
+            for i, tensor in part(tensors, "average.").items():
+                self.average.shadow_params[int(i)].copy_(tensor)
+            self.average.optimization_step = state["step"] - self.offset
+        load_optimizer(self.optimizer, part(tensors, "optimizer."))
+        self.run_folder.continue_from(state)
+        return state["step"] - self.offset
+
+
+def average_weights(model, ema):
+    """diffusers' EMAModel of decay min(ema, (1 + n) / (10 + n)) after n steps; None without `ema`."""
+    if not ema:
+        return None
+    from diffusers.training_utils import EMAModel
+
+    return EMAModel(model.parameters(), decay=ema, foreach=True)
+
+
+def part(tensors, prefix):
+    """The tensors whose name starts with `prefix`, under the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def load_optimizer(optimizer, tensors):
+    """Load {"<parameter number>.<key>": tensor} into an optimizer's state."""
+    values = {}
+    for name, tensor in tensors.items():
+        i, key = name.split(".", 1)
+        values.setdefault(int(i), {})[key] = tensor
+    optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def check_gradients(trained):
+    """Raise RunError if a trained tensor {name: leaf} has no gradient: the optimizer would silently skip it. Zeros are a gradient."""
+    for name, leaf in trained.items():
+        if leaf.requires_grad and leaf.grad is None:
+            raise RunError(f"the loss gives {name} no gradient, so it would never be trained: let the model use it, or freeze it")
+
+
+def average_gradients(leaves, accelerator):
+    """Average gradients over processes, in few messages. Only what the optimizer holds is sent, so a mask makes them smaller too."""
+    if accelerator.num_processes == 1:
+        return
+    gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+    while gradients:
+        bucket = [gradients.pop()]
+        while gradients and sum(gradient.numel() for gradient in bucket) < BUCKET:
+            bucket.append(gradients.pop())
+        flat = accelerator.reduce(torch.cat([gradient.reshape(-1) for gradient in bucket]), "mean")
+        for gradient, values in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+            gradient.copy_(values.view_as(gradient))
+
+
+class Log:
+    """Means of the loss terms since the last row of log.csv. Raises RunError for a loss that is not finite."""
+
+    def __init__(self, run_folder, accelerator):
+        self.run_folder, self.accelerator, self.sums, self.counts = run_folder, accelerator, {}, {}
+
+    def add(self, terms, **row):
+        """Add the terms {name: scalar} of a step. row: columns of log.csv, `step` among them."""
+        self.row = row
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach()
+            self.counts[name] = self.counts.get(name, 0) + 1
+        if row["step"] % LOG_STEPS == 0:
+            self.flush()
+
+    def flush(self):
+        """Write a row, if a step was added since the last one."""
+        means = {name: float(self.accelerator.reduce(self.sums[name], "mean")) / self.counts[name] for name in sorted(self.sums)}
+        for name, value in means.items():
+            if not math.isfinite(value):
+                advice = "lower --lr, or look for NaN in the data; no weights were written"
+                raise RunError(f"the {name} loss became {value} by step {self.row['step']}: {advice}")
+        if means:
+            self.run_folder.log(**self.row, **means, seconds=round(self.run_folder.seconds(), 3))
+        self.sums, self.counts = {}, {}
