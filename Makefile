@@ -1,25 +1,35 @@
-# make quickstart   a virtual environment, the main jobs on small real data, tables and plots
-# make test         the tests of every folder, and that shared files are the same everywhere
 VENV ?= .venv
 PYTHON ?= python3
 FOLDERS = $(wildcard Classification DDPM SD)
+SAME = cli.py run_folder.py masking.py table.py  # the same text in every folder, so that each folder can be copied away alone
+PYTEST = $(VENV)/bin/python -m pytest
 
-.PHONY: quickstart test check lint
+.DEFAULT_GOAL = help
+.PHONY: help quickstart test test-fast check lint
+
+help:  ## print this list
+	@echo "make TARGET [FOLDERS=SD], the first one also makes a virtual environment in $(VENV)"
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do printf '  %-11s %s\n' "$$name" "$$text"; done
 
 $(VENV)/.installed: requirements.txt
+	@echo "Installing requirements.txt into $(VENV): about 3 GB to download with PyTorch's default CUDA build on Linux"
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	touch $@
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements.txt
+	@touch $@
 
-quickstart: $(VENV)/.installed
+quickstart: $(VENV)/.installed  ## train, unlearn and compare on small real data: tables, plots and pictures
 	@set -e; for folder in $(FOLDERS); do echo "== $$folder"; PATH="$(abspath $(VENV))/bin:$$PATH" bash $$folder/scripts/quickstart.sh; done
 
-test: $(VENV)/.installed check
-	@set -e; for folder in $(FOLDERS); do echo "== $$folder"; $(VENV)/bin/python -m pytest $$folder/tests; done
+test: $(VENV)/.installed check  ## all tests, about ten minutes on two CPU cores
+	@set -e; for folder in $(FOLDERS); do echo "== $$folder"; $(PYTEST) $$folder/tests; done
 
-check:
-	@for file in masking.py run.py; do for folder in $(FOLDERS); do \
+test-fast: $(VENV)/.installed check  ## the tests that are not marked slow, about a minute and a half
+	@set -e; for folder in $(FOLDERS); do echo "== $$folder"; $(PYTEST) $$folder/tests -m "not slow"; done
+
+check:  ## files that must carry the same text in every folder do
+	@for file in $(SAME); do for folder in $(FOLDERS); do \
 	  cmp Classification/$$file $$folder/$$file || { echo "error: $$file must carry the same text in every folder" >&2; exit 1; }; done; done
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed  ## ruff: style and format
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .

@@ -1,11 +1,19 @@
 #!/usr/bin/env bash
 # The whole of this folder on 8x8 digits, which need no download: original, retrain and every method, 10 % random forgetting.
-# About a minute and a half a seed on two CPU cores. Hyper-parameters are the choice of tune_digits.sh. Expect: see "Digits" in README.md.
+# About a minute and a half per seed on two CPU cores. Hyper-parameters are the choice of tune_digits.sh. Expect: see "Digits" in README.md.
 # Finished runs are skipped, a cut-off run is continued; further flags go to every command:
 #   SEEDS="1 2 3 4 5" bash scripts/quickstart.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-runs/quickstart}
+total=$(($(wc -w <<< "${SEEDS:-1}") * $(grep -c "^  python " scripts/quickstart.sh) + 1))
+step=0
+python() {  # say how far this script is, then run the command
+  local name=${1%.py}
+  if [[ $2 == --method ]]; then name=$3; fi
+  echo "== $((step += 1)) of $total: $name"
+  command python "$@"
+}
 
 for seed in ${SEEDS:-1}; do
   R=$OUT/seed$seed
@@ -29,3 +37,7 @@ for seed in ${SEEDS:-1}; do
   python evaluate.py --model_path $R/{retrain,ft,rl,ga,iu,be,bs,l1_sparse,salun,salun_soft,neggrad_plus,scrub,ssd} --precision fp32 --resume "$@"
 done
 python table.py $OUT
+
+[[ $OUT == /* ]] || OUT=$PWD/$OUT
+echo "Open now: $OUT/table.png (every method against retrain)"
+echo "          $OUT/table.md (the numbers and what they mean)"

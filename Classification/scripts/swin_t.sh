@@ -5,25 +5,5 @@
 # Finished runs are skipped, a cut-off run is continued; further flags go to every command:
 #   SEEDS="1 2 3" bash scripts/swin_t.sh --data_dir ~/data
 set -euo pipefail
-cd "$(dirname "$0")/.."
-OUT=${OUT:-runs/swin_t}
-
-for seed in ${SEEDS:-1 2 3}; do
-  R=$OUT/seed$seed
-  forget="--model_path $R/original --num_forget 0.1 --seed $seed"
-  python train.py --dataset cifar10 --arch swin_t --epochs 182 --lr 0.01 --batch_size 256 --schedule step --momentum 0.9 --weight_decay 5e-4 --seed "$seed" --split_seed "$seed" --save_dir $R/original --resume "$@"
-  python generate_mask.py --model_path $R/original --num_forget 0.1 --mask_ratio 0.5 --save_dir $R/mask --resume "$@"
-  python unlearn.py --method retrain    $forget --save_dir $R/retrain --resume "$@"
-  python unlearn.py --method ft         $forget --lr 0.01 --epochs 10 --save_dir $R/ft --resume "$@"
-  python unlearn.py --method rl         $forget --lr 0.013 --epochs 10 --alpha 1 --save_dir $R/rl --resume "$@"
-  python unlearn.py --method ga         $forget --lr 1e-4 --epochs 5 --save_dir $R/ga --resume "$@"
-  python unlearn.py --method iu         $forget --iu_scale 10 --fisher_samples 1000 --save_dir $R/iu --resume "$@"
-  python unlearn.py --method be         $forget --lr 1e-5 --epochs 10 --save_dir $R/be --resume "$@"
-  python unlearn.py --method bs         $forget --lr 1e-5 --epochs 10 --fgsm_bound 0.1 --save_dir $R/bs --resume "$@"
-  python unlearn.py --method l1_sparse  $forget --lr 0.01 --epochs 10 --gamma 5e-5 --save_dir $R/l1_sparse --resume "$@"
-  python unlearn.py --method salun      $forget --lr 0.013 --epochs 10 --alpha 1 --mask_path $R/mask --save_dir $R/salun --resume "$@"
-  python unlearn.py --method salun_soft $forget --lr 0.013 --epochs 10 --alpha 1 --mask_ratio 0.5 --save_dir $R/salun_soft --resume "$@"
-  python evaluate.py --model_path $R/original --num_forget 0.1 --save_dir $R/evaluated_original --resume "$@"
-  python evaluate.py --model_path $R/{retrain,ft,rl,ga,iu,be,bs,l1_sparse,salun,salun_soft} --resume "$@"
-done
-python table.py $OUT
+export arch=swin_t train_lr=0.01 forget_set="--num_forget 0.1" OUT="${OUT:-runs/swin_t}"
+exec bash "$(dirname "$0")/table1_10.sh" "$@"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Choose the hyper-parameters of quickstart.sh: six settings for every method, on validation images, with seeds that no table uses.
-# The six lie around the best of a first round of six settings a method, on the same seeds and images (results/tune_digits/first_round.md).
+# The six lie around the best of a first round of six settings per method, on the same seeds and images (results/tune_digits/first_round.md).
 # Each method's best row (the first) of the printed table stands in quickstart.sh. About 20 minutes on two CPU cores.
 #   SEEDS="101 102" bash scripts/tune_digits.sh
 set -euo pipefail

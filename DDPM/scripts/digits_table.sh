@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every method on 8x8 digits, three seeds: the table "Digits" of README.md. About ten minutes a seed on two CPU cores.
+# Every method on 8x8 digits, three seeds: the table "Digits" of README.md. About ten minutes per seed on two CPU cores.
 # Settings are the choice of tune_digits.sh. Finished runs are skipped, a cut-off run is continued; further flags go to every command:
 #   SEEDS="1 2 3 4 5" bash scripts/digits_table.sh
 set -euo pipefail
@@ -22,7 +22,8 @@ for seed in ${SEEDS:-1 2 3}; do
   python unlearn.py --method salun      $forget --steps 200 --alpha 1 --lr 1e-3 --mask_path $R/mask --save_dir $R/salun --resume "$@"
   python unlearn.py --method salun_soft $forget --steps 200 --alpha 1 --lr 3e-4 --save_dir $R/salun_soft --resume "$@"
   python unlearn.py --method erasediff  $forget --steps 200 --lr 1e-3 --save_dir $R/erasediff --resume "$@"
-  python sample.py --model_path $R/{original,retrain,ga,rl,esd,sa,salun,salun_soft,erasediff} --num_per_class 50 --steps 25 --guidance 2 --batch_size 500 --seed "$seed" --save_dir $R/samples/{original,retrain,ga,rl,esd,sa,salun,salun_soft,erasediff} --resume "$@"
+  python sample.py --model_path $R/{original,retrain,ga,rl,esd,sa,salun,salun_soft,erasediff} --num_per_class 50 --steps 25 --cond_scale 2 --batch_size 500 --seed "$seed" --save_dir $R/samples/{original,retrain,ga,rl,esd,sa,salun,salun_soft,erasediff} --resume "$@"
   python evaluate.py --sample_path $R/samples/{original,retrain,ga,rl,esd,sa,salun,salun_soft,erasediff} --forget_class $CLASS --classifier $R/classifier --features classifier --resume "$@"
 done
 python table.py $OUT
+python draw_pictures.py $OUT

@@ -24,7 +24,8 @@ for seed in ${SEEDS:-1}; do
   python unlearn.py --method ga         $forget --steps 50 --lr 1e-5 --save_dir $R/ga --resume "$@"
   python unlearn.py --method esd        $forget --steps 100 --replay 100 --lr 6e-5 --save_dir $R/esd --resume "$@"
   python unlearn.py --method erasediff  $forget --steps 100 --lr 1e-3 --save_dir $R/erasediff --resume "$@"
-  python sample.py --model_path $O/original $R/{retrain,salun,rl,salun_soft,ga,esd,erasediff} --classes $CLASS x$CLASS --num_per_class 100 40 --steps 20 --guidance 2 --batch_size 230 --precision auto --seed "$seed" --save_dir $R/samples/{original,retrain,salun,rl,salun_soft,ga,esd,erasediff} --resume "$@"
+  python sample.py --model_path $O/original $R/{retrain,salun,rl,salun_soft,ga,esd,erasediff} --classes $CLASS x$CLASS --num_per_class 100 40 --steps 20 --cond_scale 2 --batch_size 230 --precision auto --seed "$seed" --save_dir $R/samples/{original,retrain,salun,rl,salun_soft,ga,esd,erasediff} --resume "$@"
   python evaluate.py --sample_path $R/samples/{original,retrain,salun,rl,salun_soft,ga,esd,erasediff} --forget_class $CLASS --classifier $O/classifier --features classifier --num_reference 5000 --resume "$@"
 done
 python table.py $OUT
+python draw_pictures.py $OUT

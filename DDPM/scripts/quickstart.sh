@@ -9,6 +9,14 @@ cd "$(dirname "$0")/.."
 DATA_DIR=${DATA_DIR:-data}
 OUT=${OUT:-runs/quickstart}
 CLASS=${CLASS:-3}
+total=$(($(wc -w <<< "${SEEDS:-1}") * $(grep -c "^  python " scripts/quickstart.sh) + 2))
+step=0
+python() {  # say how far this script is, then run the command
+  local name=${1%.py}
+  if [[ $2 == --method ]]; then name=$3; fi
+  echo "== $((step += 1)) of $total: $name"
+  command python "$@"
+}
 
 for seed in ${SEEDS:-1}; do
   R=$OUT/seed$seed
@@ -19,7 +27,15 @@ for seed in ${SEEDS:-1}; do
   python unlearn.py --method retrain $forget --save_dir $R/retrain --resume "$@"
   python unlearn.py --method esd $forget --steps 200 --replay 100 --lr 3e-4 --save_dir $R/esd --resume "$@"
   python unlearn.py --method salun $forget --steps 200 --alpha 1 --lr 1e-3 --mask_path $R/mask --save_every 10 --save_dir $R/salun --resume "$@"
-  python sample.py --model_path $R/{original,retrain,esd,salun} --num_per_class 50 --steps 25 --guidance 2 --batch_size 500 --seed "$seed" --save_dir $R/samples/{original,retrain,esd,salun} --resume "$@"
+  python sample.py --model_path $R/{original,retrain,esd,salun} --num_per_class 50 --steps 25 --cond_scale 2 --batch_size 500 --seed "$seed" --save_dir $R/samples/{original,retrain,esd,salun} --resume "$@"
   python evaluate.py --sample_path $R/samples/{original,retrain,esd,salun} --forget_class $CLASS --classifier $R/classifier --features classifier --resume "$@"
 done
 python table.py $OUT
+python draw_pictures.py $OUT
+
+[[ $OUT == /* ]] || OUT=$PWD/$OUT
+SEEDS=${SEEDS:-1}
+echo "Open now: $OUT/before_after_salun.png (the same seeds before and after SalUn)"
+echo "          $OUT/seed${SEEDS%% *}/salun/fading.gif (the forgotten class, step by step)"
+echo "          $OUT/methods.png (all methods side by side)"
+echo "          $OUT/table.md (the numbers and what they mean)"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every method on a tiny Stable Diffusion of 8x8 digits, three seeds: the table "Digits" of README.md. About a quarter of an hour a seed on
+# Every method on a tiny Stable Diffusion of 8x8 digits, three seeds: the table "Digits" of README.md. About a quarter of an hour per seed on
 # two CPU cores. Finished runs are skipped, a cut-off run is continued; further flags go to every command:
 #   SEEDS="1 2 3 4 5" bash scripts/digits_table.sh
 set -euo pipefail
@@ -23,8 +23,9 @@ for seed in ${SEEDS:-1 2 3}; do
   python unlearn.py --method salun      $forget --steps 100 --alpha 1 --lr 3e-4 --mask_path $R/mask --save_dir $R/salun --resume "$@"
   python unlearn.py --method salun_soft $forget --steps 100 --alpha 1 --lr 3e-4 --save_dir $R/salun_soft --resume "$@"
   python unlearn.py --method uce        $forget --save_dir $R/uce --resume "$@"
-  python unlearn.py --method ca         $forget --steps 100 --lr 1e-4 --own_steps 25 --own_guidance 3 --save_dir $R/ca --resume "$@"
-  python generate_images.py --model_path $R/{original,retrain,ga,rl,esd,fmn,salun,salun_soft,uce,ca} --num_samples 40 --steps 25 --guidance 3 --batch_size 200 --precision fp32 --seed "$seed" --save_dir $R/samples/{original,retrain,ga,rl,esd,fmn,salun,salun_soft,uce,ca} --resume "$@"
+  python unlearn.py --method ca         $forget --steps 100 --lr 1e-4 --generation_steps 25 --generation_guidance_scale 3 --save_dir $R/ca --resume "$@"
+  python generate_images.py --model_path $R/{original,retrain,ga,rl,esd,fmn,salun,salun_soft,uce,ca} --num_samples 40 --steps 25 --guidance_scale 3 --batch_size 200 --precision fp32 --seed "$seed" --save_dir $R/samples/{original,retrain,ga,rl,esd,fmn,salun,salun_soft,uce,ca} --resume "$@"
   python evaluate.py --sample_path $R/samples/{original,retrain,ga,rl,esd,fmn,salun,salun_soft,uce,ca} --forget_class $CLASS --classifier $R/classifier --features classifier --resume "$@"
 done
 python table.py $OUT
+python draw_pictures.py $OUT

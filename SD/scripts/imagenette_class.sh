@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Forget one class of Imagenette in Stable Diffusion v1-4: SalUn beside ESD and Forget-Me-Not, as in the paper.
+# Forget one class of Imagenette in Stable Diffusion v1-4: SalUn, ESD and Forget-Me-Not, as in the paper.
 #   CLASS="garbage truck" DATA_DIR=~/data bash scripts/imagenette_class.sh --device cuda
 # Settings of SalUn are the paper's: whole U-Net, Adam 1e-5, 5 epochs of some 950 images in batches of 8, alpha 0.5, prompt "an image of a CLASS",
 # c' = next class, mask ratio 0.5; 100 sampling steps, guidance 7.5, "Image of CLASS", UA by an ImageNet ResNet-50. Those of ESD are its
@@ -23,7 +23,7 @@ STEPS=${STEPS:+--steps $STEPS}
 for seed in ${SEEDS:-1}; do
   R="$OUT/${CLASS// /_}/seed$seed"
   forget=(--model_path "$MODEL" --dataset imagenette --data_dir "$DATA_DIR" --forget_class "$CLASS" --seed "$seed")
-  sample=(--prompts_path prompt_lists/imagenette.csv --num_samples "$NUM_SAMPLES" --steps "$SAMPLING_STEPS" --guidance 7.5)
+  sample=(--prompts_path prompt_lists/imagenette.csv --num_samples "$NUM_SAMPLES" --steps "$SAMPLING_STEPS" --guidance_scale 7.5)
   python generate_images.py --model_path "$MODEL" "${sample[@]}" --save_dir "$OUT/original" --resume "$@"
   for method in $METHODS; do
     case $method in
@@ -42,3 +42,4 @@ for seed in ${SEEDS:-1}; do
   python evaluate.py --sample_path "$OUT/original" --forget_class "$CLASS" --classifier "$CLASSIFIER" --features "$FEATURES" --dataset imagenette --data_dir "$DATA_DIR" --save_dir "$R/original" --resume
 done
 python table.py "$OUT/${CLASS// /_}"
+python draw_pictures.py "$OUT/${CLASS// /_}"

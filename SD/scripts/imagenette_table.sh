@@ -9,3 +9,4 @@ for class in ${CLASSES:-tench English_springer cassette_player chain_saw church 
   CLASS=${class//_/ } bash scripts/imagenette_class.sh "$@"
 done
 python table.py "$OUT" --over_classes
+python draw_pictures.py "$OUT"

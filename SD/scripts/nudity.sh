@@ -29,3 +29,4 @@ for seed in ${SEEDS:-1}; do
 done
 python evaluate.py --sample_path $OUT/samples/original --nudenet --nudenet_threshold 0.6 --resume
 python table.py $OUT
+python draw_pictures.py $OUT

@@ -22,3 +22,4 @@ for seed in ${SEEDS:-1}; do
   python evaluate.py --sample_path $R/samples/{original,salun} --forget_class "$CLASS" --clip_model "$CLIP" --resume
 done
 python table.py $OUT
+python draw_pictures.py $OUT

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Your own concept, with flags only: name what to forget, what to draw in its place and what to keep.
 #   FORGET="a photo of a grumpy cat" TARGET="a photo of a cat" KEEP="a photo of a dog" bash scripts/own_concept.sh --device cuda
-# With your own images add FORGET_DIR=folder. The result is a diffusers folder, and model.safetensors beside it for web UIs.
+# With your own images add FORGET_DIR=folder. The result is a diffusers folder, and next to it model.safetensors for web UIs.
 # Settings: Adam 1e-5, batches of 8, alpha 0.5, mask ratio 0.5 as in the paper; 200 steps on 100 own images of a prompt are a guess.
 # Finished runs are skipped, a cut-off run is continued; further flags go to every command.
 set -euo pipefail

@@ -24,3 +24,4 @@ for seed in ${SEEDS:-1}; do
   python evaluate.py --sample_path $R/samples/{original,salun,esd,uce,ca} --forget_class "$LABEL" --clip_model "$CLIP" --resume
 done
 python table.py $OUT
+python draw_pictures.py $OUT
