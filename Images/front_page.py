@@ -33,7 +33,7 @@ def results():
         for method in ("original", "retrain", "salun", best):
             row = rows[method]
             figures = ", ".join(f"{name.replace('_', ' ')} {cell(row, name)}" for name in columns)
-            shown = f"[{task}]({folder.split('/')[0]}/README.md)" if method == "original" else ""
+            shown = task if method == "original" else ""
             name = f"{method} (best baseline)" if method == best else method
             lines.append(f"| {shown} | {name} | {row['runs']} | {figures} | {row['average_gap']:.2f} |")
     return "\n".join(lines) + "\n"

@@ -292,8 +292,10 @@ class Log:
         means = {name: float(self.accelerator.reduce(self.sums[name], "mean")) / self.counts[name] for name in sorted(self.sums)}
         for name, value in means.items():
             if not math.isfinite(value):
-                advice = "lower --lr, or look for NaN in the data; no weights were written"
-                raise RunError(f"the {name} loss became {value} by step {self.row['step']}: {advice}")
+                raise RunError(
+                    f"the {name} loss became {value} by step {self.row['step']}: lower --lr, or look for NaN in the data; "
+                    "no weights were written"
+                )
         if means:
             self.run_folder.log(**self.row, **means, seconds=round(self.run_folder.seconds(), 3))
         self.sums, self.counts = {}, {}
