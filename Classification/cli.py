@@ -88,6 +88,7 @@ FLAGS = {  # name: (group, other spellings, options of add_argument)
     "momentum": (METHOD, [], dict(type=share, help="momentum of sgd")),
     "weight_decay": (METHOD, [], dict(type=non_negative_float, help="weight decay")),
     "schedule": (METHOD, [], dict(help="learning rate over the run")),
+    "grad_clip": (METHOD, [], dict(type=non_negative_float, help="largest norm of the gradient (0: any)")),
     "ema": (METHOD, [], dict(type=share, help="decay of the averaged weights, which are saved (0: the last ones are)")),
     "save_dir": (RUN, [], dict(type=Path, metavar="RUN", help="run folder to write")),
     "seed": (RUN, [], dict(type=int, help="seed of initialisation, order, augmentation and noise")),

@@ -1,5 +1,6 @@
 """Everything around a training loop. The loop itself stands in the method, or in train.py."""
 
+import argparse
 import math
 import time
 
@@ -24,6 +25,7 @@ SCHEDULES = {  # factor of the learning rate at progress 0 <= p < 1 through the 
     "cosine": lambda p: 0.5 * (1 + math.cos(math.pi * p)),
     "linear": lambda p: max(p, 0.01) / 0.15 if p < 0.15 else (1 - p) / 0.85,  # a warm-up, then down to 0
 }
+SETTINGS = dict(batch_size=256, forget_batch_size=None, optimizer="sgd", momentum=0.9, weight_decay=5e-4, schedule="constant")
 
 
 def make_accelerator(device, precision):
@@ -67,38 +69,17 @@ class Trainer:
             for batch in trainer.batches(forget):
                 trainer.step(forget=cross_entropy(model, batch))
 
-    model is trained in place, at the salient positions of `mask` only if there is one. The other keywords are the flags of the
-    same names. augment: the imagesets.Source whose crops and flips are drawn, or None. A method may set after_step, a function
+    model is trained in place, at the salient positions of `mask` only if there is one. settings: flags of the same names, SETTINGS
+    has their defaults. augment: the imagesets.Source whose crops and flips are drawn, or None. A method may set after_step, a function
     (salient parameters, progress in (0, 1]) that edits them in place after each step of the optimizer.
     """
 
-    def __init__(
-        self,
-        model,
-        run_folder,
-        accelerator,
-        *,
-        seed,
-        batch_size,
-        forget_batch_size=None,
-        mask=None,
-        augment=None,
-        optimizer="sgd",
-        momentum=0.9,
-        weight_decay=5e-4,
-        schedule="constant",
-    ):
-        self.model, self.run_folder, self.accelerator, self.seed, self.mask, self.augment = (
-            model,
-            run_folder,
-            accelerator,
-            seed,
-            mask,
-            augment,
-        )
-        self.batch_size, self.forget_batch_size = batch_size, forget_batch_size or batch_size
-        self.optimizer_name, self.momentum, self.weight_decay, self.schedule = optimizer, momentum, weight_decay, schedule
-        self.after_step = None
+    def __init__(self, model, run_folder, accelerator, *, seed, mask=None, augment=None, **settings):
+        self.model, self.run_folder, self.accelerator, self.seed, self.mask = model, run_folder, accelerator, seed, mask
+        self.augment, self.after_step = augment, None
+        if unknown := settings.keys() - SETTINGS.keys():
+            raise TypeError(f"Trainer has no setting {', '.join(sorted(unknown))}")
+        self.settings = argparse.Namespace(**SETTINGS | settings)
 
     def epochs(self, epochs, lr, *splits, total=None, extra=None):
         """Yield the number of each epoch; what follows the last yield of an epoch is logged and checkpointed here.
@@ -129,16 +110,18 @@ class Trainer:
         self.model.eval()
 
     def _make_optimizer(self):
-        options = {"momentum": self.momentum} if self.optimizer_name == "sgd" else {}
+        options = {"momentum": self.settings.momentum} if self.settings.optimizer == "sgd" else {}
         fused = True if self.accelerator.device.type == "cuda" else None
-        return OPTIMIZERS[self.optimizer_name](self.trained.values(), self.lr, weight_decay=self.weight_decay, fused=fused, **options)
+        return OPTIMIZERS[self.settings.optimizer](
+            self.trained.values(), self.lr, weight_decay=self.settings.weight_decay, fused=fused, **options
+        )
 
     def count_steps(self, *splits):
         """Steps of one pass over splits that are walked through together, the longest once."""
         return max(math.ceil(len(split) / self._size(split)) for split in splits)
 
     def _size(self, split):
-        return self.forget_batch_size if split.name == "forget" else self.batch_size
+        return (split.name == "forget" and self.settings.forget_batch_size) or self.settings.batch_size
 
     def batches(self, *splits):
         """Yield the Batches of one pass over a split in random order.
@@ -162,7 +145,7 @@ class Trainer:
         if not terms:
             raise RunError("trainer.step() was called without a loss term: pass at least one, by name")
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * SCHEDULES[self.schedule](self.steps_done / self.total)
+            group["lr"] = self.lr * SCHEDULES[self.settings.schedule](self.steps_done / self.total)
         sum(terms.values()).backward()
         if not self.stepped:
             check_gradients(self.trained)

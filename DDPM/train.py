@@ -35,8 +35,7 @@ def parse(argv=None):
     parser.add_shared(options=choices, steps=800_000, lr=2e-4, batch_size=128, schedule="constant", optimizer="adam", weight_decay=0.0)
     class_dropout = "share of the labels replaced by the null class, for guidance"
     parser.add(cli.METHOD, "--class_dropout", type=cli.share, default=0.1, help=class_dropout)
-    parser.add_shared(ema=0.9999)
-    parser.add(cli.METHOD, "--grad_clip", type=cli.non_negative_float, default=1.0, help="largest norm of the gradient (0: any)")
+    parser.add_shared(ema=0.9999, grad_clip=1.0)
     parser.add(cli.RUN, "--save_every", type=cli.positive_int, metavar="N", help="draw a grid of samples every N steps")
     parser.add_shared("limit", "resume", "overwrite", "device", "precision", seed=1)
     args = parser.parse_args(argv)

@@ -1,5 +1,6 @@
 """Predictions, losses, and everything around a training loop. The loop itself stands in the method, or in train.py."""
 
+import argparse
 import math
 import time
 
@@ -21,6 +22,8 @@ SCHEDULES = {  # factor of the learning rate at progress 0 <= p < 1 through the 
     "constant": lambda p: 1.0,
     "linear": lambda p: min(1.0, (p + 1e-3) / 0.05) * (1 - p),  # a short warm-up, then down to 0
 }
+SETTINGS = dict(batch_size=128, forget_batch_size=None, optimizer="adam", momentum=0.9, weight_decay=0.0, schedule="constant")
+SETTINGS |= dict(grad_clip=1.0, ema=0.0)
 
 
 def make_accelerator(device, precision):
@@ -90,36 +93,17 @@ class Trainer:
         for forget_batch, retain_batch in trainer.steps(steps, lr, forget, retain):
             trainer.step(forget=..., retain=...)
 
-    model is trained in place, at the salient positions of `mask` only if there is one. The other keywords are the flags of the
-    same names. flip: mirror images at random. draw(step): called every `save_every` steps with the weights as they would be saved.
+    model is trained in place, at the salient positions of `mask` only if there is one. settings: flags of the same names, SETTINGS
+    has their defaults. flip: mirror images at random. draw(step): called every `save_every` steps with the weights as they would be saved.
     A method may set after_step, a function (salient parameters, progress in (0, 1]) that edits them in place after each step.
     """
 
-    def __init__(
-        self,
-        model,
-        run_folder,
-        accelerator,
-        *,
-        seed,
-        batch_size,
-        forget_batch_size=None,
-        mask=None,
-        flip=False,
-        optimizer="adam",
-        momentum=0.9,
-        weight_decay=0.0,
-        schedule="constant",
-        grad_clip=1.0,
-        ema=0.0,
-        save_every=None,
-        draw=None,
-    ):
-        self.model, self.run_folder, self.accelerator, self.seed, self.mask, self.flip = model, run_folder, accelerator, seed, mask, flip
-        self.batch_size, self.forget_batch_size = batch_size, forget_batch_size or batch_size
-        self.optimizer_name, self.momentum, self.weight_decay, self.schedule = optimizer, momentum, weight_decay, schedule
-        self.grad_clip, self.ema, self.save_every, self.draw = grad_clip, ema, save_every, draw
-        self.after_step = None
+    def __init__(self, model, run_folder, accelerator, *, seed, mask=None, flip=False, save_every=None, draw=None, **settings):
+        self.model, self.run_folder, self.accelerator, self.seed, self.mask = model, run_folder, accelerator, seed, mask
+        self.flip, self.save_every, self.draw, self.after_step = flip, save_every, draw, None
+        if unknown := settings.keys() - SETTINGS.keys():
+            raise TypeError(f"Trainer has no setting {', '.join(sorted(unknown))}")
+        self.settings = argparse.Namespace(**SETTINGS | settings)
 
     def steps(self, steps, lr, *splits, lr_factors=None):
         """Yield a Batch of the split for each step, or of several splits a tuple with a Batch of each.
@@ -131,7 +115,7 @@ class Trainer:
         self.total, self.lr, self.batch_sizes = steps, lr, sum(stream.batch_size for stream in streams)
         with SalientParameters(dict(self.model.named_parameters()), self.mask) as self.salient:
             self.optimizer = self._make_optimizer(lr_factors or {})
-            self.average = average_weights(self.model, self.ema)
+            self.average = average_weights(self.model, self.settings.ema)
             first = self._load_checkpoint()
             self.log, self.stepped, saved = Log(self.run_folder, self.accelerator), False, time.monotonic()
             hidden = None if self.accelerator.is_main_process else True
@@ -152,7 +136,7 @@ class Trainer:
         self.model.eval()
 
     def _stream(self, split):
-        size = self.forget_batch_size if split.name == "forget" else self.batch_size
+        size = (split.name == "forget" and self.settings.forget_batch_size) or self.settings.batch_size
         here = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
         return data.Stream(split, batch_size=size, seed=self.seed, timesteps=models.TIMESTEPS, flip=self.flip, **here)
 
@@ -162,9 +146,9 @@ class Trainer:
         for name, leaf in self.salient.tensors.items():
             groups.setdefault(lr_factors.get(name, 1.0), []).append(leaf)
         groups = [{"params": part, "factor": factor} for factor, part in groups.items()]
-        options = {"momentum": self.momentum} if self.optimizer_name == "sgd" else {}
+        options = {"momentum": self.settings.momentum} if self.settings.optimizer == "sgd" else {}
         fused = True if self.accelerator.device.type == "cuda" else None
-        return OPTIMIZERS[self.optimizer_name](groups, self.lr, weight_decay=self.weight_decay, fused=fused, **options)
+        return OPTIMIZERS[self.settings.optimizer](groups, self.lr, weight_decay=self.settings.weight_decay, fused=fused, **options)
 
     def step(self, **terms):
         """One step of the optimizer down the sum of the loss terms, which are logged by their names."""
@@ -194,11 +178,11 @@ class Trainer:
 
     def _update(self, terms):
         progress = self.number / self.total
-        rate = self.lr * SCHEDULES[self.schedule](progress)
+        rate = self.lr * SCHEDULES[self.settings.schedule](progress)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * group["factor"] * SCHEDULES[self.schedule](progress)
-        if self.grad_clip:
-            torch.nn.utils.clip_grad_norm_(self.salient.parameters(), self.grad_clip)
+            group["lr"] = self.lr * group["factor"] * SCHEDULES[self.settings.schedule](progress)
+        if self.settings.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.salient.parameters(), self.settings.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.stepped = True

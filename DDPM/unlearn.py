@@ -21,9 +21,6 @@ from cli import RunError
 from methods import FLAGS, METHODS, NEEDS_MASK, TAKES_NO_MASK
 from run_folder import RunFolder
 
-SETTINGS = dict(batch_size=128, forget_batch_size=None, optimizer="adam", momentum=0.9, weight_decay=0.0, schedule="constant")
-SETTINGS |= dict(grad_clip=1.0, ema=0.0)
-
 
 def parse(argv=None):
     parser = cli.Parser(__doc__)
@@ -36,8 +33,7 @@ def parse(argv=None):
     default = "(defaults of these settings: the method's authors', else adam, constant, no weight decay; retrain: the original's)"
     choices = {"optimizer": dict(choices=trainer.OPTIMIZERS, help=f"optimizer {default}"), "schedule": dict(choices=trainer.SCHEDULES)}
     choices["batch_size"] = dict(help="samples per step, over all processes (default: 128; retrain: the original's)")
-    parser.add_shared(*(name for name in SETTINGS if name != "grad_clip"), options=choices)
-    parser.add(cli.METHOD, "--grad_clip", type=cli.non_negative_float, help="largest norm of the gradient (0: any; default: 1)")
+    parser.add_shared(*trainer.SETTINGS, options=choices)
     save_every = "draw the forgotten classes every N steps, for fading.gif"
     parser.add(cli.RUN, "--save_every", type=cli.positive_int, metavar="N", help=save_every)
     parser.add_shared("resume", "overwrite", "device", "precision", seed=1)
@@ -96,7 +92,7 @@ def main(argv=None):
             flip=imagesets.DATASETS[trained["dataset"]].flip,
             save_every=args.save_every,
             draw=frame if args.save_every else None,
-            **cli.training_settings(args, method, trained, SETTINGS),
+            **cli.training_settings(args, method, trained, trainer.SETTINGS),
         ),
         "classes": loaded.classes,
         "targets": targets,

@@ -1,5 +1,6 @@
 """Predictions, losses, and everything around a training loop. The loop itself stands in the method, or in train.py."""
 
+import argparse
 import math
 import time
 
@@ -21,6 +22,8 @@ SCHEDULES = {  # factor of the learning rate at progress 0 <= p < 1 through the 
     "constant": lambda p: 1.0,
     "linear": lambda p: min(1.0, (p + 1e-3) / 0.05) * (1 - p),  # a short warm-up, then down to 0
 }
+SETTINGS = dict(batch_size=8, forget_batch_size=None, optimizer="adam", momentum=0.9, weight_decay=0.0, schedule="constant")
+SETTINGS |= dict(grad_clip=1.0, ema=0.0)
 
 
 def make_accelerator(device, precision):
@@ -89,35 +92,17 @@ class Trainer:
         for forget_batch, retain_batch in trainer.steps(steps, lr, forget, retain):
             trainer.step(forget=..., retain=...)
 
-    model is trained in place, at the salient positions of `mask` only if there is one. The other keywords are the flags of the
-    same names. draw(step): called every `save_every` steps with the weights as they would be saved.
+    model is trained in place, at the salient positions of `mask` only if there is one. settings: flags of the same names, SETTINGS
+    has their defaults. draw(step): called every `save_every` steps with the weights as they would be saved.
     A method may set after_step, a function (salient parameters, progress in (0, 1]) that edits them in place after each step.
     """
 
-    def __init__(
-        self,
-        model,
-        run_folder,
-        accelerator,
-        *,
-        seed,
-        batch_size,
-        forget_batch_size=None,
-        mask=None,
-        optimizer="adam",
-        momentum=0.9,
-        weight_decay=0.0,
-        schedule="constant",
-        grad_clip=1.0,
-        ema=0.0,
-        save_every=None,
-        draw=None,
-    ):
+    def __init__(self, model, run_folder, accelerator, *, seed, mask=None, save_every=None, draw=None, **settings):
         self.model, self.run_folder, self.accelerator, self.seed, self.mask = model, run_folder, accelerator, seed, mask
-        self.batch_size, self.forget_batch_size = batch_size, forget_batch_size or batch_size
-        self.optimizer_name, self.momentum, self.weight_decay, self.schedule = optimizer, momentum, weight_decay, schedule
-        self.grad_clip, self.ema, self.save_every, self.draw = grad_clip, ema, save_every, draw
-        self.after_step = None
+        self.save_every, self.draw, self.after_step = save_every, draw, None
+        if unknown := settings.keys() - SETTINGS.keys():
+            raise TypeError(f"Trainer has no setting {', '.join(sorted(unknown))}")
+        self.settings = argparse.Namespace(**SETTINGS | settings)
 
     def steps(self, steps, lr, *splits, offset=0, reaches_all=True):
         """Yield a Batch of the split for each step, or of several splits a tuple with a Batch of each.
@@ -129,7 +114,7 @@ class Trainer:
         self.total, self.lr, self.batch_sizes, self.offset = steps, lr, sum(stream.batch_size for stream in streams), offset
         with SalientParameters(dict(self.model.named_parameters()), self.mask) as self.salient:
             self.optimizer = self._make_optimizer()
-            self.average = average_weights(self.model, self.ema)
+            self.average = average_weights(self.model, self.settings.ema)
             first = self._load_checkpoint()
             self.log, self.checked, saved = Log(self.run_folder, self.accelerator), not reaches_all, time.monotonic()
             hidden = None if self.accelerator.is_main_process else True
@@ -149,15 +134,15 @@ class Trainer:
         self.model.eval()
 
     def _stream(self, split):
-        size = self.forget_batch_size if split.name == "forget" else self.batch_size
+        size = (split.name == "forget" and self.settings.forget_batch_size) or self.settings.batch_size
         here = {"device": self.accelerator.device, "rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
         return data.Stream(split, batch_size=size, seed=self.seed, timesteps=models.TIMESTEPS, **here)
 
     def _make_optimizer(self):
-        options = {"momentum": self.momentum} if self.optimizer_name == "sgd" else {}
+        options = {"momentum": self.settings.momentum} if self.settings.optimizer == "sgd" else {}
         fused = True if self.accelerator.device.type == "cuda" and self.accelerator.scaler is None else None
         parameters = self.salient.parameters()
-        return OPTIMIZERS[self.optimizer_name](parameters, self.lr, weight_decay=self.weight_decay, fused=fused, **options)
+        return OPTIMIZERS[self.settings.optimizer](parameters, self.lr, weight_decay=self.settings.weight_decay, fused=fused, **options)
 
     def step(self, **terms):
         """One step of the optimizer down the sum of the loss terms, which are logged by their names."""
@@ -169,13 +154,13 @@ class Trainer:
             check_gradients(self.salient.tensors)
             self.checked = True
         average_gradients(self.salient.parameters(), self.accelerator)
-        rate = self.lr * SCHEDULES[self.schedule](self.number / self.total)
+        rate = self.lr * SCHEDULES[self.settings.schedule](self.number / self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if scaler is not None:
             scaler.unscale_(self.optimizer)
-        if self.grad_clip:
-            torch.nn.utils.clip_grad_norm_(self.salient.parameters(), self.grad_clip)
+        if self.settings.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.salient.parameters(), self.settings.grad_clip)
         if scaler is None:
             self.optimizer.step()
         else:

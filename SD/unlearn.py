@@ -28,8 +28,7 @@ import trainer
 from methods import FLAGS, METHODS, NEEDS_MASK, NO_CHECKPOINTING, TAKES_NO_MASK
 from run_folder import RunFolder
 
-SETTINGS = dict(batch_size=8, forget_batch_size=None, optimizer="adam", momentum=0.9, weight_decay=0.0, schedule="constant", ema=0.0)
-SETTINGS |= dict(train_method="full")
+SETTINGS = trainer.SETTINGS | {"train_method": "full"}
 
 
 def parse(argv=None):

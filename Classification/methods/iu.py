@@ -21,7 +21,7 @@ def iu(model, forget, retain, trainer, *, iu_scale=1.0, fisher_samples=1000):
     order = torch.randperm(len(retain), generator=make_generator("iu", trainer.seed))[: fisher_samples or None]
     few = retain.take(order.sort().values)
     of_forget, of_retain = (
-        mean_gradient(model, trainer.count(split), trainer.accelerator, trainer.batch_size) for split in (forget, retain)
+        mean_gradient(model, trainer.count(split), trainer.accelerator, trainer.settings.batch_size) for split in (forget, retain)
     )
     share = len(forget) / (len(forget) + len(retain))
     v = torch.cat([(of_forget[name] - of_retain[name]).flatten() * share for name in of_forget])
