@@ -20,10 +20,10 @@ $(VENV)/.installed: requirements.txt
 quickstart: $(VENV)/.installed  ## train, unlearn and compare on small real data: tables, plots and pictures
 	@set -e; for folder in $(FOLDERS); do echo "== $$folder"; PATH="$(abspath $(VENV))/bin:$$PATH" bash $$folder/scripts/quickstart.sh; done
 
-test: $(VENV)/.installed check  ## all tests, about ten minutes on two CPU cores
+test: $(VENV)/.installed check  ## all tests, about twelve minutes on two CPU cores
 	@set -e; for folder in $(FOLDERS); do echo "== $$folder"; $(PYTEST) $$folder/tests; done
 
-test-fast: $(VENV)/.installed check  ## the tests that are not marked slow, about a minute and a half
+test-fast: $(VENV)/.installed check  ## the tests that are not marked slow, about four minutes
 	@set -e; for folder in $(FOLDERS); do echo "== $$folder"; $(PYTEST) $$folder/tests -m "not slow"; done
 
 check:  ## files that must carry the same text in every folder do
