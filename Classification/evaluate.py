@@ -89,9 +89,12 @@ def measure(loaded, args):
 def write_metrics(folder, recorded, loaded, measured, args):
     """Write metrics.json, all that table.py reads. recorded: the run's args.json; measured: {metric: number}. Return a line of figures."""
     options = dict(recorded.get("options") or {})
+    settings = ("forget_batch_size", "optimizer", "momentum", "weight_decay", "schedule")  # runs that differ in them are no repetitions
+    options |= {name: recorded[name] for name in settings if recorded.get(name) is not None}
     if recorded.get("mask_path"):
         options["mask_ratio"] = recorded["mask_info"]["mask_ratio"]
-    classes = f" of class {', '.join(recorded['forget_class'])}" if recorded["forget_class"] else ""
+    labels = data.class_numbers(recorded["forget_class"] or [], recorded["classes"])
+    classes = f" of class {', '.join(recorded['classes'][label] for label in labels)}" if labels else ""
     facts = {
         "data set": loaded.training["dataset"],
         "architecture": recorded["architecture"]["arch"],

@@ -179,6 +179,9 @@ def write_metrics(folder, sample_folder, recorded, measured, classifier_args):
     model = recorded["model"]
     training = model["training"] if model["kind"] == "unlearn" else model
     options = dict(model.get("options") or {}) | {name: model[name] for name in ("target_class",) if model.get(name) is not None}
+    settings = ("forget_batch_size", "optimizer", "momentum", "weight_decay", "schedule", "ema", "grad_clip")
+    if model.get("kind") == "unlearn":  # runs that differ in them are no repetitions of each other
+        options |= {name: model[name] for name in settings if model.get(name) is not None}
     if model.get("mask_path"):
         options["mask_ratio"] = model["mask_info"]["mask_ratio"]
     cond_scale = recorded["cond_scale"] if "cond_scale" in recorded else recorded["guidance"]  # its name in earlier versions

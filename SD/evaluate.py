@@ -198,6 +198,9 @@ def write_metrics(folder, sample_folder, measured):
     model = recorded["model"]  # {} for a model from elsewhere
     method, training = model.get("method", "original"), model.get("training") or model
     options = dict(model.get("options") or {}) | {name: model[name] for name in ("train_method",) if model.get(name) is not None}
+    settings = ("forget_batch_size", "optimizer", "momentum", "weight_decay", "schedule", "ema", "grad_clip")
+    if model.get("kind") == "unlearn":  # runs that differ in them are no repetitions of each other
+        options |= {name: model[name] for name in settings if model.get(name) is not None}
     if model.get("mask_path"):
         options["mask_ratio"] = model["mask_info"]["mask_ratio"]
     scale = recorded["guidance_scale"] if "guidance_scale" in recorded else recorded["guidance"]  # its name in earlier versions
