@@ -120,19 +120,17 @@ def forget_indices(train, labels, classes, forget_class=None, num_forget=None, i
         chosen = read_indices(indices_file)
         outside = chosen[~torch.isin(chosen, train)]
         if len(outside):
-            raise RunError(
-                f"{len(outside)} of the indices in {indices_file}, the first {int(outside[0])}, are not among the model's training "
-                "samples (out of range, or in the validation split: train.py --val_fraction 0 keeps none)"
-            )
+            which = f"{len(outside)} of the indices in {indices_file}, the first {int(outside[0])},"
+            why = "out of range, or in the validation split: train.py --val_fraction 0 keeps none"
+            raise RunError(f"{which} are not among the model's training samples ({why})")
     if num_forget is not None:
         count = round(num_forget * len(chosen)) if isinstance(num_forget, float) else num_forget
         if count > len(chosen):
             raise RunError(f"--num_forget {num_forget} is more than the {len(chosen)} samples there are to forget from")
         chosen = chosen[torch.randperm(len(chosen), generator=make_generator("forget", split_seed))[:count]]
     if not 0 < len(chosen) < len(train):
-        raise RunError(
-            f"{len(chosen)} of {len(train)} training samples would be forgotten: at least one must be forgotten and one retained"
-        )
+        share = f"{len(chosen)} of {len(train)} training samples"
+        raise RunError(f"{share} would be forgotten: at least one must be forgotten and one retained")
     return chosen.sort().values
 
 

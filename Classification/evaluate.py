@@ -17,12 +17,22 @@ import task
 import trainer
 from cli import RunError
 from run_folder import RunFolder, read_json, read_run, write_json
+from table import describe
 
 
 def parse(argv=None):
     parser = cli.Parser(__doc__)
-    parser.add(cli.DATA, "--model_path", nargs="+", type=Path, required=True, metavar="RUN", help="run folders to measure")
-    parser.add_shared("save_dir", "data_dir", "forget_class", "num_forget", "forget_indices", "split_seed")
+    parser.add(
+        cli.DATA,
+        "--model_path",
+        nargs="+",
+        type=Path,
+        required=True,
+        metavar="RUN",
+        help="runs of unlearn.py (of train.py: with --save_dir)",
+    )
+    parser.add_shared("save_dir", "data_dir")
+    task.add_forget_flags(parser)
     held_out = "images that stand for data never seen; val to choose hyper-parameters"
     parser.add(cli.DATA, "--held_out", choices=("test", "val"), default="test", help=held_out)
     parser.add_shared("resume", "overwrite", "device", "precision", seed=1)
@@ -30,7 +40,7 @@ def parse(argv=None):
     if args.save_dir is None and any(value is not None for value in task.forget_flags(args).values()):
         parser.error("forget flags are for a run of train.py and need --save_dir; a run of unlearn.py knows its forget set")
     if args.save_dir is not None:
-        parser.check_forget_set(args)
+        task.check_forget_flags(parser, args)
         if len(args.model_path) > 1:
             parser.error("--save_dir takes the numbers of one model: give one --model_path")
     return args
@@ -42,9 +52,7 @@ def main(argv=None):
     if args.save_dir is not None:
         return measure_original(args, accelerator)
     for path in args.model_path:
-        folder, recorded = read_run(path)
-        if recorded["kind"] != "unlearn":
-            raise RunError(f"{folder} is no run of unlearn.py: for an original model give --save_dir and what would be forgotten")
+        folder, recorded = read_run(path, "unlearn")
         if (folder / "metrics.json").is_file() and not args.overwrite:
             if not args.resume:
                 raise RunError(f"{folder} has metrics.json already: pass --overwrite to measure again, --resume to skip it")
@@ -88,11 +96,6 @@ def measure(loaded, args):
 
 def write_metrics(folder, recorded, loaded, measured, args):
     """Write metrics.json, all that table.py reads. recorded: the run's args.json; measured: {metric: number}. Return a line of figures."""
-    options = dict(recorded.get("options") or {})
-    settings = ("forget_batch_size", "optimizer", "momentum", "weight_decay", "schedule")  # runs that differ in them are no repetitions
-    options |= {name: recorded[name] for name in settings if recorded.get(name) is not None}
-    if recorded.get("mask_path"):
-        options["mask_ratio"] = recorded["mask_info"]["mask_ratio"]
     labels = data.class_numbers(recorded["forget_class"] or [], recorded["classes"])
     classes = f" of class {', '.join(recorded['classes'][label] for label in labels)}" if labels else ""
     facts = {
@@ -101,10 +104,7 @@ def write_metrics(folder, recorded, loaded, measured, args):
         "forgotten": f"{recorded['num_forgotten']:,} training samples{classes}",
         "held-out images": args.held_out,
     }
-    precision = "bf16" if recorded["autocast"] == "bf16" else "fp32"
-    machine = f"{recorded['machine']}, {precision}, torch {recorded['versions']['torch']}" if recorded["kind"] == "unlearn" else None
-    row = {"method": recorded["method"], "options": options, "seed": loaded.training["seed"], "facts": facts, "measured_on": machine}
-    write_json(folder / "metrics.json", row | measured)
+    write_json(folder / "metrics.json", describe(recorded, loaded.training["seed"], facts) | measured)
     return "  ".join(f"{name} {measured[name]:.2f}" for name in metrics.COLUMNS if name in measured)
 
 

@@ -17,10 +17,11 @@ from run_folder import RunFolder
 
 def parse(argv=None):
     parser = cli.Parser(__doc__)
-    parser.add_shared("data_dir", "forget_class", "num_forget", "forget_indices", "split_seed", required=["save_dir", "model_path"])
+    parser.add_shared("data_dir", required=["save_dir", "model_path"])
+    task.add_forget_flags(parser)
     parser.add_shared("resume", "overwrite", "device", mask_ratio=0.5, batch_size=256, precision="fp32")
     args = parser.parse_args(argv)
-    parser.check_forget_set(args)
+    task.check_forget_flags(parser, args)
     return args
 
 

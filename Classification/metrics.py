@@ -19,10 +19,7 @@ DEFINITIONS = {  # name: (what it is, which way is good)
     "MIA": ("share of the forget set that an SVC attack on the true class's confidence calls never trained on", "close to Retrain"),
     "MIA_correctness": ("the same attack on whether the prediction is correct", "close to Retrain"),
     "MIA_entropy": ("the same attack on the entropy of the output", "close to Retrain"),
-    "MIA_modified_entropy": (
-        "the same attack on the modified entropy (Song & Mittal 2021), which knows the true class",
-        "close to Retrain",
-    ),
+    "MIA_modified_entropy": ("the same attack on the modified entropy, which knows the true class", "close to Retrain"),
     "MIA_probability": ("the same attack on all class probabilities", "close to Retrain"),
     "UA_test": ("100 - accuracy on held-out images of the forgotten classes", "close to Retrain"),
     "RTE": ("run-time efficiency: minutes of unlearning, with those of the mask", "low"),

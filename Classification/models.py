@@ -17,8 +17,8 @@ class SmallCNN(nn.Module):
         super().__init__()
         widths = (channels, 32, 64, 128)
         layers = []
-        for i in range(3):
-            layers += [nn.Conv2d(widths[i], widths[i + 1], 3, padding=1, bias=False), nn.BatchNorm2d(widths[i + 1]), nn.ReLU()]
+        for before, after in zip(widths, widths[1:], strict=False):
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
         self.features = nn.Sequential(*layers[:6], nn.MaxPool2d(2), *layers[6:])
         self.fc = nn.Linear(128, num_classes)
 
@@ -88,9 +88,8 @@ def swin_t(num_classes, channels, image_size):
     from torchvision.models.swin_transformer import SwinTransformer
 
     patch, window = (2, 4) if image_size <= 64 else (4, 7)
-    model = SwinTransformer(
-        [patch, patch], 96, [2, 2, 6, 2], [3, 6, 12, 24], [window, window], stochastic_depth_prob=0.0, num_classes=num_classes
-    )
+    shape = {"patch_size": [patch, patch], "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]}
+    model = SwinTransformer(**shape, window_size=[window, window], stochastic_depth_prob=0.0, num_classes=num_classes)
     if channels != 3:
         model.features[0][0] = nn.Conv2d(channels, 96, patch, patch)
     return model

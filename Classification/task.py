@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+import cli
 import data
 import models
 import trainer
@@ -37,12 +38,7 @@ def load_task(model_path, forget, accelerator, data_dir=None, kind="train"):
     The run must be of that kind: "train", or "unlearn", which carries its original's description along. Raises RunError for
     anything missing, unfinished or contradictory.
     """
-    folder, recorded = read_run(model_path)
-    if recorded.get("kind") != kind:
-        raise RunError(
-            f"{folder} is a run of kind {recorded.get('kind')}, where one of kind {kind} is needed (to forget more, start from "
-            "the original and forget both sets together)"
-        )
+    folder, recorded = read_run(model_path, kind)
     architecture, classes, training = recorded["architecture"], recorded["classes"], recorded.get("training", recorded)
     data_dir = Path(data_dir or training["data_dir"])
     with accelerator.main_process_first():  # which writes the cache that the others read
@@ -54,37 +50,44 @@ def load_task(model_path, forget, accelerator, data_dir=None, kind="train"):
     models.load_weights(model, folder / "model.safetensors")
 
     train, val = data.train_and_validation(images.y_train, training["split_seed"], training["val_fraction"], training["limit"])
-    indices = find_forget_set(forget, train, images, training)
+    split_seed = training["split_seed"] if forget["split_seed"] is None else forget["split_seed"]
+    file = Path(forget["forget_indices"]) if forget["forget_indices"] else None
+    indices = data.forget_indices(train, images.y_train, classes, forget["forget_class"], forget["num_forget"], file, split_seed)
     forgotten = data.class_numbers(forget["forget_class"], classes) if forget["forget_class"] and forget["num_forget"] is None else []
     sha = data.forget_sha(indices)
     if recorded.get("forget_sha", sha) != sha:
         raise RunError(f"the forget set of {folder} cannot be found again: the data or the index file has changed since")
-    facts = {
-        "architecture": architecture,
-        "classes": classes,
-        "training": {name: value for name, value in training.items() if name in TRAINING},
-        "parent": str(folder),
-        "parent_sha": file_sha(folder / "model.safetensors"),
-        "forget_sha": sha,
-        "num_forgotten": len(indices),
-    }
-    return Task(
-        trainer.prepare(model, accelerator),
-        training,
-        images.train(indices, "forget"),
-        images.train(train[~torch.isin(train, indices)], "retain"),
-        images.train(val, "val"),
-        images.test(),
-        forgotten,
-        facts,
-    )
+    remembered = {name: value for name, value in training.items() if name in TRAINING}
+    facts = {"architecture": architecture, "classes": classes, "training": remembered, "parent": str(folder)}
+    facts |= {"parent_sha": file_sha(folder / "model.safetensors"), "forget_sha": sha, "num_forgotten": len(indices)}
+    splits = images.train(indices, "forget"), images.train(train[~torch.isin(train, indices)], "retain"), images.train(val, "val")
+    return Task(trainer.prepare(model, accelerator), training, *splits, images.test(), forgotten, facts)
 
 
-def find_forget_set(forget, train, images, training):
-    """The indices that the forget flags name, out of the training indices `train`."""
-    split_seed = training["split_seed"] if forget["split_seed"] is None else forget["split_seed"]
-    file = Path(forget["forget_indices"]) if forget["forget_indices"] else None
-    return data.forget_indices(train, images.y_train, images.classes, forget["forget_class"], forget["num_forget"], file, split_seed)
+def amount(text):
+    """'4500' is a count, '0.1' a fraction."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
+amount = cli.number(amount, lambda value: value >= 1 if isinstance(value, int) else 0 < value < 1, "a whole number of samples or a share")
+
+
+def add_forget_flags(parser):
+    parser.add_shared("forget_class")
+    number = dict(type=amount, metavar="N", help="forget N random samples (a fraction if below 1), of --forget_class if given")
+    parser.add(cli.FORGET, "--num_forget", "--num_indexes_to_replace", **number)
+    file = dict(type=Path, metavar="FILE", help="forget the samples in FILE (.npy, or one per line)")
+    parser.add(cli.FORGET, "--forget_indices", **file)
+    parser.add(cli.FORGET, "--split_seed", type=int, metavar="SEED", help="seed of a random forget set (default: the original's)")
+
+
+def check_forget_flags(parser, args):
+    """parser.error unless the flags name one forget set."""
+    if args.forget_indices is not None and (args.forget_class or args.num_forget):
+        parser.error("--forget_indices cannot be combined with --forget_class or --num_forget")
+    if args.forget_indices is None and not args.forget_class and args.num_forget is None:
+        parser.error("name what to forget: --forget_class, --num_forget or --forget_indices")
 
 
 def forget_flags(args):

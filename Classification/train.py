@@ -23,18 +23,13 @@ def parse(argv=None):
     parser.add(cli.DATA, "--dataset", choices=imagesets.DATASETS, default="cifar10", help="data set")
     parser.add(cli.DATA, "--arch", choices=models.MODELS, default="resnet18", help="model architecture")
     parser.add(cli.DATA, "--image_size", type=cli.positive_int, metavar="PX", help="size of the images of --dataset folder (default: 64)")
+    parser.add(cli.DATA, "--split_seed", type=int, default=1, metavar="SEED", help="seed of the validation split")
     parser.add(cli.DATA, "--val_fraction", type=cli.share, default=0.1, help="share of each class held out for validation")
-    choices = {
-        "optimizer": dict(choices=trainer.OPTIMIZERS, help="optimizer, also of the unlearning that follows"),
-        "weight_decay": dict(help="weight decay, also of the unlearning that follows"),
-        "schedule": dict(choices=trainer.SCHEDULES, help="learning rate over the run; step: x0.1 at 91/182 and 136/182 of it"),
-    }
+    step = "learning rate over the run; step: x0.1 at 91/182 and 136/182 of it"
+    choices = {"optimizer": dict(choices=trainer.OPTIMIZERS), "schedule": dict(choices=trainer.SCHEDULES, help=step)}
     parser.add_shared(options=choices, optimizer="sgd", momentum=0.9, weight_decay=5e-4, schedule="step")
-    parser.add_shared("limit", "resume", "overwrite", "device", "precision", lr=0.1, epochs=182, batch_size=256, split_seed=1, seed=1)
-    args = parser.parse_args(argv)
-    if args.image_size and args.dataset != "folder":
-        parser.error("--image_size is for --dataset folder: the other data sets have a size of their own")
-    return args
+    parser.add_shared("limit", "resume", "overwrite", "device", "precision", lr=0.1, epochs=182, batch_size=256, seed=1)
+    return parser.parse_args(argv)
 
 
 def main(argv=None):
@@ -47,12 +42,8 @@ def main(argv=None):
         images = imagesets.load_images(args.dataset, args.data_dir, args.image_size, accelerator.device)
     train_indices, val_indices = data.train_and_validation(images.y_train, args.split_seed, args.val_fraction, args.limit)
     train, val = images.train(train_indices, "train"), images.train(val_indices, "val")
-    shape = {
-        "arch": args.arch,
-        "num_classes": len(images.classes),
-        "channels": images.x_train.shape[3],
-        "image_size": images.x_train.shape[1],
-    }
+    shape = {"arch": args.arch, "num_classes": len(images.classes)}
+    shape |= {"channels": images.x_train.shape[3], "image_size": images.x_train.shape[1]}
     model = models.build(**shape, seed=args.seed)
     models.set_normalisation(model, images.x_train)
     if args.model_path is not None:

@@ -112,9 +112,8 @@ class Trainer:
     def _make_optimizer(self):
         options = {"momentum": self.settings.momentum} if self.settings.optimizer == "sgd" else {}
         fused = True if self.accelerator.device.type == "cuda" else None
-        return OPTIMIZERS[self.settings.optimizer](
-            self.trained.values(), self.lr, weight_decay=self.settings.weight_decay, fused=fused, **options
-        )
+        settings, parameters = self.settings, self.trained.values()
+        return OPTIMIZERS[settings.optimizer](parameters, self.lr, weight_decay=settings.weight_decay, fused=fused, **options)
 
     def count_steps(self, *splits):
         """Steps of one pass over splits that are walked through together, the longest once."""
@@ -171,31 +170,25 @@ class Trainer:
 
     def _save_checkpoint(self):
         """Keep model, extra module, optimizer state and counters. All noise follows from seed and epoch."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        if self.extra is not None:
-            tensors |= {f"extra.{name}": tensor for name, tensor in self.extra.state_dict().items()}
-        for i, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{key}": value for key, value in values.items() if value is not None}
-        self.run_folder.checkpoint(tensors, epoch=self.epoch + 1, step=self.steps_done)
+        state = self.optimizer.state_dict()["state"]
+        optimizer = {f"{i}.{key}": value for i, values in state.items() for key, value in values.items() if value is not None}
+        groups = {"model": self.model.state_dict(), "optimizer": optimizer}
+        groups |= {} if self.extra is None else {"extra": self.extra.state_dict()}
+        self.run_folder.checkpoint(groups, epoch=self.epoch + 1, step=self.steps_done)
 
     def _load_checkpoint(self):
         """Return the epoch and step to continue at: those of the last checkpoint on --resume, else (0, 0)."""
         checkpoint = self.run_folder.last_checkpoint()
         if checkpoint is None:
             return 0, 0
-        tensors, state = checkpoint
-        self.model.load_state_dict(part(tensors, "model."))
+        groups, state = checkpoint
+        self.model.load_state_dict(groups["model"])
         if self.extra is not None:
-            self.extra.load_state_dict(part(tensors, "extra."))
+            self.extra.load_state_dict(groups["extra"])
         self.salient.gather(dict(self.model.named_parameters()))
-        load_optimizer(self.optimizer, part(tensors, "optimizer."))
+        load_optimizer(self.optimizer, groups.get("optimizer", {}))
         self.run_folder.continue_from(state)
         return state["epoch"], state["step"]
-
-
-def part(tensors, prefix):
-    """The tensors whose name starts with `prefix`, under the rest of their names."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def load_optimizer(optimizer, tensors):
@@ -248,10 +241,8 @@ class Log:
         means = {name: float(self.accelerator.reduce(self.sums[name], "mean")) / self.counts[name] for name in sorted(self.sums)}
         for name, value in means.items():
             if not math.isfinite(value):
-                raise RunError(
-                    f"the {name} loss became {value} by step {self.row['step']}: lower --lr, or look for NaN in the data; "
-                    "no weights were written"
-                )
+                what = f"the {name} loss became {value} by step {self.row['step']}"
+                raise RunError(f"{what}: lower --lr, or look for NaN in the data. No weights were written")
         if means:
             self.run_folder.log(**self.row, **means, seconds=round(self.run_folder.seconds(), 3))
         self.sums, self.counts = {}, {}

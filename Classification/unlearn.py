@@ -8,6 +8,8 @@ forget set: it is the reference for all other methods. What is forgotten is give
 --split_seed default to the original's.
 """
 
+import functools
+
 import cli
 import imagesets
 import masking
@@ -23,28 +25,19 @@ SETTINGS = dict(batch_size=None, forget_batch_size=None, optimizer=None, momentu
 
 def parse(argv=None):
     parser = cli.Parser(__doc__)
-    parser.add_shared("data_dir", "forget_class", "num_forget", "forget_indices", "split_seed", required=["save_dir", "model_path"])
-    parser.add(
-        cli.METHOD,
-        "--method",
-        "--unlearn",
-        type=lambda name: PAPER_SPELLINGS.get(name, name),
-        choices=METHODS,
-        default="salun",
-        help="unlearning method",
-    )
+    parser.add_shared("data_dir", required=["save_dir", "model_path"])
+    task.add_forget_flags(parser)
+    method = dict(type=lambda name: PAPER_SPELLINGS.get(name, name), choices=METHODS, default="salun", help="unlearning method")
+    parser.add(cli.METHOD, "--method", "--unlearn", **method)
     parser.add_shared("mask_path")
     cli.add_method_flags(parser, METHODS, FLAGS)
-    choices = {
-        "optimizer": dict(
-            choices=trainer.OPTIMIZERS, help="optimizer (default of these settings: the method's authors', else the original's)"
-        ),
-        "schedule": dict(choices=trainer.SCHEDULES, help="learning rate over the run (default: constant; retrain: the original's)"),
-    }
+    optimizer = "optimizer (default of these settings: the method's authors', else the original's)"
+    choices = {"optimizer": dict(choices=trainer.OPTIMIZERS, help=optimizer)}
+    choices["schedule"] = dict(choices=trainer.SCHEDULES, help="learning rate over the run (default: constant; retrain: the original's)")
     parser.add_shared(*SETTINGS, options=choices)
     parser.add_shared("resume", "overwrite", "device", "precision", seed=1)
     args = parser.parse_args(argv)
-    parser.check_forget_set(args)
+    task.check_forget_flags(parser, args)
     args.options = cli.method_options(parser, args, METHODS)
     if args.method in NEEDS_MASK and args.mask_path is None:
         parser.error(f"--method {args.method} needs --mask_path: make a mask with generate_mask.py (without a mask it is --method rl)")
@@ -69,22 +62,11 @@ def main(argv=None):
 
     # Unlearn. A method is handed what its signature names, and nothing else
     method = METHODS[args.method]
-    inputs = {
-        "model": model,
-        "forget": loaded.forget,
-        "retain": loaded.retain,
-        "trainer": trainer.Trainer(
-            model,
-            run_folder,
-            accelerator,
-            seed=args.seed,
-            mask=mask,
-            augment=imagesets.DATASETS[trained["dataset"]],
-            **cli.training_settings(args, method, trained, SETTINGS),
-        ),
-        "training": trained,
-        "fresh": lambda: models.build(**loaded.facts["architecture"], seed=args.seed),
-    }
+    settings = cli.training_settings(args, method, trained, SETTINGS)
+    settings["augment"] = imagesets.DATASETS[trained["dataset"]]
+    loop = trainer.Trainer(model, run_folder, accelerator, seed=args.seed, mask=mask, **settings)
+    fresh = functools.partial(models.build, **loaded.facts["architecture"], seed=args.seed)
+    inputs = {"model": model, "forget": loaded.forget, "retain": loaded.retain, "trainer": loop, "training": trained, "fresh": fresh}
     run_folder.start_clock()
     method(**{name: inputs[name] for name in cli.method_inputs(method)}, **args.options)
     seconds = run_folder.seconds()
@@ -92,13 +74,9 @@ def main(argv=None):
     # Save, after a check that no frozen weight moved
     changed = masking.check_change(before, dict(model.named_parameters()), mask)
     run_folder.save("model.safetensors", model.state_dict())
-    run_folder.finish(
-        f"{args.method}, {100 * changed:.1f} % of the weights changed, {seconds:.1f} s",
-        seconds=seconds,
-        mask_seconds=mask_info.get("mask_seconds", 0.0),
-        images_seen=run_folder.images_seen,
-        fraction_changed=changed,
-    )
+    measured = {"seconds": seconds, "mask_seconds": mask_info.get("mask_seconds", 0.0), "images_seen": run_folder.images_seen}
+    message = f"{args.method}, {100 * changed:.1f} % of the weights changed, {seconds:.1f} s"
+    run_folder.finish(message, **measured, fraction_changed=changed)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,8 @@ the paper's U-Net for CIFAR-10 with random weights. Sampling quality is that of 
 
 import functools
 import statistics
-import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
@@ -24,7 +22,8 @@ import models
 import sampling
 import task
 import trainer
-from run_folder import machine, peak_memory_mb, versions, write_json, write_tensors, write_whole
+from run_folder import machine, peak_memory_mb, versions, write_json, write_whole
+from table import markdown_table
 from trainer import noisy_images, predict_noise, predict_together, squared_error
 
 
@@ -59,19 +58,18 @@ def paper_unet(accelerator):
     return trainer.prepare(models.build_unet("unet128", 10, 3, 32, seed=0), accelerator)
 
 
-def salun_loss(model, forget, retain, how):
-    """SalUn's loss, Eq. 7, with its three predictions (target c', prediction c, retain) in one, two or three forward passes."""
-    forget_noisy = noisy_images(forget)
-    of_target, of_forget = (forget_noisy, forget.t, (forget.labels + 1) % 10), (forget_noisy, forget.t, forget.labels)
+def salun_loss(model, forget, retain, together=False):
+    """SalUn's loss, Eq. 7. together: the prediction for c' goes through the forward pass of the other two, and so through backward."""
+    noisy = noisy_images(forget)
+    of_target, of_c = (noisy, forget.t, (forget.labels + 1) % 10), (noisy, forget.t, forget.labels)
     of_retain = (noisy_images(retain), retain.t, retain.labels)
-    if how == "one pass":  # the target goes through the backward pass too, with gradients of zero
-        target, of_c, of_others = predict_together(model, of_target, of_forget, of_retain)
+    if together:
+        target, prediction, others = predict_together(model, of_target, of_c, of_retain)
     else:
         with torch.no_grad():
             target = predict_noise(model, *of_target)
-        calls = [(of_forget, of_retain)] if how == "two passes" else [(of_forget,), (of_retain,)]
-        of_c, of_others = (prediction for parts in calls for prediction in predict_together(model, *parts))
-    return (squared_error(of_c, target.detach()) + squared_error(of_others, retain.noise)).mean()
+        prediction, others = predict_together(model, of_c, of_retain)
+    return (squared_error(prediction, target.detach()) + squared_error(others, retain.noise)).mean()
 
 
 def make_step(accelerator, forget, retain, ratio):
@@ -82,7 +80,7 @@ def make_step(accelerator, forget, retain, ratio):
     optimizer = torch.optim.Adam(salient.parameters(), 1e-4)
 
     def step():
-        salun_loss(model, forget, retain, "two passes").backward()
+        salun_loss(model, forget, retain).backward()
         torch.nn.utils.clip_grad_norm_(salient.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -111,31 +109,14 @@ def unlearning_steps(results, accelerator, rounds, batch_size):
     }
     model = paper_unet(accelerator)
 
-    def backward(how):
-        salun_loss(model, forget, retain, how).backward()
+    def backward(together):
+        salun_loss(model, forget, retain, together).backward()
         model.zero_grad(set_to_none=True)
 
-    ways = ("one pass", "two passes", "three passes")
-    seconds = in_turns({how: functools.partial(backward, how) for how in ways}, rounds)
-    results[f"gradient of SalUn's loss, paper's U-Net, batch {batch_size}"] = {
-        **{f"{how}, seconds": value for how, value in seconds.items()},
-        "time, two / one": seconds["two passes"] / seconds["one pass"],
-        "time, two / three": seconds["two passes"] / seconds["three passes"],
-    }
-
-
-def mask_of_the_paper(results, accelerator):
-    """Selection and file of a mask of the paper's U-Net."""
-    gradient = {name: torch.randn_like(parameter) for name, parameter in paper_unet(accelerator).named_parameters()}
-    seconds = in_turns({"select": lambda: masking.select(gradient, 0.5)}, 3)["select"]
-    weights = sum(tensor.numel() for tensor in gradient.values())
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = SimpleNamespace(save=lambda name, *rest: write_tensors(Path(folder, name), *rest))  # masking.save only writes into it
-        start = time.perf_counter()
-        masking.save(scratch, masking.select(gradient, 0.5), mask_ratio=0.5, forget_sha="", seconds=seconds)
-        saved, size = time.perf_counter() - start, Path(folder, "mask.safetensors").stat().st_size
-    row = {"weights": weights, "select, seconds": seconds, "select and save, seconds": saved}
-    results["mask of the paper's U-Net"] = row | {"file, bytes": size, "as int64, bytes": 8 * weights}
+    ways = {"one pass": functools.partial(backward, True), "two passes": functools.partial(backward, False)}
+    seconds = in_turns(ways, rounds)
+    row = {f"{how}, seconds": value for how, value in seconds.items()} | {"time, two / one": seconds["two passes"] / seconds["one pass"]}
+    results[f"gradient of SalUn's loss, paper's U-Net, batch {batch_size}"] = row
 
 
 def samplers(results, args, accelerator):
@@ -146,13 +127,12 @@ def samplers(results, args, accelerator):
     images = task.load_images(*(recorded[name] for name in ("dataset", "data_dir", "image_size", "limit", "seed")), accelerator)
     keys = [(label, index) for label in range(len(images.classes)) for index in range(args.num_per_class)]
     labels = torch.tensor([label for label, _ in keys])
-    shape = (images.x_train.shape[3], *images.x_train.shape[1:3])
     options = {"null": len(images.classes), "seed": 1, "cond_scale": args.cond_scale}
     seconds = {}
     for sampler, steps in (("ddim", 25), ("ddim", 50), ("ddim", 1000), ("ddpm", 1000)):
         name = f"{sampler}, {steps}"
         before, start = peak_memory_mb(accelerator.device), time.perf_counter()
-        drawn = sampling.draw(model, keys, shape, accelerator, steps=steps, sampler=sampler, **options)
+        drawn = sampling.draw(model, keys, accelerator, steps=steps, sampler=sampler, **options)
         seconds[name] = time.perf_counter() - start
         results[f"{len(keys)} samples of {recorded['dataset']}, {name} steps, guidance w = {args.cond_scale:g}"] = {
             "seconds": seconds[name],
@@ -168,17 +148,15 @@ def main(argv=None):
     accelerator = trainer.make_accelerator(args.device, args.precision)
     results = {"machine": machine(), "autocast": accelerator.mixed_precision, "versions": versions()}
     samplers(results, args, accelerator)
-    mask_of_the_paper(results, accelerator)
     unlearning_steps(results, accelerator, args.rounds, args.batch_size)
     args.folder.mkdir(parents=True, exist_ok=True)
     write_json(args.folder / "benchmark.json", results)
-    rows = {name: row for name, row in results.items() if name not in ("machine", "versions", "autocast")}
     how = f"torch {results['versions']['torch']}, autocast {results['autocast']}"
-    text = f"Measured on {results['machine']}, {how}, by scripts/benchmark.sh.\n\n| what | figures |\n|---|---|\n"
-    for name, row in rows.items():
-        text += f"| {name} | {'; '.join(f'{key} {shown(value)}' for key, value in row.items())} |\n"
-    write_whole(args.folder / "benchmark.md", lambda partial: partial.write_text(text))
-    print(f"{text}written: {args.folder.resolve()}/benchmark.md, benchmark.json")
+    rows = [(name, row) for name, row in results.items() if name not in ("machine", "versions", "autocast")]
+    cells = [["what", "figures"], *([name, "; ".join(f"{key} {shown(value)}" for key, value in row.items())] for name, row in rows)]
+    text = "\n".join([f"Measured on {results['machine']}, {how}, by scripts/benchmark.sh.", "", *markdown_table(cells)])
+    write_whole(args.folder / "benchmark.md", lambda partial: partial.write_text(text + "\n"))
+    print(f"{text}\nwritten: {args.folder.resolve()}/benchmark.md, benchmark.json")
 
 
 def shown(value):

@@ -52,16 +52,6 @@ ratio = number(float, lambda value: 0 < value <= 1, "in (0, 1]")
 share = number(float, lambda value: 0 <= value < 1, "in [0, 1)")
 
 
-def amount(text):
-    """The value of --num_forget: '4500' is a count, '0.1' a fraction."""
-    value = float(text)
-    if 0 < value < 1:
-        return value
-    if 1 <= value < float("inf") and value == int(value):
-        return int(value)
-    raise argparse.ArgumentTypeError(f"must be a whole number of samples or a fraction below 1, not {text}")
-
-
 # ---------------------------------------------------------------------------------------------------------------- flags
 DATA, FORGET, METHOD, RUN = "model and data", "what to forget", "method", "run"
 
@@ -72,10 +62,6 @@ FLAGS = {  # name: (group, other spellings, options of add_argument)
     "limit": (DATA, [], dict(type=positive_int, metavar="N", help="use only N training samples, for a quick look")),
     "forget_class": (FORGET, ["--class_to_replace", "--label_to_forget", "--class_to_forget"],
                      dict(nargs="+", metavar="CLASS", help="forget these classes, by name or number")),
-    "num_forget": (FORGET, ["--num_indexes_to_replace"],
-                   dict(type=amount, metavar="N", help="forget N random samples (a fraction if below 1), of --forget_class if given")),
-    "forget_indices": (FORGET, [], dict(type=Path, metavar="FILE", help="forget the samples in FILE (.npy, or one per line)")),
-    "split_seed": (FORGET, [], dict(type=int, metavar="SEED", help="seed of the validation split and of a random forget set")),
     "mask_path": (METHOD, [], dict(type=Path, metavar="RUN", help="run of generate_mask.py: train only its salient weights")),
     "mask_ratio": (METHOD, [], dict(type=ratio, help="fraction of all weights that may change, the most salient")),
     "alpha": (METHOD, [], dict(type=non_negative_float, help="weight of the retain term: forget + alpha * retain, both mean-reduced")),
@@ -124,25 +110,17 @@ class Parser(argparse.ArgumentParser):
             default = {"default": defaults[name]} if name in defaults else {}
             self.add(group, f"--{name}", *aliases, required=name in required, **own | (options or {}).get(name, {}) | default)
 
-    def check_forget_set(self, args):
-        """parser.error unless the flags name one forget set."""
-        if args.forget_indices is not None and (args.forget_class or args.num_forget):
-            self.error("--forget_indices cannot be combined with --forget_class or --num_forget")
-        if args.forget_indices is None and not args.forget_class and args.num_forget is None:
-            self.error("name what to forget: --forget_class, --num_forget or --forget_indices")
-
 
 # -------------------------------------------------------------------------------------------------------------- methods
 # methods/__init__.py says what a method is. FLAGS and TRAINING stand in the file of a method, if it has any.
 def method_inputs(method):
     """Names of what a method is handed: its positional parameters."""
-    return [name for name, parameter in inspect.signature(method).parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY]
+    return inspect.getfullargspec(inspect.unwrap(method)).args
 
 
 def method_flags(method):
     """{flag: default} of a method: its keyword-only parameters."""
-    parameters = inspect.signature(method).parameters
-    return {name: parameter.default for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+    return inspect.getfullargspec(inspect.unwrap(method)).kwonlydefaults or {}
 
 
 def declared(method, name):

@@ -146,9 +146,8 @@ def split(images, classes):
     forgotten = torch.isin(images.y_train.cpu(), torch.tensor(classes.forgotten, dtype=torch.int64))
     parts = images.train(forgotten.nonzero().squeeze(1), "forget"), images.train((~forgotten).nonzero().squeeze(1), "retain")
     if classes.forgotten and not (len(parts[0]) and len(parts[1])):
-        raise RunError(
-            f"{len(parts[0])} of {len(forgotten)} training images are of the classes to forget: some must be forgotten and some retained"
-        )
+        share = f"{len(parts[0])} of {len(forgotten)} training images"
+        raise RunError(f"{share} are of the classes to forget: some must be forgotten and some retained")
     return parts
 
 
@@ -196,14 +195,11 @@ class Stream:
 
     def __init__(self, split, *, batch_size, seed, timesteps, flip=False, rank=0, world=1):
         self.split, self.batch_size, self.seed, self.timesteps = split, batch_size, seed, timesteps
-        self.flip, self.rank, self.world, self._orders = flip, rank, world, {}
+        self.flip, self.rank, self.world = flip, rank, world
+        self._order = functools.lru_cache(2)(self._shuffle)  # of this pass and the next
 
-    def _order(self, epoch):
-        if epoch not in self._orders:
-            self._orders = {key: order for key, order in self._orders.items() if key == epoch - 1}
-            draw = make_generator("order", self.seed, self.split.name, epoch)
-            self._orders[epoch] = torch.randperm(len(self.split), generator=draw)
-        return self._orders[epoch]
+    def _shuffle(self, epoch):
+        return torch.randperm(len(self.split), generator=make_generator("order", self.seed, self.split.name, epoch))
 
     def positions(self, step):
         """int64 (batch_size,): where in the split the images of a step's global batch are."""

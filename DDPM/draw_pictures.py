@@ -19,25 +19,23 @@ RED, BLACK, GREY = (200, 20, 20), (0, 0, 0), (110, 110, 110)
 GAP = 2  # px between pictures
 
 
-def open_cell(folder, label, index, edge):
-    """A sample as an RGB picture of `edge` px, a multiple of its own; a grey cross where there is none."""
-    path = folder / sampling.file_name(label, index)
-    if path.is_file():
-        with Image.open(path) as image:
-            return image.convert("RGB").resize((edge, edge), Image.Resampling.NEAREST)
-    cell = Image.new("RGB", (edge, edge), "white")
-    ImageDraw.Draw(cell).line([(0, 0), (edge, edge)], fill=GREY)
-    return cell
+def strip(folder, label, columns, edge):
+    """`columns` samples of a class in a row, `edge` px each, which is a multiple of their own; grey lines where there is none."""
+    row = Image.new("RGB", (columns * (edge + GAP) - GAP, edge), "white")
+    for index in range(columns):
+        path, left = folder / sampling.file_name(label, index), index * (edge + GAP)
+        if path.is_file():
+            with Image.open(path) as image:
+                row.paste(image.convert("RGB").resize((edge, edge), Image.Resampling.NEAREST), (left, 0))
+        else:
+            ImageDraw.Draw(row).line([(left, 0), (left + edge, edge)], fill=GREY)
+    return row
 
 
 def cell_edge(folder, size):
     """Edge of a folder's samples, enlarged by whole pixels to about `size` px."""
     with Image.open(next(folder.glob("*.png"))) as image:
         return image.width * max(1, round(size / image.width))
-
-
-def write(path, canvas):
-    write_whole(path, lambda partial: canvas.save(partial, format="PNG", optimize=True))
 
 
 def before_after(path, original, unlearned, names, forgotten, method, columns=8, size=34):
@@ -56,11 +54,10 @@ def before_after(path, original, unlearned, names, forgotten, method, columns=8,
         left, top = label // half * width, head + label % half * height
         pen.text((left + 4, top + step - 8), name[:14], fill=RED if label in forgotten else BLACK, font=font)
         for row, folder in enumerate((original, unlearned)):
-            for index in range(columns):
-                canvas.paste(open_cell(folder, label, index, edge), (left + margin + index * step, top + row * step))
+            canvas.paste(strip(folder, label, columns, edge), (left + margin, top + row * step))
         if label in forgotten:
             pen.rectangle([left + margin - 3, top + step - 3, left + margin + columns * step, top + 2 * step], outline=RED, width=2)
-    write(path, canvas)
+    write_whole(path, lambda partial: canvas.save(partial, format="PNG", optimize=True))
 
 
 def side_by_side(path, folders, names, forgotten, columns=3, size=34):
@@ -76,11 +73,10 @@ def side_by_side(path, folders, names, forgotten, columns=3, size=34):
         for row, (method, folder) in enumerate(folders.items()):
             top = head + row * (step + 4)
             pen.text((4, top + edge // 2 - 8), method, fill=BLACK, font=font)
-            for index in range(columns):
-                canvas.paste(open_cell(folder, label, index, edge), (left + index * step, top))
+            canvas.paste(strip(folder, label, columns, edge), (left, top))
         if label in forgotten:
             pen.rectangle([left - 4, head - 4, left + columns * step + 1, head + len(folders) * (step + 4)], outline=RED, width=2)
-    write(path, canvas)
+    write_whole(path, lambda partial: canvas.save(partial, format="PNG", optimize=True))
 
 
 def parse(argv=None):

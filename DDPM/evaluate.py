@@ -8,7 +8,6 @@ What was forgotten is known from the model that drew the samples. For samples of
 The reference images are the data set's training images of the retained classes.
 """
 
-import functools
 import re
 import tempfile
 from pathlib import Path
@@ -24,6 +23,7 @@ import task
 import trainer
 from cli import RunError
 from run_folder import RunFolder, file_sha, read_run, write_json
+from table import describe
 
 
 def parse(argv=None):
@@ -53,30 +53,22 @@ def main(argv=None):
     accelerator = trainer.make_accelerator(args.device, "fp32")
     classifier, classifier_args = load_classifier(args.classifier, accelerator)
     extractor = metrics.register_features(classifier) if args.features == "classifier" else metrics.INCEPTION
+    run_folder = RunFolder(args, accelerator) if args.save_dir is not None else None  # of the row `original`
+    runs = load_samples(args.sample_path, args.data_dir, accelerator)  # together: the first process writes the cache
     with tempfile.TemporaryDirectory() as cache:
-        options = {"classifier": classifier, "classifier_args": classifier_args, "extractor": extractor, "cache": cache}
-        measure = functools.partial(measure_samples, args=args, accelerator=accelerator, **options)
-        if args.save_dir is not None:
-            return measure_original(args, accelerator, measure, classifier_args)
-        runs = load_samples(args.sample_path, args.data_dir, accelerator)  # together: the first process writes the cache
         for folder, recorded, images in runs[accelerator.process_index :: accelerator.num_processes]:
-            if (folder / "metrics.json").is_file() and not args.overwrite:
+            if run_folder is None and (folder / "metrics.json").is_file() and not args.overwrite:
                 if not args.resume:
                     raise RunError(f"{folder} has metrics.json already: pass --overwrite to measure again, --resume to skip it")
                 continue
-            print(f"{folder}: {write_metrics(folder, folder, recorded, measure(folder, recorded, images), classifier_args)}")
-    accelerator.wait_for_everyone()
-
-
-def measure_original(args, accelerator, measure, classifier_args):
-    """The row `original`: an original's samples, measured on what would be forgotten, into --save_dir."""
-    run_folder = RunFolder(args, accelerator)
-    ((folder, recorded, images),) = load_samples(args.sample_path, args.data_dir, accelerator)
-    if accelerator.is_main_process:
-        measured = measure(folder, recorded, images)
-        run_folder.begin(kind="evaluation", model=recorded["model"])
-        message = write_metrics(run_folder.folder, folder, recorded, measured, classifier_args)
-        run_folder.finish(message, seconds=run_folder.seconds())
+            options = {"classifier": classifier, "classifier_args": classifier_args, "extractor": extractor, "cache": cache}
+            measured = measure_samples(folder, recorded, images, args=args, accelerator=accelerator, **options)
+            if run_folder is None:
+                print(f"{folder}: {write_metrics(folder, folder, recorded, measured, classifier_args)}")
+            else:
+                run_folder.begin(kind="evaluation", model=recorded["model"])
+                message = write_metrics(run_folder.folder, folder, recorded, measured, classifier_args)
+                run_folder.finish(message, seconds=run_folder.seconds())
     accelerator.wait_for_everyone()
 
 
@@ -84,9 +76,7 @@ def load_samples(paths, data_dir, accelerator):
     """[(folder, args of the run, Images of the data set that its model was trained on)] of runs of sample.py."""
     runs, loaded = [], {}
     for path in paths:
-        folder, recorded = read_run(path)
-        if recorded.get("kind") != "samples":
-            raise RunError(f"{folder} is a run of kind {recorded.get('kind')}, where one of sample.py is needed")
+        folder, recorded = read_run(path, "samples")
         model = recorded["model"]
         origin = model["training"] if model["kind"] == "unlearn" else model
         source = (origin["dataset"], data_dir or origin["data_dir"], *(origin[name] for name in ("image_size", "limit", "seed")))
@@ -98,9 +88,7 @@ def load_samples(paths, data_dir, accelerator):
 
 def load_classifier(path, accelerator):
     """(model, args of its run)."""
-    folder, recorded = read_run(path)
-    if recorded.get("kind") != "classifier":
-        raise RunError(f"{folder} is no run of train_classifier.py")
+    folder, recorded = read_run(path, "classifier")
     model = models.build_classifier(**recorded["architecture"], seed=0)
     models.load_weights(model, folder / "model.safetensors")
     return model.to(accelerator.device).eval(), recorded | {"sha": file_sha(folder / "model.safetensors")}
@@ -110,9 +98,8 @@ def read_samples(folder, shape):
     """Return (uint8 images (N, H, W, C), labels (N,)) of the PNGs in a sample folder, in the order of their names."""
     from PIL import Image, UnidentifiedImageError
 
-    named = sorted(
-        (tuple(map(int, found.groups())), path) for path in folder.glob("*.png") if (found := re.fullmatch(r"(\d+)_(\d+)\.png", path.name))
-    )
+    matches = ((path, re.fullmatch(r"(\d+)_(\d+)\.png", path.name)) for path in folder.glob("*.png"))
+    named = sorted((tuple(map(int, match.groups())), path) for path, match in matches if match)
     if not named:
         raise RunError(f"{folder} holds no samples named <class>_<index>.png: draw them with sample.py")
     images = np.empty((len(named), *shape), np.uint8)
@@ -124,9 +111,8 @@ def read_samples(folder, shape):
             raise RunError(f"{path} cannot be read as an image ({error}): remove it and draw it again with sample.py --resume") from error
         pixels = pixels.reshape(*pixels.shape[:2], -1)
         if pixels.shape != shape:
-            raise RunError(
-                f"{path} is {pixels.shape}, where the model draws {shape} (height, width, channels): remove what sample.py did not draw"
-            )
+            wanted = f"the model draws {shape} (height, width, channels)"
+            raise RunError(f"{path} is {pixels.shape}, where {wanted}: remove what sample.py did not draw")
         images[i] = pixels
     return torch.from_numpy(images), torch.tensor([label for (label, _), _ in named])
 
@@ -155,13 +141,8 @@ def measure_samples(folder, recorded, images, *, args, accelerator, classifier, 
     if args.num_reference is not None:
         order = torch.randperm(len(reference), generator=data.make_generator("reference", args.seed))
         reference = reference.take(order[: args.num_reference].sort().values)
-    result = {
-        "classifier_sha": classifier_args["sha"],
-        "forgotten": list(classes.forgotten),
-        "samples": len(labels),
-        "reference_images": len(reference),
-        "reference_sha": data.forget_sha(reference.indices),
-    }
+    result = {"classifier_sha": classifier_args["sha"], "forgotten": list(classes.forgotten), "samples": len(labels)}
+    result |= {"reference_images": len(reference), "reference_sha": data.forget_sha(reference.indices)}
     result |= metrics.forgetting(metrics.classify(classifier, samples), labels, classes.forgotten, classes.names)
     options = {"extractor": extractor, "weights": args.inception_weights, "cuda": accelerator.device.type == "cuda"}
     cached = {"cache": cache, "cache_name": f"reference-{result['reference_sha']}"}
@@ -178,12 +159,6 @@ def write_metrics(folder, sample_folder, recorded, measured, classifier_args):
     """Write metrics.json, all that table.py reads. recorded: args of the sample run; measured: {metric: number}. Return a summary."""
     model = recorded["model"]
     training = model["training"] if model["kind"] == "unlearn" else model
-    options = dict(model.get("options") or {}) | {name: model[name] for name in ("target_class",) if model.get(name) is not None}
-    settings = ("forget_batch_size", "optimizer", "momentum", "weight_decay", "schedule", "ema", "grad_clip")
-    if model.get("kind") == "unlearn":  # runs that differ in them are no repetitions of each other
-        options |= {name: model[name] for name in settings if model.get(name) is not None}
-    if model.get("mask_path"):
-        options["mask_ratio"] = model["mask_info"]["mask_ratio"]
     cond_scale = recorded["cond_scale"] if "cond_scale" in recorded else recorded["guidance"]  # its name in earlier versions
     facts = {
         "data set": training["dataset"],
@@ -194,11 +169,8 @@ def write_metrics(folder, sample_folder, recorded, measured, classifier_args):
         "classifier": classifier_args["architecture"]["arch"],
         "features": f"{'Inception' if 'FID' in measured else 'the classifier'}, {measured['reference_images']:,} training images",
     }
-    precision = "bf16" if model["autocast"] == "bf16" else "fp32"
-    machine = f"{model['machine']}, {precision}, torch {model['versions']['torch']}" if model["method"] != "original" else None
-    row = {"method": model["method"], "options": options, "seed": training["seed"], "facts": facts, "measured_on": machine}
     picture = {"sample_path": str(sample_folder), "classes": model["classes"]}
-    write_json(folder / "metrics.json", row | measured | picture)
+    write_json(folder / "metrics.json", describe(model, training["seed"], facts) | measured | picture)
     return "  ".join(f"{name} {measured[name]:.2f}" for name in metrics.COLUMNS if name in measured)
 
 

@@ -18,11 +18,9 @@ from run_folder import RunFolder
 def parse(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_shared("data_dir", required=["save_dir", "model_path", "forget_class"])
-    parser.add_shared("resume", "overwrite", "device", mask_ratio=0.5, epochs=1, batch_size=128, precision="fp32", seed=1)
-    args = parser.parse_args(argv)
-    if args.epochs < 1:
-        parser.error("--epochs must be at least 1: without a pass there is no gradient")
-    return args
+    passes = {"epochs": dict(type=cli.positive_int, help="passes over the images, each with noise of its own")}
+    parser.add_shared("resume", "overwrite", "device", options=passes, mask_ratio=0.5, epochs=1, batch_size=128, precision="fp32", seed=1)
+    return parser.parse_args(argv)
 
 
 def main(argv=None):

@@ -5,6 +5,7 @@ First use decodes a data set and keeps `<data_dir>/<dataset>.npz` with x_train, 
 again when it changes.
 """
 
+import functools
 import hashlib
 import os
 import warnings
@@ -71,38 +72,24 @@ def load_stl10(data_dir, image_size):
 
 def load_folder(data_dir, image_size):
     """A user's own images: <data_dir>/train/<class>/* with test/ or val/ next to it, or <data_dir>/<class>/*, a tenth held out to test."""
-    root = Path(data_dir)
+    from torchvision.datasets import ImageFolder
+
+    root, read = Path(data_dir), functools.partial(ImageFolder, is_valid_file=lambda path: path.lower().endswith(IMAGE_ENDINGS))
     train_root = root / "train" if (root / "train").is_dir() else root
     test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), None) if train_root != root else None
-    classes = class_folders(train_root)
-    train = list_images(train_root, classes)
+    train = read(train_root)
+    if len(train.classes) < 2:
+        raise RunError(f"{train_root} must hold at least two class folders of images; it holds {len(train.classes)}")
     if test_root is None:
         order = np.random.default_rng(0).permutation(len(train))
         held_out = set(order[: max(1, len(train) // 10)].tolist())
-        train, test = [row for i, row in enumerate(train) if i not in held_out], [row for i, row in enumerate(train) if i in held_out]
+        rows = [[row for i, row in enumerate(train.samples) if (i in held_out) == part] for part in (False, True)]
     else:
-        unknown = set(class_folders(test_root)) - set(classes)
-        if unknown:
+        test = read(test_root, allow_empty=True)
+        if unknown := set(test.classes) - set(train.classes):
             raise RunError(f"{test_root} has classes that {train_root} lacks: {', '.join(sorted(unknown))}")
-        test = list_images(test_root, classes)
-    return *decode(train, image_size), *decode(test, image_size), classes
-
-
-def class_folders(root):
-    names = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    if len(names) < 2:
-        raise RunError(f"{root} must hold at least two class folders of images; it holds {len(names)} folders")
-    return names
-
-
-def list_images(root, classes):
-    rows = []
-    for label, name in enumerate(classes):
-        images = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in IMAGE_ENDINGS) if (root / name).is_dir() else []
-        if not images and root.name not in ("test", "val"):
-            raise RunError(f"class folder {root / name} holds no images")
-        rows += [(path, label) for path in images]
-    return rows
+        rows = [train.samples, [(path, train.class_to_idx[test.classes[label]]) for path, label in test.samples]]
+    return *decode(rows[0], image_size), *decode(rows[1], image_size), train.classes
 
 
 def decode(rows, size):
@@ -153,14 +140,12 @@ class Images:
         here = indices.to(self.x_train.device)
         return Split(self.x_train[here], self.y_train[here], indices, name)
 
-    def test(self):
-        """A Split of all test images."""
-        return Split(self.x_test, self.y_test, torch.arange(len(self.y_test)), "test")
-
 
 def load_images(dataset, data_dir, image_size=None, device="cpu"):
     """Return the Images of a data set. Raises RunError for missing, truncated or contradictory data."""
     data_dir = Path(data_dir).expanduser()
+    if image_size and dataset != "folder":
+        raise RunError("--image_size is for --dataset folder: the other data sets have a size of their own")
     size = image_size or DATASETS[dataset].size
     cache = data_dir / (f"folder_{size}.npz" if dataset == "folder" else f"{dataset}.npz")
     stamp = folder_stamp(data_dir) if dataset == "folder" else ""
@@ -198,21 +183,16 @@ def read_cache(cache):
 def check_arrays(cache, arrays):
     for part in ("train", "test"):
         x, y = arrays.get(f"x_{part}"), arrays.get(f"y_{part}")
-        if x is None or y is None:
-            raise RunError(f"{cache} lacks x_{part} or y_{part}")
+        if x is None or y is None or not len(x):
+            raise RunError(f"{cache} holds no {part} images: it must have x_{part} and y_{part}")
         if x.dtype != np.uint8 or x.ndim != 4 or x.shape[-1] not in (1, 3):
             raise RunError(f"x_{part} in {cache} must be uint8 of shape (N, H, W, 1 or 3), not {x.dtype} {x.shape}")
-        if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer) or (len(y) and y.min() < 0):
+        if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
             raise RunError(f"y_{part} in {cache} must be {len(x)} labels of at least 0, not {y.dtype} {y.shape}")
-        if not len(x):
-            raise RunError(f"{cache} holds no {part} images")
 
 
 def folder_stamp(data_dir):
     """Names, sizes and times of all images below a folder, hashed: a changed folder is decoded again."""
-    rows = sorted(
-        (str(path.relative_to(data_dir)), path.stat().st_size, path.stat().st_mtime_ns)
-        for path in data_dir.rglob("*")
-        if path.suffix.lower() in IMAGE_ENDINGS
-    )
+    paths = [path for path in data_dir.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS]
+    rows = sorted((str(path.relative_to(data_dir)), path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
     return hashlib.sha256(repr(rows).encode()).hexdigest()

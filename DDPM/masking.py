@@ -18,13 +18,15 @@ CHUNK = 1 << 22  # entries looked at together: bounds the memory of the selectio
 LOW_BITS = 15  # a non-negative float has 31 bits: 16 for the first pass, 15 for the second
 
 
-def magnitude_bits(chunk):
-    """|x| as int32: for floats without sign the order of the bits is the order of the values."""
-    return chunk.view(torch.int32) & 0x7FFFFFFF
+def magnitudes(tensor):
+    """Yield |x| as int32, CHUNK entries at a time: for floats without sign the order of the bits is the order of the values."""
+    for chunk in tensor.detach().reshape(-1).float().split(CHUNK):
+        yield chunk.view(torch.int32) & 0x7FFFFFFF
 
 
-def chunks(tensor):
-    return tensor.detach().reshape(-1).float().split(CHUNK)
+def histogram(values, bins):
+    """How often each of 0 ... bins - 1 occurs in chunks of integers."""
+    return sum(torch.bincount(chunk, minlength=bins) for chunk in values)
 
 
 def select(saliency, mask_ratio):
@@ -36,35 +38,22 @@ def select(saliency, mask_ratio):
     """
     total = sum(tensor.numel() for tensor in saliency.values())
     keep = math.floor(mask_ratio * total)
-    device = next(iter(saliency.values())).device
-    high = torch.zeros(1 << 16, dtype=torch.int64, device=device)
-    for tensor in saliency.values():
-        for chunk in chunks(tensor):
-            high += torch.bincount(magnitude_bits(chunk) >> LOW_BITS, minlength=1 << 16)
+    high = histogram((bits >> LOW_BITS for tensor in saliency.values() for bits in magnitudes(tensor)), 1 << 16)
     if int(high[0x7F800000 >> LOW_BITS :].sum()):
         raise RunError("the saliency holds NaN or infinite values: check the model and the data it was computed on")
-    if keep == 0:
-        return {name: torch.zeros(tensor.shape, dtype=torch.bool, device=device) for name, tensor in saliency.items()}
     top_bin, above = kth_bin(high, keep)
-    low = torch.zeros(1 << LOW_BITS, dtype=torch.int64, device=device)
-    for tensor in saliency.values():
-        for chunk in chunks(tensor):
-            bits = magnitude_bits(chunk)
-            low += torch.bincount(bits[(bits >> LOW_BITS) == top_bin] & ((1 << LOW_BITS) - 1), minlength=1 << LOW_BITS)
-    low_bin, above_low = kth_bin(low, keep - above)
-    threshold = (top_bin << LOW_BITS) | low_bin
-    ties = keep - above - above_low
+    in_bin = (bits[(bits >> LOW_BITS) == top_bin] for tensor in saliency.values() for bits in magnitudes(tensor))
+    low_bin, above_low = kth_bin(histogram((bits & ((1 << LOW_BITS) - 1) for bits in in_bin), 1 << LOW_BITS), keep - above)
+    threshold, ties = (top_bin << LOW_BITS) | low_bin, keep - above - above_low
     mask = {}
     for name, tensor in saliency.items():
         parts = []
-        for chunk in chunks(tensor):
-            bits = magnitude_bits(chunk)
-            part = bits > threshold
+        for bits in magnitudes(tensor):
+            parts.append(bits > threshold)
             if ties:
                 equal = (bits == threshold).nonzero().squeeze(1)[:ties]
-                part[equal] = True
+                parts[-1][equal] = True
                 ties -= len(equal)
-            parts.append(part)
         mask[name] = torch.cat(parts).view(tensor.shape)
     return mask
 
@@ -86,17 +75,8 @@ def save(run_folder, mask, *, mask_ratio, forget_sha, seconds):
     """Write mask.safetensors, eight weights per byte."""
     packed = {name: torch.from_numpy(np.packbits(part.cpu().numpy().reshape(-1))) for name, part in mask.items()}
     shapes = {name: list(part.shape) for name, part in mask.items()}
-    run_folder.save(
-        "mask.safetensors",
-        packed,
-        {
-            "kind": "saliency mask",
-            "mask_ratio": repr(mask_ratio),
-            "forget_sha": forget_sha,
-            "seconds": repr(seconds),
-            "shapes": json.dumps(shapes),
-        },
-    )
+    metadata = {"kind": "saliency mask", "mask_ratio": repr(mask_ratio), "forget_sha": forget_sha, "seconds": repr(seconds)}
+    run_folder.save("mask.safetensors", packed, metadata | {"shapes": json.dumps(shapes)})
 
 
 def load(path, parameters, forget_sha):

@@ -8,13 +8,14 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Subset
 
 from cli import RunError
 
 INCEPTION = "inception-v3-compat"  # its name in torch-fidelity
 GAP_COLUMNS = ("UA", "remaining_accuracy")  # of table.py: what the average gap is the mean of
 COLUMNS = ("UA", "forget_entropy", "forget_probability", "remaining_accuracy", "FID", "feature_distance", "RTE")
+OURS = "in the features of the classifier"
 DEFINITIONS = {  # name: (what it is, which way is good)
     "UA": ("unlearning accuracy: share of the forgotten classes' samples that the classifier does not recognise as their class, %", "high"),
     "forget_entropy": ("mean entropy of the classifier's output on samples of the forgotten classes, nats", "close to Retrain"),
@@ -25,19 +26,13 @@ DEFINITIONS = {  # name: (what it is, which way is good)
     "KID": ("kernel Inception distance", "low"),
     "precision": ("share of samples that lie among the training images, % (Kynkaanniemi et al. 2019)", "high"),
     "recall": ("share of training images that lie among the samples, %", "high"),
-    "feature_distance": (
-        "Frechet distance as in FID, in the features of the classifier: not a FID, comparable within one table only",
-        "low",
-    ),
-    "feature_IS": ("as IS, by the classifier's output", "high"),
-    "feature_KID": ("as KID, in the features of the classifier", "low"),
-    "feature_precision": ("as precision, in the features of the classifier", "high"),
-    "feature_recall": ("as recall, in the features of the classifier", "high"),
+    "feature_distance": (f"Frechet distance as in FID, {OURS}: not a FID, comparable within one table only", "low"),
     "RTE": ("run-time efficiency: minutes of unlearning, with those of the mask", "low"),
     "peak_memory_mb": ("largest memory of the unlearning process (CPU: resident set, GPU: allocated), MB", "low"),
     "images_seen": ("images in the batches of the unlearning steps (generated samples and Fisher information not counted)", "low"),
     "changed": ("share of the weights that differ from the original model's, %", "low at equal forgetting"),
 }
+DEFINITIONS |= {f"feature_{name}": (f"as {name}, {OURS}", DEFINITIONS[name][1]) for name in ("IS", "KID", "precision", "recall")}
 
 
 @torch.no_grad()
@@ -63,10 +58,8 @@ def forgetting(logits, labels, forgotten, names):
     """
     of_forgotten = torch.isin(labels, torch.tensor(forgotten))
     if not of_forgotten.any() or of_forgotten.all():
-        raise RunError(
-            f"the samples show {'only' if of_forgotten.any() else 'none of'} the forgotten classes: draw forgotten and other classes "
-            "with sample.py"
-        )
+        found = "only" if of_forgotten.any() else "none of"
+        raise RunError(f"the samples show {found} the forgotten classes: draw forgotten and other classes with sample.py")
     p = logits[of_forgotten].double().softmax(1)
     result = {
         "UA": 100 - accuracy(logits[of_forgotten], labels[of_forgotten]),
@@ -78,17 +71,10 @@ def forgetting(logits, labels, forgotten, names):
     return result | {"class_accuracy": {names[label]: accuracy(logits[labels == label], labels[labels == label]) for label in drawn}}
 
 
-class TorchFidelityImages(Dataset):
+def as_dataset(images, three_channels):
     """uint8 images (N, H, W, C) as torch-fidelity wants them: (3, H, W) each for Inception, (C, H, W) for a classifier of our own."""
-
-    def __init__(self, images, three_channels):
-        self.images = images.cpu().permute(0, 3, 1, 2).expand(-1, 3 if three_channels else images.shape[3], -1, -1)
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, i):
-        return self.images[i]
+    images = images.cpu().permute(0, 3, 1, 2).expand(-1, 3 if three_channels else images.shape[3], -1, -1)
+    return Subset(images, range(len(images)))
 
 
 def register_features(classifier):
@@ -153,37 +139,19 @@ def fidelity(samples, reference, *, extractor=INCEPTION, weights=None, cuda=Fals
     fewest = min(len(samples), len(reference))
     if fewest < 10:
         raise RunError(f"{fewest} images are too few for a distance between sets of images: draw at least 10 of the other classes")
+    options = dict(input1=as_dataset(samples, inception), input2=as_dataset(reference, inception))
+    options |= dict(isc=True, fid=True, kid=True, prc=True, kid_subset_size=min(1000, fewest), cuda=cuda, verbose=False)
+    options |= dict(cache=cache is not None, cache_root=None if cache is None else str(cache), input2_cache_name=cache_name)
+    options |= dict(feature_extractor=extractor, save_cpu_ram=True)  # no worker processes, distances in blocks
     try:
         with tempfile.TemporaryDirectory() as folder:
-            found = calculate_metrics(
-                input1=TorchFidelityImages(samples, inception),
-                input2=TorchFidelityImages(reference, inception),
-                feature_extractor=extractor,
-                feature_extractor_weights_path=checked_inception(weights, folder) if inception else None,
-                isc=True,
-                fid=True,
-                kid=True,
-                prc=True,
-                kid_subset_size=min(1000, fewest),
-                cuda=cuda,
-                save_cpu_ram=True,  # no worker processes, distances in blocks
-                input2_cache_name=cache_name,
-                cache=cache is not None,
-                cache_root=None if cache is None else str(cache),
-                verbose=False,
-            )
+            path = checked_inception(weights, folder) if inception else None
+            found = calculate_metrics(feature_extractor_weights_path=path, **options)
     except OSError as error:
         if not inception:
             raise
-        raise RunError(
-            f"Inception's weights could not be read or downloaded ({error}): pass --inception_weights FILE, or --features classifier, "
-            "whose distances are not FIDs"
-        ) from error
-    values = {
-        "FID": found["frechet_inception_distance"],
-        "IS": found["inception_score_mean"],
-        "KID": found["kernel_inception_distance_mean"],
-        "precision": 100 * found["precision"],
-        "recall": 100 * found["recall"],
-    }
+        otherwise = "pass --inception_weights FILE, or --features classifier, whose distances are not FIDs"
+        raise RunError(f"Inception's weights could not be read or downloaded ({error}): {otherwise}") from error
+    names = {"FID": "frechet_inception_distance", "IS": "inception_score_mean", "KID": "kernel_inception_distance_mean"}
+    values = {name: found[key] for name, key in names.items()} | {name: 100 * found[name] for name in ("precision", "recall")}
     return values if inception else {"feature_distance" if name == "FID" else f"feature_{name}": value for name, value in values.items()}

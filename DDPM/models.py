@@ -37,26 +37,17 @@ def build_unet(arch, num_classes, channels, image_size, seed):
     spec = UNETS[arch]
     widths = spec["widths"]
     if image_size % 2 ** (len(widths) - 1):
-        raise RunError(
-            f"{arch} halves its images {len(widths) - 1} times, which {image_size} px do not allow: take another --arch or --image_size"
-        )
+        why = f"{arch} halves its images {len(widths) - 1} times, which {image_size} px do not allow"
+        raise RunError(f"{why}: take another --arch or --image_size")
     level = next((level for level in range(len(widths)) if image_size >> level <= spec["attention"]), len(widths) - 1)
     down = ["AttnDownBlock2D" if i == level else "DownBlock2D" for i in range(len(widths))]
+    options = dict(sample_size=image_size, in_channels=channels, out_channels=channels, num_class_embeds=num_classes + 1)
+    options |= dict(block_out_channels=widths, layers_per_block=spec["layers"], dropout=spec["dropout"])
+    options |= dict(down_block_types=tuple(down), up_block_types=tuple(name.replace("Down", "Up") for name in reversed(down)))
+    options |= dict(norm_num_groups=min(32, widths[0] // 4), attention_head_dim=None)  # one head, as in Ho et al. 2020
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return UNet2DModel(
-            sample_size=image_size,
-            in_channels=channels,
-            out_channels=channels,
-            block_out_channels=widths,
-            layers_per_block=spec["layers"],
-            down_block_types=tuple(down),
-            up_block_types=tuple(name.replace("Down", "Up") for name in reversed(down)),
-            num_class_embeds=num_classes + 1,
-            norm_num_groups=min(32, widths[0] // 4),
-            attention_head_dim=None,  # one head, as in Ho et al. 2020
-            dropout=spec["dropout"],
-        )
+        return UNet2DModel(**options)
 
 
 def noise_scheduler():
@@ -66,9 +57,7 @@ def noise_scheduler():
     return DDPMScheduler(**NOISE, variance_type="fixed_large")
 
 
-@functools.cache
-def training_scheduler():
-    return noise_scheduler()
+training_scheduler = functools.cache(noise_scheduler)  # one for all noisy images
 
 
 def noisy_images(images, noise, t):
@@ -104,8 +93,8 @@ class SmallCNN(Classifier):
         super().__init__(channels)
         widths = (channels, 32, 64, 128)
         layers = []
-        for i in range(3):
-            layers += [nn.Conv2d(widths[i], widths[i + 1], 3, padding=1, bias=False), nn.BatchNorm2d(widths[i + 1]), nn.ReLU()]
+        for before, after in zip(widths, widths[1:], strict=False):
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
         self.body = nn.Sequential(*layers[:6], nn.MaxPool2d(2), *layers[6:], nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.fc = nn.Linear(128, num_classes)
 

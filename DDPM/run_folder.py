@@ -15,6 +15,7 @@ import csv
 import datetime
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -32,8 +33,7 @@ import torch
 
 from cli import AlreadyDone, RunError
 
-ARTEFACTS = ("args.json", "log.csv", "model.safetensors", "mask.safetensors", "checkpoint.safetensors", "metrics.json", "done.json")
-ARTEFACTS += ("model", "samples", "fading.gif")
+WRITTEN = "args.json log.csv model.safetensors mask.safetensors checkpoint.safetensors metrics.json done.json model samples fading.gif"
 PATHS = ("model_path", "classifier", "pretrained", "clip_model")  # flags that name a file or folder, or something else
 NOT_COMPARED = ("save_dir", "resume", "overwrite", "device", "processes", "computed_on")  # flags that may differ when a run is resumed
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "safetensors", "torch-fidelity")
@@ -92,9 +92,8 @@ def check_shapes(what, found, expected):
     """Raise RunError unless found {name: shape}, of a file named by `what`, equals expected, of the model."""
     if found != expected:
         name = next(name for name in {**expected, **found} if found.get(name) != expected.get(name))
-        raise RunError(
-            f"{what} belongs to another model: {name} is {found.get(name, 'absent')} there and {expected.get(name, 'absent')} in the model"
-        )
+        there, here = found.get(name, "absent"), expected.get(name, "absent")
+        raise RunError(f"{what} belongs to another model: {name} is {there} there and {here} in the model")
 
 
 def file_sha(path):
@@ -102,8 +101,8 @@ def file_sha(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def read_run(path):
-    """Return (folder, args) of a run folder, or of a file inside one. Raises RunError if it is none or did not finish."""
+def read_run(path, *kinds):
+    """Return (folder, args) of a finished run of one of these kinds, named by its folder or a file inside it. Raises RunError."""
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     if not Path(path).exists():
         raise RunError(f"{path} does not exist")
@@ -113,17 +112,19 @@ def read_run(path):
         raise RunError(f"{folder} is no run folder: it holds no args.json")
     if not (folder / "done.json").is_file():
         raise RunError(f"the run in {folder} did not finish: run its command again with --resume")
-    return folder, read_json(folder / "args.json")
+    recorded = read_json(folder / "args.json")
+    if recorded.get("kind") not in kinds:
+        more = " (to forget more, start from the original and forget everything together)" if recorded.get("kind") == "unlearn" else ""
+        raise RunError(f"{folder} is a run of kind {recorded.get('kind')}, where one of kind {' or '.join(kinds)} is needed{more}")
+    return folder, recorded
 
 
 def versions():
-    """{"python": version, package: version or None}"""
+    """{"python": version, package: version}, of the packages that are installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
     return found
 
 
@@ -178,7 +179,7 @@ class RunFolder:
 
     def __init__(self, args, accelerator):
         self.folder, self.args, self.accelerator, self.is_main = Path(args.save_dir), args, accelerator, accelerator.is_main_process
-        self.images_seen, self.seconds_before, self._columns, self._known = 0, 0.0, None, None
+        self.images_seen, self.seconds_before, self._columns, self._known = 0, 0.0, [], None
         self.start_clock()
         if args.resume and args.overwrite:
             raise RunError("--resume and --overwrite contradict each other: pass one of them")
@@ -199,9 +200,7 @@ class RunFolder:
     def _check_folder(self):
         if (self.folder / "args.json").is_file():
             if not (self.args.resume or self.args.overwrite):
-                raise RunError(
-                    f"{self.folder} already holds a run: pass --resume to continue it, --overwrite to replace it, or another --save_dir"
-                )
+                raise RunError(f"{self.folder} already holds a run: pass --resume to continue it or --overwrite to replace it")
             if self.args.resume:
                 self._known = read_json(self.folder / "args.json")
                 self._check_same(vars(self.args))
@@ -213,10 +212,8 @@ class RunFolder:
         recorded = json.loads(json.dumps(recorded, default=str))
         differing = sorted(name for name in recorded if name not in NOT_COMPARED and recorded[name] != self._known.get(name))
         if differing:
-            raise RunError(
-                f"cannot resume {self.folder}: it was started with other values of {', '.join(differing)}; "
-                "repeat them, pass --overwrite, or name another --save_dir"
-            )
+            what = ", ".join(differing)
+            raise RunError(f"cannot resume {self.folder}: it was started with other values of {what}. Repeat them or pass --overwrite")
 
     def start_clock(self):
         self._clock = time.monotonic()
@@ -241,7 +238,7 @@ class RunFolder:
         if self._known is not None:
             return self._check_same(facts)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in ARTEFACTS:
+        for name in WRITTEN.split():
             path = self.folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
@@ -250,49 +247,48 @@ class RunFolder:
 
     def log(self, **row):
         """Append a row to log.csv; a column seen for the first time widens the file."""
-        if not self.is_main:
-            return
+        if self.is_main and set(row) <= set(self._columns):
+            with (self.folder / "log.csv").open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(row)
+        elif self.is_main:
+            self._write_log([*self._read_log(), row])
+
+    def _read_log(self):
         path = self.folder / "log.csv"
-        self._columns = self._columns or []
-        if set(row) - set(self._columns):
-            rows = list(csv.DictReader(path.read_text().splitlines())) if self._columns else []
-            self._columns += [name for name in row if name not in self._columns]
-            return self._rewrite_log([*rows, row])
-        with path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
+        return list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
 
-    def _rewrite_log(self, rows):
-        def write(partial):
-            with partial.open("w", newline="") as file:
-                writer = csv.DictWriter(file, self._columns)
-                writer.writeheader()
-                writer.writerows(rows)
-
-        write_whole(self.folder / "log.csv", write)
+    def _write_log(self, rows):
+        self._columns = list(dict.fromkeys(name for row in rows for name in row))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns)
+        if rows:
+            writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self.folder / "log.csv", lambda partial: partial.write_text(text.getvalue(), newline=""))
 
     def save(self, name, tensors, metadata=None):
         if self.is_main:
             write_tensors(self.folder / name, tensors, metadata)
 
-    def checkpoint(self, tensors, **state):
-        """Keep what continues the run: tensors and JSON-able values."""
+    def checkpoint(self, groups, **state):
+        """Keep what continues the run: {group: {name: tensor}} and JSON-able values."""
         state |= {"seconds": self.seconds(), "images_seen": self.images_seen}
+        tensors = {f"{group}.{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
         self.save("checkpoint.safetensors", tensors, {"state": json.dumps(state)})
 
     def last_checkpoint(self):
-        """Return (tensors, state) of the last checkpoint on --resume, else None. Rows logged after it are dropped from log.csv."""
-        path, log = self.folder / "checkpoint.safetensors", self.folder / "log.csv"
+        """Return (groups, state) of the last checkpoint on --resume, else None. Rows logged after it are dropped from log.csv."""
+        path = self.folder / "checkpoint.safetensors"
         if not self.args.resume:
             return None
-        found = read_tensors(path) if path.is_file() else None
-        state = json.loads(found[1]["state"]) if found else {"step": 0}
-        if self.is_main and log.is_file():
-            with log.open(newline="") as file:
-                reader = csv.DictReader(file)
-                rows = [row for row in reader if None not in row.values() and int(row["step"]) <= state["step"]]
-                self._columns = list(reader.fieldnames or [])
-            self._rewrite_log(rows)
-        return (found[0], state) if found else None
+        tensors, metadata = read_tensors(path) if path.is_file() else ({}, {"state": '{"step": 0}'})
+        state, groups = json.loads(metadata["state"]), {}
+        for name, tensor in tensors.items():
+            group, _, rest = name.partition(".")
+            groups.setdefault(group, {})[rest] = tensor
+        if self.is_main:
+            self._write_log([row for row in self._read_log() if None not in row.values() and int(row["step"]) <= state["step"]])
+        return (groups, state) if groups else None
 
     def continue_from(self, state):
         """Count on from the seconds and images of a checkpoint's state."""

@@ -31,8 +31,7 @@ def parse(argv=None):
     parser.add_shared(options={"steps": dict(type=cli.positive_int, help="sampling steps, of 1000 in training")}, steps=1000)
     cond_scale = "weight w of classifier-free guidance, 0: none"
     parser.add(cli.METHOD, "--cond_scale", "--guidance", type=cli.non_negative_float, default=2.0, metavar="W", help=cond_scale)
-    eta = "ddim: noise at every step, 1: as much as ddpm"
-    parser.add(cli.METHOD, "--eta", type=cli.non_negative_float, default=0.0, help=eta)
+    parser.add(cli.METHOD, "--eta", type=cli.non_negative_float, default=0.0, help="ddim: noise at every step, 1: as much as ddpm")
     parser.add_shared("resume", "overwrite", "device", batch_size=128, precision="fp32", seed=1)
     args = parser.parse_args(argv)
     if len(args.save_dir) != len(args.model_path):
@@ -70,7 +69,7 @@ def draw_from(args, run_folder, accelerator):
     """All images of one model, into one run folder."""
     # Model
     model, folder, recorded = task.load_model(args.model_path, accelerator)
-    classes, architecture = data.Classes(recorded["classes"]), recorded["architecture"]
+    classes = data.Classes(recorded["classes"])
     keys = keys_of(args, classes.names)
     facts = {"parent": str(folder), "parent_sha": file_sha(folder / "model.safetensors")}
     run_folder.begin(kind="samples", **facts, model=recorded, model_done=read_json(folder / "done.json"))
@@ -81,9 +80,8 @@ def draw_from(args, run_folder, accelerator):
 
     # Draw
     run_folder.start_clock()
-    shape = (architecture["channels"], architecture["image_size"], architecture["image_size"])
     options = {name: getattr(args, name) for name in ("seed", "batch_size", "steps", "sampler", "cond_scale", "eta")}
-    sampling.draw_files(model, keys, shape, samples, accelerator, null=classes.null, **options)
+    sampling.draw_files(model, keys, samples, accelerator, null=classes.null, **options)
     accelerator.wait_for_everyone()
     run_folder.finish(f"{len(keys):,} images, {run_folder.seconds():.0f} s", seconds=run_folder.seconds(), images=len(keys))
 

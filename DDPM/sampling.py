@@ -4,8 +4,7 @@ Every image has a seed of its own made of the run's seed, its class and its inde
 stochastic sampler adds, depend on nothing else, so that batch size, number of processes and interruptions do not matter.
 """
 
-import math
-
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -36,10 +35,11 @@ def guided(model, x, t, labels, null, cond_scale):
 
 
 @torch.no_grad()
-def draw(model, keys, shape, accelerator, *, null, seed, steps, sampler="ddim", cond_scale=2.0, eta=0.0, progress=None):
-    """Return uint8 images (N, H, W, C) for keys [(label, index)], N of `shape` (C, H, W), in one batch. No step is kept in memory."""
+def draw(model, keys, accelerator, *, null, seed, steps, sampler="ddim", cond_scale=2.0, eta=0.0, progress=None):
+    """Return uint8 images (N, H, W, C) for keys [(label, index)], in one batch. No step is kept in memory."""
     model.eval()
     scheduler, device = make_scheduler(sampler, steps), accelerator.device
+    shape = (model.config.in_channels, model.config.sample_size, model.config.sample_size)
     draws = [data.make_generator("image", seed, *key) for key in keys]
     x = torch.stack([torch.randn(shape, generator=each) for each in draws]).to(device)
     labels = torch.tensor([label for label, _ in keys], device=device)
@@ -60,14 +60,14 @@ def file_name(label, index):
     return f"{label}_{index:05d}.png"
 
 
-def draw_files(model, keys, shape, folder, accelerator, *, batch_size, steps, **options):
+def draw_files(model, keys, folder, accelerator, *, batch_size, steps, **options):
     """Draw the images of `keys` that `folder` lacks, each process its share, into PNGs named <class>_<index>.png."""
     missing = [key for key in keys if not (folder / file_name(*key)).is_file()]
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     with tqdm(total=len(mine) * steps, desc="sample", unit="image steps", disable=None, mininterval=1) as bar:
         for start in range(0, len(mine), batch_size):
             some = mine[start : start + batch_size]
-            for key, image in zip(some, draw(model, some, shape, accelerator, steps=steps, progress=bar, **options), strict=True):
+            for key, image in zip(some, draw(model, some, accelerator, steps=steps, progress=bar, **options), strict=True):
                 write_png(folder / file_name(*key), image)
 
 
@@ -80,36 +80,38 @@ def generate_split(model, labels, count, classes, trainer, name, batch_size=256)
     images = torch.zeros(len(keys), size, size, channels, dtype=torch.int32, device=accelerator.device)
     for number, block in enumerate(tqdm(blocks, "draw", disable=None if accelerator.is_main_process else True)):
         if number % accelerator.num_processes == accelerator.process_index:
-            drawn = draw(model, block, (channels, size, size), accelerator, **options)
+            drawn = draw(model, block, accelerator, **options)
             images[number * batch_size : number * batch_size + len(block)] = drawn.int().to(images.device)
     images = accelerator.reduce(images, "sum").to(torch.uint8)
     return data.Split(images, torch.tensor([label for label, _ in keys], device=images.device), torch.arange(len(keys)), name)
 
 
 # ---------------------------------------------------------------------------------------------------------------- pictures
-def to_image(x):
-    """A PIL image of a uint8 array (H, W, 1 or 3)."""
+def write_png(path, x):
+    """Write a uint8 array or tensor (H, W, 1 or 3)."""
     from PIL import Image
 
-    x = x.numpy() if torch.is_tensor(x) else x
-    return Image.fromarray(x[..., 0] if x.shape[-1] == 1 else x)
+    x = np.asarray(x)
+    image = Image.fromarray(x[..., 0] if x.shape[-1] == 1 else x)
+    write_whole(path, lambda partial: image.save(partial, format="PNG"))
 
 
-def write_png(path, x):
-    write_whole(path, lambda partial: to_image(x).save(partial, format="PNG"))
+def grid(images, columns):
+    """Lay uint8 images (N, H, W, C) out in rows of `columns`, small ones enlarged by whole pixels to about 48 px; returns (h, w, C)."""
+    from torchvision.utils import make_grid
+
+    scale, channels = max(1, 48 // images.shape[1]), images.shape[3]
+    big = images.permute(0, 3, 1, 2).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    return make_grid(big, columns, padding=1, pad_value=255)[:channels, 1:-1, 1:-1].permute(1, 2, 0)
 
 
-def grid(images, columns, scale=None, gap=1):
-    """Lay uint8 images (N, H, W, C) out in rows of `columns`, enlarged by whole pixels to about 48 px each; returns (h, w, C)."""
-    count, height, width, channels = images.shape
-    scale = scale or max(1, 48 // height)
-    big = images.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-    rows = math.ceil(count / columns)
-    canvas = torch.full((rows * (height * scale + gap) - gap, columns * (width * scale + gap) - gap, channels), 255, dtype=torch.uint8)
-    for i, image in enumerate(big):
-        top, left = i // columns * (height * scale + gap), i % columns * (width * scale + gap)
-        canvas[top : top + height * scale, left : left + width * scale] = image
-    return canvas
+def draw_step(step, *, model, labels, columns, folder, accelerator, null, seed):
+    """samples/step_<step>.png in a run folder: a row of `columns` samples of each label, by 25 steps of DDIM."""
+    keys = [(label, index) for label in labels for index in range(columns)]
+    images = draw(model, keys, accelerator, null=null, seed=seed, steps=25)
+    if accelerator.is_main_process:
+        (folder / "samples").mkdir(exist_ok=True)
+        write_png(folder / "samples" / f"step_{step:06d}.png", grid(images, columns))
 
 
 def write_gif(path, frames, milliseconds=250):
@@ -118,6 +120,5 @@ def write_gif(path, frames, milliseconds=250):
 
     pictures = [Image.open(frame).convert("RGB").quantize(64) for frame in frames]
     durations = [milliseconds] * (len(pictures) - 1) + [6 * milliseconds]
-    write_whole(
-        path, lambda partial: pictures[0].save(partial, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
-    )
+    options = {"save_all": True, "append_images": pictures[1:], "duration": durations, "loop": 0}
+    write_whole(path, lambda partial: pictures[0].save(partial, format="GIF", **options))

@@ -45,9 +45,7 @@ def load_images(dataset, data_dir, image_size, limit, seed, accelerator):
 
 def load_model(model_path, accelerator):
     """Return (model, folder, args) of a run of train.py or unlearn.py. Raises RunError for any other, unfinished or broken one."""
-    folder, recorded = read_run(model_path)
-    if recorded.get("kind") not in ("train", "unlearn"):
-        raise RunError(f"{folder} is a run of kind {recorded.get('kind')}, where a model of train.py or unlearn.py is needed")
+    folder, recorded = read_run(model_path, "train", "unlearn")
     model = models.build_unet(**recorded["architecture"], seed=0)
     models.load_weights(model, folder / "model.safetensors")
     return trainer.prepare(model, accelerator), folder, recorded
@@ -58,11 +56,9 @@ def load_task(model_path, forget_class, accelerator, data_dir=None):
 
     Raises RunError for anything missing, unfinished or contradictory, and for a model that has forgotten already.
     """
-    folder, recorded = read_run(model_path)
-    if recorded.get("kind") != "train" or recorded.get("method") != "original":
-        raise RunError(
-            f"{folder} is no original model of train.py (to forget more, start from the original and forget all the classes together)"
-        )
+    folder, recorded = read_run(model_path, "train")
+    if recorded["method"] != "original":
+        raise RunError(f"{folder} is no original model: it was trained with --retain_only")
     training = {name: recorded[name] for name in TRAINING}
     data_dir = data_dir or training["data_dir"]
     images = load_images(training["dataset"], data_dir, training["image_size"], training["limit"], training["seed"], accelerator)
@@ -70,14 +66,7 @@ def load_task(model_path, forget_class, accelerator, data_dir=None):
         raise RunError(f"the data in {data_dir} is not what {folder} was trained on: other classes or another image size")
     classes = data.forget_classes(forget_class, images.classes)
     forget, retain = data.split(images, classes)
-    facts = {
-        "architecture": recorded["architecture"],
-        "classes": images.classes,
-        "forgotten": list(classes.forgotten),
-        "training": training,
-        "parent": str(folder),
-        "parent_sha": file_sha(folder / "model.safetensors"),
-        "forget_sha": data.forget_sha(forget.indices),
-        "num_forgotten": len(forget),
-    }
+    facts = {"architecture": recorded["architecture"], "classes": images.classes, "forgotten": list(classes.forgotten)}
+    facts |= {"training": training, "parent": str(folder), "parent_sha": file_sha(folder / "model.safetensors")}
+    facts |= {"forget_sha": data.forget_sha(forget.indices), "num_forgotten": len(forget)}
     return Task(load_model(folder, accelerator)[0], training, classes, forget, retain, facts)

@@ -28,8 +28,7 @@ def parse(argv=None):
     parser.add_shared("model_path", "forget_class", required=["save_dir"], data_dir="data")
     parser.add(cli.DATA, "--dataset", choices=imagesets.DATASETS, default="cifar10", help="data set")
     parser.add(cli.DATA, "--arch", choices=models.UNETS, default="unet128", help="U-Net (models.py says what each is)")
-    image_size = "size of the images of --dataset folder (default: 64)"
-    parser.add(cli.DATA, "--image_size", type=cli.positive_int, metavar="PX", help=image_size)
+    parser.add(cli.DATA, "--image_size", type=cli.positive_int, metavar="PX", help="size of the images of --dataset folder (default: 64)")
     parser.add(cli.FORGET, "--retain_only", action="store_true", help="leave out the classes of --forget_class: Retrain")
     choices = {"optimizer": dict(choices=trainer.OPTIMIZERS), "schedule": dict(choices=trainer.SCHEDULES)}
     parser.add_shared(options=choices, steps=800_000, lr=2e-4, batch_size=128, schedule="constant", optimizer="adam", weight_decay=0.0)
@@ -39,20 +38,9 @@ def parse(argv=None):
     parser.add(cli.RUN, "--save_every", type=cli.positive_int, metavar="N", help="draw a grid of samples every N steps")
     parser.add_shared("limit", "resume", "overwrite", "device", "precision", seed=1)
     args = parser.parse_args(argv)
-    if args.image_size and args.dataset != "folder":
-        parser.error("--image_size is for --dataset folder: the other data sets have a size of their own")
     if args.retain_only != bool(args.forget_class):
         parser.error("--retain_only and --forget_class belong together: name the classes to leave out")
     return args
-
-
-def draw_grid(step, *, model, folder, classes, shape, accelerator, seed):
-    """A picture of six samples of each class (ten at most), as samples/step_<step>.png."""
-    keys = [(label, index) for label in range(min(10, len(classes.names))) for index in range(6)]
-    images = sampling.draw(model, keys, shape, accelerator, null=classes.null, seed=seed, steps=25)
-    if accelerator.is_main_process:
-        (folder / "samples").mkdir(exist_ok=True)
-        sampling.write_png(folder / "samples" / f"step_{step:06d}.png", sampling.grid(images, columns=6))
 
 
 def main(argv=None):
@@ -76,9 +64,9 @@ def main(argv=None):
     run_folder.begin(kind="train", method="retrain" if args.retain_only else "original", **facts)
 
     # Train
-    size = (shape["channels"], shape["image_size"], shape["image_size"])
     same = {"accelerator": accelerator, "seed": args.seed}
-    draw = functools.partial(draw_grid, model=model, folder=run_folder.folder, classes=classes, shape=size, **same)
+    rows = {"labels": range(min(10, len(classes.names))), "columns": 6, "null": classes.null}
+    draw = functools.partial(sampling.draw_step, model=model, folder=run_folder.folder, **rows, **same)
     flip, frames = imagesets.DATASETS[args.dataset].flip, {"save_every": args.save_every, "draw": draw if args.save_every else None}
     settings = {name: getattr(args, name) for name in SETTINGS}
     loop = Trainer(model, run_folder, seed=args.seed, accelerator=accelerator, flip=flip, **frames, **settings)

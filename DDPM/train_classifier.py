@@ -30,18 +30,13 @@ def parse(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_shared(required=["save_dir"], data_dir="data")
     parser.add(cli.DATA, "--dataset", choices=imagesets.DATASETS, default="cifar10", help="data set")
-    arch = "classifier; cnn is for digits and fashion_mnist"
-    parser.add(cli.DATA, "--arch", choices=models.CLASSIFIERS, default="resnet34", help=arch)
-    image_size = "size of the images of --dataset folder (default: 64)"
-    parser.add(cli.DATA, "--image_size", type=cli.positive_int, metavar="PX", help=image_size)
+    parser.add(cli.DATA, "--arch", choices=models.CLASSIFIERS, default="resnet34", help="classifier; cnn is for digits and fashion_mnist")
+    parser.add(cli.DATA, "--image_size", type=cli.positive_int, metavar="PX", help="size of the images of --dataset folder (default: 64)")
     pretrained = "imagenet, none, or a .safetensors file (default: imagenet for resnet34, none for cnn)"
     parser.add(cli.DATA, "--pretrained", metavar="WEIGHTS", help=pretrained)
-    head_lr_factor = "learning rate of the last layer over --lr"
-    parser.add(cli.METHOD, "--head_lr_factor", type=cli.positive_float, default=10.0, help=head_lr_factor)
+    parser.add(cli.METHOD, "--head_lr_factor", type=cli.positive_float, default=10.0, help="learning rate of the last layer over --lr")
     parser.add_shared("limit", "resume", "overwrite", "device", "precision", epochs=10, lr=1e-5, batch_size=128, seed=1)
     args = parser.parse_args(argv)
-    if args.image_size and args.dataset != "folder":
-        parser.error("--image_size is for --dataset folder: the other data sets have a size of their own")
     args.pretrained = args.pretrained or ("imagenet" if args.arch == "resnet34" else "none")
     if args.arch != "resnet34" and args.pretrained != "none":
         parser.error(f"--pretrained is for --arch resnet34: there are no weights for {args.arch}")

@@ -115,7 +115,7 @@ class Trainer:
         self.total, self.lr, self.batch_sizes = steps, lr, sum(stream.batch_size for stream in streams)
         with SalientParameters(dict(self.model.named_parameters()), self.mask) as self.salient:
             self.optimizer = self._make_optimizer(lr_factors or {})
-            self.average = average_weights(self.model, self.settings.ema)
+            self.average = average_weights(self.model, self.settings.ema) if self.settings.ema else None
             first = self._load_checkpoint()
             self.log, self.stepped, saved = Log(self.run_folder, self.accelerator), False, time.monotonic()
             hidden = None if self.accelerator.is_main_process else True
@@ -207,42 +207,34 @@ class Trainer:
 
     def _save_checkpoint(self):
         """Keep model, averaged weights, optimizer state and counters. All noise follows from seed and step."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        if self.average is not None:
-            tensors |= {f"average.{i}": tensor for i, tensor in enumerate(self.average.shadow_params)}
-        for i, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{key}": value for key, value in values.items() if value is not None}
-        self.run_folder.checkpoint(tensors, step=self.number + 1)
+        state = self.optimizer.state_dict()["state"]
+        optimizer = {f"{i}.{key}": value for i, values in state.items() for key, value in values.items() if value is not None}
+        average = {str(i): tensor for i, tensor in enumerate(self.average.shadow_params)} if self.average is not None else {}
+        groups = {"model": self.model.state_dict(), "optimizer": optimizer, "average": average}
+        self.run_folder.checkpoint(groups, step=self.number + 1)
 
     def _load_checkpoint(self):
         """Return the step to continue at: that of the last checkpoint on --resume, else 0."""
         checkpoint = self.run_folder.last_checkpoint()
         if checkpoint is None:
             return 0
-        tensors, state = checkpoint
-        self.model.load_state_dict(part(tensors, "model."))
+        groups, state = checkpoint
+        self.model.load_state_dict(groups["model"])
         self.salient.gather(dict(self.model.named_parameters()))
         if self.average is not None:
-            for i, tensor in part(tensors, "average.").items():
+            for i, tensor in groups["average"].items():
                 self.average.shadow_params[int(i)].copy_(tensor)
             self.average.optimization_step = state["step"]
-        load_optimizer(self.optimizer, part(tensors, "optimizer."))
+        load_optimizer(self.optimizer, groups.get("optimizer", {}))
         self.run_folder.continue_from(state)
         return state["step"]
 
 
 def average_weights(model, ema):
-    """diffusers' EMAModel of decay min(ema, (1 + n) / (10 + n)) after n steps; None without `ema`."""
-    if not ema:
-        return None
+    """diffusers' EMAModel of decay min(ema, (1 + n) / (10 + n)) after n steps."""
     from diffusers.training_utils import EMAModel
 
     return EMAModel(model.parameters(), decay=ema, foreach=True)
-
-
-def part(tensors, prefix):
-    """The tensors whose name starts with `prefix`, under the rest of their names."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def load_optimizer(optimizer, tensors):
@@ -295,10 +287,8 @@ class Log:
         means = {name: float(self.accelerator.reduce(self.sums[name], "mean")) / self.counts[name] for name in sorted(self.sums)}
         for name, value in means.items():
             if not math.isfinite(value):
-                raise RunError(
-                    f"the {name} loss became {value} by step {self.row['step']}: lower --lr, or look for NaN in the data; "
-                    "no weights were written"
-                )
+                what = f"the {name} loss became {value} by step {self.row['step']}"
+                raise RunError(f"{what}: lower --lr, or look for NaN in the data. No weights were written")
         if means:
             self.run_folder.log(**self.row, **means, seconds=round(self.run_folder.seconds(), 3))
         self.sums, self.counts = {}, {}

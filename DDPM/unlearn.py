@@ -34,8 +34,7 @@ def parse(argv=None):
     choices = {"optimizer": dict(choices=trainer.OPTIMIZERS, help=f"optimizer {default}"), "schedule": dict(choices=trainer.SCHEDULES)}
     choices["batch_size"] = dict(help="samples per step, over all processes (default: 128; retrain: the original's)")
     parser.add_shared(*trainer.SETTINGS, options=choices)
-    save_every = "draw the forgotten classes every N steps, for fading.gif"
-    parser.add(cli.RUN, "--save_every", type=cli.positive_int, metavar="N", help=save_every)
+    parser.add(cli.RUN, "--save_every", type=cli.positive_int, metavar="N", help="draw the forgotten classes every N steps, for fading.gif")
     parser.add_shared("resume", "overwrite", "device", "precision", seed=1)
     args = parser.parse_args(argv)
     args.options = cli.method_options(parser, args, METHODS)
@@ -46,17 +45,6 @@ def parse(argv=None):
     if args.method in TAKES_NO_MASK and args.mask_path is not None:
         parser.error(f"--method {args.method} takes no --mask_path: it starts from fresh weights")
     return args
-
-
-def draw_frame(step, *, loaded, folder, accelerator, seed):
-    """samples/step_<step>.png: eight samples of each forgotten class, and below them of two retained ones."""
-    labels = [*loaded.classes.forgotten[:4], *loaded.classes.retained[:2]]
-    keys = [(label, index) for label in labels for index in range(8)]
-    size, _, channels = loaded.forget.images.shape[1:]
-    images = sampling.draw(loaded.model, keys, (channels, size, size), accelerator, null=loaded.classes.null, seed=seed, steps=25)
-    if accelerator.is_main_process:
-        (folder / "samples").mkdir(exist_ok=True)
-        sampling.write_png(folder / "samples" / f"step_{step:06d}.png", sampling.grid(images, columns=8))
 
 
 def main(argv=None):
@@ -75,30 +63,19 @@ def main(argv=None):
     run_folder.begin(kind="unlearn", **loaded.facts, mask_info=mask_info)
 
     # Unlearn. A method is handed what its signature names, and nothing else
-    frame = functools.partial(draw_frame, loaded=loaded, folder=run_folder.folder, accelerator=accelerator, seed=args.seed)
+    same = {"accelerator": accelerator, "seed": args.seed}
+    rows = {"labels": [*loaded.classes.forgotten[:4], *loaded.classes.retained[:2]], "columns": 8, "null": loaded.classes.null}
+    frame = functools.partial(sampling.draw_step, model=model, folder=run_folder.folder, **rows, **same)
     if args.save_every:
         frame(0)
     method = METHODS[args.method]
-    inputs = {
-        "model": model,
-        "forget": loaded.forget,
-        "retain": loaded.retain,
-        "trainer": trainer.Trainer(
-            model,
-            run_folder,
-            accelerator,
-            seed=args.seed,
-            mask=mask,
-            flip=imagesets.DATASETS[trained["dataset"]].flip,
-            save_every=args.save_every,
-            draw=frame if args.save_every else None,
-            **cli.training_settings(args, method, trained, trainer.SETTINGS),
-        ),
-        "classes": loaded.classes,
-        "targets": targets,
-        "training": trained,
-        "fresh": lambda: models.build_unet(**loaded.facts["architecture"], seed=args.seed),
-    }
+    pictures = {"save_every": args.save_every, "draw": frame if args.save_every else None}
+    settings = cli.training_settings(args, method, trained, trainer.SETTINGS)
+    settings["flip"] = imagesets.DATASETS[trained["dataset"]].flip
+    loop = trainer.Trainer(model, run_folder, mask=mask, **same, **pictures, **settings)
+    inputs = {"model": model, "forget": loaded.forget, "retain": loaded.retain, "trainer": loop, "classes": loaded.classes}
+    fresh = functools.partial(models.build_unet, **loaded.facts["architecture"], seed=args.seed)
+    inputs |= {"targets": targets, "training": trained, "fresh": fresh}
     run_folder.start_clock()
     method(**{name: inputs[name] for name in cli.method_inputs(method)}, **args.options)
     seconds = run_folder.seconds()
@@ -108,13 +85,9 @@ def main(argv=None):
     run_folder.save("model.safetensors", model.state_dict())
     if args.save_every and accelerator.is_main_process:
         sampling.write_gif(run_folder.folder / "fading.gif", sorted((run_folder.folder / "samples").glob("step_*.png")))
-    run_folder.finish(
-        f"{args.method}, {100 * changed:.1f} % of the weights changed, {seconds:.1f} s",
-        seconds=seconds,
-        mask_seconds=mask_info.get("mask_seconds", 0.0),
-        images_seen=run_folder.images_seen,
-        fraction_changed=changed,
-    )
+    measured = {"seconds": seconds, "mask_seconds": mask_info.get("mask_seconds", 0.0), "images_seen": run_folder.images_seen}
+    message = f"{args.method}, {100 * changed:.1f} % of the weights changed, {seconds:.1f} s"
+    run_folder.finish(message, **measured, fraction_changed=changed)
 
 
 if __name__ == "__main__":

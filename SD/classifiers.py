@@ -222,9 +222,7 @@ def load_classifier(source, device, weights=None):
 
 def load_trained(path):
     """(model, class names) of a run of train_classifier.py."""
-    folder, recorded = read_run(path)
-    if recorded.get("kind") != "classifier":
-        raise RunError(f"{folder} is a run of kind {recorded.get('kind')}, where one of train_classifier.py is needed")
+    folder, recorded = read_run(path, "classifier")
     shape, classes = recorded.get("architecture", {}), recorded.get("classes", [])
     if shape.get("arch") not in CLASSIFIERS or shape.get("num_classes") != len(classes):
         known = f"none of {', '.join(CLASSIFIERS)} here: train it with the train_classifier.py of this folder"

@@ -138,14 +138,11 @@ class Stream:
 
     def __init__(self, split, *, batch_size, seed, timesteps, device, rank=0, world=1):
         self.split, self.batch_size, self.seed, self.timesteps = split, batch_size, seed, timesteps
-        self.device, self.rank, self.world, self._orders = device, rank, world, {}
+        self.device, self.rank, self.world = device, rank, world
+        self._order = functools.lru_cache(2)(self._shuffle)  # of this pass and the next
 
-    def _order(self, epoch):
-        if epoch not in self._orders:
-            self._orders = {key: order for key, order in self._orders.items() if key == epoch - 1}
-            draw = make_generator("order", self.seed, self.split.name, epoch)
-            self._orders[epoch] = torch.randperm(len(self.split), generator=draw)
-        return self._orders[epoch]
+    def _shuffle(self, epoch):
+        return torch.randperm(len(self.split), generator=make_generator("order", self.seed, self.split.name, epoch))
 
     def positions(self, step):
         """int64 (batch_size,): where in the split the images of a step's global batch are."""

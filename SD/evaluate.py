@@ -24,6 +24,7 @@ import prompts
 import trainer
 from cli import RunError
 from run_folder import RunFolder, read_run, write_json
+from table import describe
 
 
 def parse(argv=None):
@@ -96,9 +97,7 @@ def measure_original(args, accelerator, measure):
 
 def load_samples(path):
     """(args of a sample run, [(Row, k, path of its image)])."""
-    folder, recorded = read_run(path)
-    if recorded.get("kind") != "samples":
-        raise RunError(f"{folder} is a run of kind {recorded.get('kind')}, where one of generate_images.py is needed")
+    folder, recorded = read_run(path, "samples")
     rows = prompts.read_csv(folder / "samples" / "prompts.csv")
     images = [(row, k, folder / "samples" / prompts.file_name(row, k)) for row in rows for k in range(recorded["num_samples"])]
     missing = next((image for _, _, image in images if not image.is_file()), None)
@@ -194,15 +193,9 @@ def clip_scores(samples, images, labels, retained, args, accelerator):
 
 def write_metrics(folder, sample_folder, measured):
     """Write metrics.json, all that table.py reads. measured: {metric: number}. Return a line of figures."""
-    _, recorded = read_run(sample_folder)
+    _, recorded = read_run(sample_folder, "samples")
     model = recorded["model"]  # {} for a model from elsewhere
     method, training = model.get("method", "original"), model.get("training") or model
-    options = dict(model.get("options") or {}) | {name: model[name] for name in ("train_method",) if model.get(name) is not None}
-    settings = ("forget_batch_size", "optimizer", "momentum", "weight_decay", "schedule", "ema", "grad_clip")
-    if model.get("kind") == "unlearn":  # runs that differ in them are no repetitions of each other
-        options |= {name: model[name] for name in settings if model.get(name) is not None}
-    if model.get("mask_path"):
-        options["mask_ratio"] = model["mask_info"]["mask_ratio"]
     scale = recorded["guidance_scale"] if "guidance_scale" in recorded else recorded["guidance"]  # its name in earlier versions
     source = ", ".join(str(training[name]) for name in ("dataset", "arch") if training.get(name)) or str(model.get("parent", ""))
     features = "Inception" if "FID" in measured else "the classifier" if "feature_distance" in measured else None
@@ -214,10 +207,7 @@ def write_metrics(folder, sample_folder, measured):
         "classifier": Path(measured["classifier"]).name if "classifier" in measured else None,
         "features": features and f"{features}, {measured['reference_images']:,} reference images",
     }
-    on = None
-    if method != "original":
-        on = f"{model['machine']}, {model['autocast'].replace('no', 'fp32')}, torch {model['versions']['torch']}"
-    row = {"method": method, "options": options, "seed": model.get("seed", recorded["seed"]), "facts": facts, "measured_on": on}
+    row = describe(model, model.get("seed", recorded["seed"]), facts)
     write_json(folder / "metrics.json", row | measured | {"sample_path": str(sample_folder), "num_samples": recorded["num_samples"]})
     return "  ".join(f"{name} {measured[name]:.2f}" for name in metrics.COLUMNS if name in measured)
 

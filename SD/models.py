@@ -128,9 +128,7 @@ def open_pipeline(source, config=None):
         return check(single_file.load(path, config), path), {}
     recorded = {}
     if (path / "args.json").is_file():
-        path, recorded = read_run(path)
-        if recorded.get("kind") not in ("train", "unlearn"):
-            raise RunError(f"{path} is a run of kind {recorded.get('kind')}, where a model of train.py or unlearn.py is needed")
+        path, recorded = read_run(path, "train", "unlearn")
         path = path / "model"
     if path.exists() and not (path / "model_index.json").is_file():
         raise RunError(f"{path} is no pipeline: it holds no model_index.json, which a diffusers folder has")

@@ -4,7 +4,6 @@ The starting noise of an image follows from its own seed alone, so that batch si
 """
 
 import contextlib
-import math
 
 import torch
 from tqdm import tqdm
@@ -109,17 +108,13 @@ def write_png(path, x):
     write_whole(path, lambda partial: image.save(partial, format="PNG"))
 
 
-def grid(images, columns, gap=1):
-    """Lay uint8 images (N, H, W, 3) out in rows of `columns`, small ones enlarged by whole pixels to about 48 px; returns (h, w, 3)."""
-    count, height, width, _ = images.shape
-    scale = max(1, 48 // height)
-    big = images.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-    height, width = height * scale + gap, width * scale + gap
-    canvas = torch.full((math.ceil(count / columns) * height - gap, columns * width - gap, 3), 255, dtype=torch.uint8)
-    for i, image in enumerate(big):
-        top, left = i // columns * height, i % columns * width
-        canvas[top : top + height - gap, left : left + width - gap] = image
-    return canvas
+def grid(images, columns):
+    """Lay uint8 images (N, H, W, C) out in rows of `columns`, small ones enlarged by whole pixels to about 48 px; returns (h, w, C)."""
+    from torchvision.utils import make_grid
+
+    scale, channels = max(1, 48 // images.shape[1]), images.shape[3]
+    big = images.permute(0, 3, 1, 2).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    return make_grid(big, columns, padding=1, pad_value=255)[:channels, 1:-1, 1:-1].permute(1, 2, 0)
 
 
 def write_gif(path, frames, milliseconds=250):

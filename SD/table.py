@@ -29,6 +29,20 @@ def parse(argv=None):
     return parser.parse_args(argv)
 
 
+def describe(recorded, seed, facts):
+    """What metrics.json says of a model's run, but for the metrics. recorded: its args.json, {} for a model from elsewhere."""
+    method = recorded.get("method", "original")
+    row = {"method": method, "options": {}, "seed": seed, "facts": facts, "measured_on": None}
+    if recorded.get("kind") == "unlearn":  # runs that differ in one of these flags are no repetitions of each other
+        flags = "target_class train_method batch_size forget_batch_size optimizer momentum weight_decay schedule ema grad_clip"
+        row["options"] = recorded["options"] | {name: recorded[name] for name in flags.split() if recorded.get(name) is not None}
+        row["options"] |= {"mask_ratio": recorded["mask_info"]["mask_ratio"]} if recorded["mask_path"] else {}
+    if method != "original":
+        precision = recorded["autocast"].replace("no", "fp32")
+        row["measured_on"] = f"{recorded['machine']}, {precision}, torch {recorded['versions']['torch']}"
+    return row
+
+
 def collect(folder, over_classes=False):
     """Return the contents of all metrics.json below a folder. Raises RunError where they cannot stand in one table."""
     runs = []
@@ -66,7 +80,8 @@ def summarise(runs, by_options):
     retrain = next((group for (method, _), group in settings.items() if method == "retrain"), None)
     rows = []
     for (method, options), group in settings.items():
-        row = {"method": method, "options": options, "runs": len(group), "seeds": sorted(run["seed"] for run in group)}
+        row = {"name": f"{method} {options}" if labels.count(method) > 1 else method, "method": method, "options": options}
+        row |= {"runs": len(group), "seeds": sorted(run["seed"] for run in group)}
         for name in (name for name in group[0] if name in DEFINITIONS or isinstance(group[0][name], float)):
             values = [run[name] for run in group if name in run]
             row[name] = {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else 0.0}
@@ -75,9 +90,8 @@ def summarise(runs, by_options):
         gaps = [row[name]["gap"] for name in GAP_COLUMNS if "gap" in row.get(name, {})]
         row["average_gap"] = statistics.fmean(gaps) if gaps else None
         if "class_accuracy" in group[0]:
-            row["class_accuracy"] = {
-                name: statistics.fmean(run["class_accuracy"][name] for run in group) for name in group[0]["class_accuracy"]
-            }
+            shares = {name: [run["class_accuracy"][name] for run in group] for name in group[0]["class_accuracy"]}
+            row["class_accuracy"] = {name: statistics.fmean(values) for name, values in shares.items()}
         rows.append(row)
     order = list(dict.fromkeys(["original", "retrain", *METHODS, *labels]))
     rows.sort(key=lambda row: (order.index(row["method"]), row["average_gap"] or 0))
@@ -91,21 +105,18 @@ def noise_floor(retrain):
     return statistics.fmean(statistics.fmean(abs(a[name] - b[name]) for name in GAP_COLUMNS) for a, b in itertools.combinations(retrain, 2))
 
 
-def name_of(row, rows):
-    """The method, with its flags where a method has several rows."""
-    return f"{row['method']} {row['options']}" if [other["method"] for other in rows].count(row["method"]) > 1 else row["method"]
+def measured_columns(rows):
+    return [name for name in COLUMNS if any(name in row for row in rows)]
 
 
 def table_cells(rows):
     """The table as rows of texts, headers first."""
-    columns = [name for name in COLUMNS if any(name in row for row in rows)]
-    shown = [name for name in columns if name != "RTE"]
-    with_gap = any(row["average_gap"] is not None for row in rows)
-    cells = [["method", "runs", *shown, *["average gap"] * with_gap, *["RTE, min"] * ("RTE" in columns)]]
+    shown = [name for name in measured_columns(rows) if name != "RTE"]
+    gap, time = any(row["average_gap"] is not None for row in rows), any("RTE" in row for row in rows)
+    cells = [["method", "runs", *shown, *["average gap"] * gap, *["RTE, min"] * time]]
     for row in rows:
-        gap = [f"{row['average_gap']:.2f}"] if with_gap else []
-        time = [cell(row, "RTE")] if "RTE" in columns else []
-        cells.append([name_of(row, rows), str(row["runs"]), *(cell(row, name) for name in shown), *gap, *time])
+        last = ["" if row["average_gap"] is None else f"{row['average_gap']:.2f}"] * gap + [cell(row, "RTE")] * time
+        cells.append([row["name"], str(row["runs"]), *(cell(row, name) for name in shown), *last])
     return cells
 
 
@@ -122,7 +133,7 @@ def class_cells(rows):
     measured = [row for row in rows if "class_accuracy" in row]
     names = list(dict.fromkeys(name for row in measured for name in row["class_accuracy"]))
     shares = [[f"{row['class_accuracy'][name]:.1f}" if name in row["class_accuracy"] else "" for name in names] for row in measured]
-    return [["method", *names], *([name_of(row, rows), *cells] for row, cells in zip(measured, shares, strict=True))] if measured else []
+    return [["method", *names], *([row["name"], *cells] for row, cells in zip(measured, shares, strict=True))] if measured else []
 
 
 def caption(rows, floor, runs):
@@ -144,24 +155,21 @@ def caption(rows, floor, runs):
 
 
 def definitions(rows):
-    return [f"{name}: {DEFINITIONS[name][0]}. Better: {DEFINITIONS[name][1]}." for name in COLUMNS if any(name in row for row in rows)]
+    return [f"- {name}: {DEFINITIONS[name][0]}. Better: {DEFINITIONS[name][1]}." for name in measured_columns(rows)]
 
 
 CLASSES = "Share of each class's samples that the classifier recognises as that class, %. A drop in a retained class is collateral damage."
 
 
-def markdown(rows, floor, runs):
-    def lines_of(cells):
-        return (
-            [f"| {' | '.join(row)} |" for row in cells[:1]]
-            + ["|" + "---|" * len(cells[0])]
-            + [f"| {' | '.join(row)} |" for row in cells[1:]]
-        )
+def markdown_table(cells):
+    """Lines of a Markdown table of rows of texts, headers first."""
+    head, *rows = (f"| {' | '.join(row)} |" for row in cells)
+    return [head, "|" + "---|" * len(cells[0]), *rows]
 
-    lines = [*lines_of(table_cells(rows)), "", *caption(rows, floor, runs)]
-    if class_cells(rows):
-        lines += ["", CLASSES, "", *lines_of(class_cells(rows))]
-    return "\n".join([*lines, "", *(f"- {line}" for line in definitions(rows))]) + "\n"
+
+def markdown(rows, floor, runs):
+    classes = ["", CLASSES, "", *markdown_table(class_cells(rows))] if class_cells(rows) else []
+    return "\n".join([*markdown_table(table_cells(rows)), "", *caption(rows, floor, runs), *classes, "", *definitions(rows)]) + "\n"
 
 
 def aligned(cells):
@@ -177,10 +185,9 @@ def plot(rows, floor, path):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    columns = [name for name in COLUMNS if name != "RTE" and any(name in row for row in rows)]
-    figure, axes = pyplot.subplots(
-        1, len(columns) + 1, figsize=(2.6 * (len(columns) + 1), 0.34 * len(rows) + 1.4), sharey=True, layout="constrained"
-    )
+    columns = [name for name in measured_columns(rows) if name != "RTE"]
+    size = (2.6 * (len(columns) + 1), 0.34 * len(rows) + 1.4)
+    figure, axes = pyplot.subplots(1, len(columns) + 1, figsize=size, sharey=True, layout="constrained")
     for axis, column in zip(axes, columns, strict=False):
         measured = [(place, row[column]["mean"], row[column]["sd"]) for place, row in enumerate(rows) if column in row]
         places, means, errors = zip(*measured, strict=True)
@@ -196,7 +203,7 @@ def plot(rows, floor, path):
         count = next(row["runs"] for row in rows if row["method"] == "retrain")
         axes[-1].axvline(floor / math.sqrt(count), color="tab:gray", linestyle="--", linewidth=1, label=f"noise floor of {count}-run means")
         axes[-1].legend(fontsize=8)
-    axes[0].set_yticks(range(len(rows)), [name_of(row, rows) for row in rows])
+    axes[0].set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes[0].invert_yaxis()
     for axis in axes:
         axis.grid(axis="x", alpha=0.3)
@@ -210,8 +217,7 @@ def main(argv=None):
     rows, floor = summarise(runs, args.by_options)
     text = markdown(rows, floor, runs)
     write_whole(args.folder / "table.md", lambda partial: partial.write_text(text, encoding="utf-8"))
-    columns = [name for name in COLUMNS if any(name in row for row in rows)]
-    write_json(args.folder / "table.json", {"columns": columns, "noise_floor": floor, "rows": rows})
+    write_json(args.folder / "table.json", {"columns": measured_columns(rows), "noise_floor": floor, "rows": rows})
     plot(rows, floor, args.folder / "table.png")
     print("\n".join([*aligned(table_cells(rows)), "", *caption(rows, floor, runs)]))
     if class_cells(rows):

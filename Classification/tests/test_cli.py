@@ -152,6 +152,7 @@ def test_wrong_input_of_the_other_scripts(argv, message, tmp_path, capsys):
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_existing_run_is_never_lost(home, tmp_path, capsys):
     """Mutation: delete the old run in Run.__init__."""
     folder = tmp_path / "run"
@@ -390,6 +391,7 @@ def test_tables_in_the_readme_are_those_that_were_measured():
         assert shown == (ROOT / name).read_text()
 
 
+@pytest.mark.slow
 def test_retrain_of_weights_from_elsewhere_asks_how_long(home, tmp_path, capsys):
     """Breaks if Retrain takes over the 0 epochs that train.py --model_path records: its net would be untrained."""
     ok(

@@ -86,6 +86,7 @@ def test_every_method_is_tested():
     assert set(PROMISES) == set(methods.METHODS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(methods.METHODS) - methods.TAKES_NO_MASK))
 def test_every_method_under_a_mask_leaves_frozen_weights_bitwise_equal(name, home, unlearn, load):
     """Mutation: pass mask=None to the Trainer or to apply_where."""
@@ -97,6 +98,7 @@ def test_every_method_under_a_mask_leaves_frozen_weights_bitwise_equal(name, hom
     assert json.loads((folder / "done.json").read_text())["fraction_changed"] <= 0.5
 
 
+@pytest.mark.slow
 def test_a_mask_of_ratio_one_equals_no_mask(home, unlearn):
     """Mutation: floor(ratio * n) - 1."""
     ok("generate_mask", "--model_path", home / "original", "--num_forget 60 --mask_ratio 1.0 --save_dir", home / "mask_1")
@@ -104,6 +106,7 @@ def test_a_mask_of_ratio_one_equals_no_mask(home, unlearn):
     assert (with_mask / "model.safetensors").read_bytes() == (without / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_and_another_seed_others(unlearn):
     """Mutation: seed from the clock."""
     first, second, other = (unlearn("salun", f"--epochs 1 --seed {seed}") / "model.safetensors" for seed in (0, 0, 1))
@@ -200,7 +203,7 @@ def test_a_new_method_with_a_flag_of_its_own_is_one_file_and_one_line(tmp_path, 
         ("FLAGS = {'beta': dict(type=int, help='')}\ndef odd(model, trainer, *, beta=1): ...", "--beta, which is declared already"),
         ("FLAGS = {'lr': dict(type=int, help='')}\ndef odd(model, trainer, *, lr=1): ...", "--lr, which is declared already"),
         ("FLAGS = {'device': dict(type=int, help='')}\ndef odd(model, trainer, *, device=1): ...", "--device, which is declared already"),
-        ("def odd(model, trainer, *, split_seed=1): ...", "method odd: "),
+        ("def odd(model, trainer, *, data_dir=1): ...", "method odd: "),
     ],
 )
 def test_a_flag_without_a_declaration_or_with_two_names_its_method(text, message, tmp_path, monkeypatch, capsys):

@@ -7,6 +7,9 @@ import pytest
 import torch
 
 import metrics
+import table
+from helpers import ok, script
+from run_folder import write_json
 
 
 def test_accuracy():
@@ -54,3 +57,15 @@ def test_membership_finds_the_forgotten(tmp_path):
     for name in ("MIA", "MIA_entropy", "MIA_modified_entropy", "MIA_probability"):
         assert known[name] < 10 and forgotten[name] > 80
     assert known == metrics.membership((sure[:100], labels[:100]), (sure[100:], labels[100:]), (unsure, labels), 0)
+
+
+def test_runs_that_differ_in_a_training_flag_are_no_repetitions(tmp_path, capsys):
+    """Mutation: leave the training flags out of describe()."""
+    recorded = {"kind": "unlearn", "method": "ft", "options": {"lr": 0.1}, "mask_path": None, "machine": "m", "autocast": "no"}
+    for seed, size in ((1, None), (2, 64)):
+        row = table.describe(recorded | {"versions": {"torch": "2"}, "batch_size": size}, seed, {"data set": "digits"})
+        (tmp_path / str(seed)).mkdir()
+        write_json(tmp_path / str(seed) / "metrics.json", row | dict.fromkeys(metrics.GAP_COLUMNS, 50.0))
+    assert script("table", tmp_path) == 1 and "runs of ft differ in their flags" in capsys.readouterr().err
+    ok("table", tmp_path, "--by_options")
+    assert "| ft --lr 0.1 --batch_size 64 | 1 |" in (tmp_path / "table.md").read_text()

@@ -37,8 +37,6 @@ def sa(model, trainer, classes, *, steps=1000, lr=1e-4, alpha=1.0, replay=500, e
             model, *((noisy_images(batch), batch.t, batch.labels) for batch in (forget_batch, retain_batch))
         )
         elastic = sum((importance[name] * (parameter - origin[name]).square()).sum() for name, parameter in model.named_parameters())
-        trainer.step(
-            forget=forget_batch.mean(squared_error(forget_prediction, forget_batch.noise)),
-            retain=alpha * retain_batch.mean(squared_error(retain_prediction, retain_batch.noise)),
-            elastic=elastic,
-        )
+        forget_loss = forget_batch.mean(squared_error(forget_prediction, forget_batch.noise))
+        retain_loss = retain_batch.mean(squared_error(retain_prediction, retain_batch.noise))
+        trainer.step(forget=forget_loss, retain=alpha * retain_loss, elastic=elastic)

@@ -26,7 +26,5 @@ def salun(model, forget, retain, trainer, classes, targets, training, *, steps=1
         forget_prediction, retain_prediction = predict_together(
             model, (forget_noisy, forget_batch.t, forget_batch.labels), (retain_noisy, retain_batch.t, labels)
         )
-        trainer.step(
-            forget=forget_batch.mean(squared_error(forget_prediction, target)),
-            retain=alpha * retain_batch.mean(squared_error(retain_prediction, retain_batch.noise)),
-        )
+        retain_loss = retain_batch.mean(squared_error(retain_prediction, retain_batch.noise))
+        trainer.step(forget=forget_batch.mean(squared_error(forget_prediction, target)), retain=alpha * retain_loss)

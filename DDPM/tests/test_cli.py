@@ -76,8 +76,8 @@ WRONG = {  # name: (flags of unlearn.py, part of the message)
     "negative learning rate": (f"{RL} --lr -1", "must be a positive number"),
     "missing model": (f"{RL} --model_path {{tmp}}/none", "does not exist"),
     "a folder that is no run": (f"{RL} --model_path {{home}}/data", "no run folder"),
-    "a mask as a model": (f"{RL} --model_path {{home}}/mask", "is no original model"),
-    "a classifier as a model": (f"{RL} --model_path {{home}}/classifier", "is no original model"),
+    "a mask as a model": (f"{RL} --model_path {{home}}/mask", "is a run of kind mask"),
+    "a classifier as a model": (f"{RL} --model_path {{home}}/classifier", "is a run of kind classifier"),
     "mask of another class": ("--forget_class 4 --mask_path {home}/mask", "another forget set"),
     "missing mask": ("--forget_class 3 --mask_path {tmp}/none", "does not exist"),
     "a model as a mask": ("--forget_class 3 --mask_path {home}/original/model.safetensors", "is no mask"),
@@ -160,8 +160,11 @@ OTHERS = {  # name: (command, part of the message)
         "does not hold the weights of torchvision's resnet34",
     ),
     "missing samples": ("evaluate --sample_path {tmp}/none --classifier {home}/classifier", "does not exist"),
-    "a model as samples": ("evaluate --sample_path {home}/original --classifier {home}/classifier", "where one of sample.py is needed"),
-    "a model as a classifier": ("evaluate --sample_path {home}/original --classifier {home}/original", "no run of train_classifier.py"),
+    "a model as samples": ("evaluate --sample_path {home}/original --classifier {home}/classifier", "where one of kind samples is needed"),
+    "a model as a classifier": (
+        "evaluate --sample_path {home}/original --classifier {home}/original",
+        "where one of kind classifier is needed",
+    ),
     "no Inception file": (
         "evaluate --sample_path {home}/original --classifier {home}/classifier --inception_weights {tmp}/none",
         "does not exist",
@@ -223,9 +226,10 @@ def test_a_class_the_model_did_not_forget_is_refused(home, samples, unlearn, tmp
     command = ("evaluate", "--sample_path", tmp_path / "s", "--features classifier --classifier", home / "classifier")
     assert script(*command, "--forget_class 4") != 0 and "forgot class [3], not --forget_class 4" in capsys.readouterr().err
     assert script("unlearn", "--method rl --forget_class 4 --model_path", model, "--save_dir", tmp_path / "twice") != 0
-    assert "forget all the classes together" in capsys.readouterr().err
+    assert "forget everything together" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_existing_run_is_never_lost(home, tmp_path, capsys):
     """Mutation: delete the old run in RunFolder.__init__."""
     folder = tmp_path / "run"
@@ -436,6 +440,7 @@ def test_weights_from_elsewhere_become_an_original(home, tmp_path):
     assert file_sha(tmp_path / "run" / "model.safetensors") == file_sha(tmp_path / "bare.safetensors")
 
 
+@pytest.mark.slow
 def test_resnet34_takes_weights_from_a_file(home, tmp_path):
     """Mutation: load the last layer too, or ask for BatchNorm's counters."""
     from torchvision.models import resnet34
@@ -522,6 +527,7 @@ def test_tables_in_the_readme_are_those_that_were_measured():
         assert shown == (ROOT / name).read_text()
 
 
+@pytest.mark.slow
 def test_retrain_of_weights_from_elsewhere_asks_how_long(home, tmp_path, capsys):
     """Breaks if Retrain takes over the 0 steps that train.py --model_path records: its net would be untrained."""
     start = ("--data_dir", home / "data", "--model_path", home / "original" / "model.safetensors")

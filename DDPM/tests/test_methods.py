@@ -94,6 +94,7 @@ def test_every_method_is_tested():
     assert set(SETTINGS) == set(methods.METHODS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(methods.METHODS) - methods.TAKES_NO_MASK))
 def test_every_method_under_a_mask_leaves_frozen_weights_bitwise_equal(name, home, unlearn, load):
     """Mutation: pass mask=None to the Trainer."""
@@ -105,6 +106,7 @@ def test_every_method_under_a_mask_leaves_frozen_weights_bitwise_equal(name, hom
     assert 0.9 * salient < moved <= salient == sum(part.numel() for part in mask.values()) // 2
 
 
+@pytest.mark.slow
 def test_a_full_mask_equals_no_mask(home, unlearn, tmp_path):
     """Mutation: always make compact leaves."""
     flags = ("--model_path", home / "original", "--forget_class", FORGOTTEN, "--mask_ratio 1.0 --save_dir", tmp_path / "mask")
@@ -113,6 +115,7 @@ def test_a_full_mask_equals_no_mask(home, unlearn, tmp_path):
     assert (masked / "model.safetensors").read_bytes() == (free / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(unlearn):
     """Mutation: draw noise from the global generator."""
     first, second, other = (unlearn("salun", SHORT["salun"], "--seed", seed) for seed in (1, 1, 2))
@@ -120,6 +123,7 @@ def test_the_same_seed_gives_the_same_bytes(unlearn):
     assert (first / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_mask_is_deterministic_for_a_seed(home, tmp_path):
     """Mutation: torch.randn without a generator."""
 
@@ -160,6 +164,7 @@ def inputs(name):
     return cli.method_inputs(methods.METHODS[name])
 
 
+@pytest.mark.slow
 def test_what_a_method_does_not_name_it_never_sees(unlearn, monkeypatch):
     """Mutation: hand the retain set to ga."""
     seen = {}
@@ -188,6 +193,7 @@ def poisoned(split, seed=7):
 UNSEEN = {"ga": ["retain"], "retrain": ["forget"], "esd": ["forget", "retain"], "sa": ["forget", "retain"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNSEEN)
 def test_data_that_a_method_does_not_name_cannot_change_it(name, unlearn, monkeypatch):
     """Mutation: let a Split hold the images of the whole data set, and a method read them."""
@@ -230,6 +236,7 @@ def mine(model, forget, retain, trainer, *, steps=2, lr=1e-3, push=0.5):
 '''
 
 
+@pytest.mark.slow
 def test_a_new_method_with_a_flag_of_its_own_is_one_file_and_one_line(tmp_path, monkeypatch, unlearn, home, capsys):
     """Mutation: keep the flags of all methods in unlearn.py; name the methods in table.py."""
     (tmp_path / "mine.py").write_text(OWN_METHOD)
@@ -331,6 +338,7 @@ def test_a_step_is_the_gradients_of_its_terms_applied():
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.slow
 def test_training_flags_reach_the_trainer(unlearn):
     """Mutation: drop any of the settings in unlearn.py."""
     seen = set()
@@ -381,6 +389,7 @@ def test_several_classes_are_forgotten_at_once(unlearn, home):
     assert args["forgotten"] == [3, 5] and args["num_forgotten"] == ((labels == 3) | (labels == 5)).sum()
 
 
+@pytest.mark.slow
 def test_retrain_equals_training_without_the_class(home, tmp_path):
     """Mutation: other streams, or the unlearning batch size."""
     ok("train", TINY, "--steps 40 --retain_only --forget_class", FORGOTTEN, "--data_dir", home / "data", "--save_dir", tmp_path / "a")
@@ -452,6 +461,7 @@ def test_fisher_is_the_mean_square_of_single_gradients(load, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------- training, autocast
+@pytest.mark.slow
 def test_ema_is_what_is_saved(tmp_path, home):
     """Mutation: save the last weights."""
     for ema in ("0", "0.9"):

@@ -35,6 +35,7 @@ def gaussian(mean, sd, count=6000, seed=0):
     return torch.from_numpy(draws.round().clip(0, 255).astype(np.uint8))
 
 
+@pytest.mark.slow
 def test_distance_of_two_known_gaussians(flat):
     """Mutation: leave out the trace of the covariances, or swap in the standard deviations."""
     found = metrics.fidelity(gaussian(120, 10), gaussian(130, 20, seed=1), extractor=flat)

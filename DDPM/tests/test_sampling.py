@@ -27,7 +27,7 @@ def accelerator():
 
 
 def draw(model, accelerator, keys=KEYS, **options):
-    return sampling.draw(model, keys, SHAPE, accelerator, null=10, **{"seed": 1, "steps": 8} | options)
+    return sampling.draw(model, keys, accelerator, null=10, **{"seed": 1, "steps": 8} | options)
 
 
 def assert_same(a, b):

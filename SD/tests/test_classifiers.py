@@ -110,6 +110,7 @@ def test_images_of_other_channels_are_refused(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------------------- classes
+@pytest.mark.slow
 def test_names_are_found_in_any_spelling():
     """Mutation: exact names only; the lax spelling before the exact one."""
     classifier = NamedClassifier(None, classifiers.imagenet_classes(), "", "resnet50")
@@ -159,6 +160,7 @@ def test_images_of_any_size_give_one_crop_in_range(size):
     assert found.shape == (1, 3, 224, 224) and found.abs().max() <= 1
 
 
+@pytest.mark.slow
 def test_resnet50_from_a_file(tmp_path):
     """Mutation: 224 px; the last layer left in the body; ignore `weights`; keep counters obligatory."""
     from torchvision.models import ResNet50_Weights, resnet50
@@ -187,6 +189,7 @@ class Evil:
         return print, ("this must never be printed",)
 
 
+@pytest.mark.slow
 def test_files_that_are_no_weights_are_refused(tmp_path, monkeypatch, capsys):
     """Mutation: weights_only=False; drop a check."""
     torch.save({"a": Evil()}, tmp_path / "evil.pth")

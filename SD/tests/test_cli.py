@@ -179,6 +179,7 @@ def test_a_corrupt_picture_is_named(home, tmp_path, capsys):
     refuse(home, tmp_path, capsys, flags, "1.png cannot be read as an image")
 
 
+@pytest.mark.slow
 def test_a_mask_of_another_model_is_refused(home, tmp_path, capsys):
     """Mutation: compare nothing but the forget set."""
     models.UNETS["wider"] = models.UNETS["test"] | {"widths": (16, 32)}
@@ -208,8 +209,11 @@ OTHERS = {  # name: (command, part of the message)
     "samples of a classifier": ("generate_images --model_path {home}/classifier --save_dir {tmp}/run", "run of kind classifier"),
     "nothing to measure": ("evaluate --sample_path {home}/samples", "say what to measure"),
     "missing samples": (f"{EVALUATE}/none", "does not exist"),
-    "a model as samples": (f"{EVALUATE}/original", "where one of generate_images.py is needed"),
-    "a model as a classifier": ("evaluate --sample_path {home}/samples --classifier {home}/original", "train_classifier.py is needed"),
+    "a model as samples": (f"{EVALUATE}/original", "where one of kind samples is needed"),
+    "a model as a classifier": (
+        "evaluate --sample_path {home}/samples --classifier {home}/original",
+        "where one of kind classifier is needed",
+    ),
     "an unknown classifier": ("evaluate --sample_path {home}/samples --classifier resnet51", "there is no classifier resnet51"),
     "no CLIP": ("evaluate --sample_path {home}/samples --clip_model {tmp}", "CLIP could not be loaded"),
     "an original without a class": (f"{EVALUATE}/samples", "name with --forget_class"),
@@ -275,6 +279,7 @@ def test_what_has_forgotten_does_not_forget_again(home, unlearn, tmp_path, capsy
     assert "forget everything together" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_existing_run_is_never_lost(home, tmp_path, capsys):
     """Mutation: delete the old run in RunFolder.__init__."""
     folder = tmp_path / "run"
@@ -479,6 +484,7 @@ def test_scores_and_counts_without_a_classifier(home, samples, tmp_path, monkeyp
     assert columns == ["CLIP_score", "CLIP_score_forgotten", "nudity", "nude_images"]
 
 
+@pytest.mark.slow
 def test_retrain_never_sees_the_class(home, tmp_path, monkeypatch):
     """Mutation: leave the class in the autoencoder's images."""
     seen = []
@@ -518,6 +524,7 @@ def test_every_image_has_a_seed_of_its_own():
     assert len({seed_of(row, k) for row in rows for k in range(3)}) == 6 and [seed_of(row, 0) for row in rows] == [5, 6]
 
 
+@pytest.mark.slow
 def test_models_come_as_folders_and_as_single_files(home, unlearn, tmp_path):
     """Mutation: export the original's weights."""
     folder = unlearn("rl", "--steps 2 --single_file")

@@ -202,6 +202,7 @@ def test_the_cache_equals_no_cache_and_knows_what_it_is_of(home, tmp_path, folde
         encode()
 
 
+@pytest.mark.slow
 def test_training_on_the_cache_equals_encoding_anew(home, unlearn, tmp_path):
     """Mutation: keep the cache in half precision."""
     folders = [unlearn("rl", "--steps 3 --data_dir", tmp_path / "one") for _ in range(2)]
@@ -223,6 +224,7 @@ def test_generated_images_depend_on_prompt_and_number_alone(home):
 
 
 # -------------------------------------------------------------------------------------------------------------- the concept
+@pytest.mark.slow
 def test_a_class_gives_prompts_targets_and_splits(home, load):
     """Mutation: the target of nine is ten."""
     found = load(forget_class=["nine", "0"])
@@ -246,6 +248,7 @@ def test_a_split_holds_its_own_latents_only(load):
         assert split.images.untyped_storage().nbytes() == 4 * split.images.numel()
 
 
+@pytest.mark.slow
 def test_prompts_take_images_from_folders_or_generate_them(home, folder, load):
     """Mutation: hand the retain images the forget prompt."""
     texts = dict(forget_prompt=["a fox", "foxes"], target_prompt=["a dog"], data_dir=home / "data", **GENERATED)
@@ -261,6 +264,7 @@ def test_prompts_take_images_from_folders_or_generate_them(home, folder, load):
     assert generated.facts["forget_sha"] != found.facts["forget_sha"]
 
 
+@pytest.mark.slow
 def test_a_mask_fits_generated_images_in_any_precision(home, unlearn, tmp_path):
     """Mutation: autocast in the identity of the generated images."""
     concept = ("--forget_prompt three --target_prompt four --num_images 2 --generation_steps 2 --data_dir", tmp_path)
@@ -318,6 +322,7 @@ def test_grid_and_gif(tmp_path):
     assert Image.open(tmp_path / "a.gif").n_frames == 2
 
 
+@pytest.mark.slow
 def test_images_that_a_method_does_not_read_are_not_made(home, unlearn, monkeypatch):
     """Mutation: ignore `needs`."""
 

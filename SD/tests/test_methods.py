@@ -132,6 +132,7 @@ def test_train_method_moves_its_weights_alone(train_method, moves, home, unlearn
             assert len(changed) > 0.9 * sum(map(moves, before))
 
 
+@pytest.mark.slow
 def test_the_method_says_which_weights_may_change_unless_a_flag_does(home, unlearn, load):
     """Mutation: leave TRAINING of esd.py unread; let it go before the flag."""
     before = dict(load().pipeline.unet.named_parameters())
@@ -141,6 +142,7 @@ def test_the_method_says_which_weights_may_change_unless_a_flag_does(home, unlea
         assert all(".attn2." in name for name in changed) == only_cross_attention
 
 
+@pytest.mark.slow
 def test_vae_and_text_encoder_are_never_touched(home, unlearn):
     """Mutation: hand the parameters of pipeline.text_encoder to the Trainer."""
     after, before = (models.open_pipeline(folder)[0] for folder in (unlearn("salun", SHORT["salun"]), home / "original"))
@@ -237,6 +239,7 @@ def test_poison_shows_where_it_is_read(unlearn, monkeypatch, capsys):
     assert "the retain loss became nan" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_saliency_is_the_gradient_over_the_whole_forget_set(load):
     """Mutation: mean of batch means, or guidance left out."""
     loaded = load()
@@ -279,6 +282,7 @@ def test_the_mask_follows_from_its_seed_and_not_from_the_batch_size(home, tmp_pa
     assert differing(first, mask(1, "--mask_guidance 0")) > 0.05  # the spelling of earlier versions
 
 
+@pytest.mark.slow
 def test_alpha_weighs_the_retain_term(unlearn):
     """Mutation: leave alpha out, or sum over latent values."""
 
@@ -315,6 +319,7 @@ def test_soft_starts_at_the_original_and_frees_the_weights_at_last(unlearn, load
     assert any((parameter == before[name]).any() for name, parameter in unet.named_parameters())
 
 
+@pytest.mark.slow
 def test_uce_solves_its_least_squares_problem(unlearn, load):
     """Mutation: swap before and after, or transpose."""
     before, after = load(), load(unlearn("uce", "--ridge 0.3 --erase_scale 2"))
@@ -427,6 +432,7 @@ def test_autocast_begins_and_ends_with_a_forward_pass(home):
     assert not output_of(copied).any() and torch.equal(output_of(model), output)
 
 
+@pytest.mark.slow
 def test_every_weight_is_trained_in_half_precision(unlearn):
     """Breaks if a pass under no_grad leaves its weight casts to the pass that trains. With PyTorch from 2.11 on it cannot."""
     folder = unlearn("salun", SHORT["salun"], "--precision bf16")

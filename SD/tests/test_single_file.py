@@ -325,6 +325,7 @@ def test_foreign_files(home, tmp_path):
     refused(tmp_path, home, "does not exist or is a folder")
 
 
+@pytest.mark.slow
 def test_a_config_that_does_not_fit(home, tmp_path):
     """Mutation: drop the comparison of names, or a class in load's except."""
     one = home / "one.safetensors"
