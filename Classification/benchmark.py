@@ -19,7 +19,8 @@ import torch
 import cli
 import masking
 import models
-from run_folder import machine, read_json, versions, write_json, write_tensors, write_whole
+from files import read_json, write_json, write_tensors, write_whole
+from run_folder import machine, versions
 from table import markdown_table
 
 
@@ -45,7 +46,7 @@ def mask_selection(folder):
 
     select, sorting = in_turns(lambda: masking.select(gradient, 0.5), by_sorting, rounds=3)
     scratch = SimpleNamespace(save=lambda name, *rest: write_tensors(folder / name, *rest))  # masking.save only writes into it
-    masking.save(scratch, masking.select(gradient, 0.5), mask_ratio=0.5, forget_sha="", seconds=0.0)
+    masking.save(scratch, masking.select(gradient, 0.5), {"forget_sha": "", "parent_sha": ""}, mask_ratio=0.5, seconds=0.0)
     weights, size = sum(tensor.numel() for tensor in gradient.values()), (folder / "mask.safetensors").stat().st_size
     times = {"select, seconds": select, "sorting, seconds": sorting, "time, sorting / select": sorting / select}
     return {"weights": weights, **times, "file, MB": size / 1e6, "as int64, MB": 8 * weights / 1e6}

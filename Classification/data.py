@@ -67,6 +67,8 @@ def train_and_validation(labels, split_seed, val_fraction, limit=None):
         val.append(rows[:held_out])
         train.append(rows[held_out:])
     train, val = torch.cat(train).sort().values, torch.cat(val).sort().values
+    if not len(train):
+        raise RunError(f"--val_fraction {val_fraction} leaves no image to train on")
     if limit is not None:
         train = train[torch.randperm(len(train), generator=draw)[:limit]].sort().values
     return train, val
@@ -137,9 +139,9 @@ def forget_indices(train, labels, classes, forget_class=None, num_forget=None, i
 def read_indices(path):
     try:
         values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.array([int(word) for word in path.read_text().split()])
-    except (ValueError, EOFError) as error:
-        raise RunError(f"{path} is no list of indices ({error}): one whole number a line, or a .npy of integers") from error
-    if values.ndim != 1 or not len(values) or not np.issubdtype(values.dtype, np.integer):
+    except (ValueError, EOFError, OverflowError, MemoryError) as error:
+        raise RunError(f"{path} is no list of indices ({error}): one whole number per line, or a .npy of integers") from error
+    if not isinstance(values, np.ndarray) or values.ndim != 1 or not len(values) or not np.issubdtype(values.dtype, np.integer):
         raise RunError(f"{path} must hold at least one index, as whole numbers in one dimension")
     rows = torch.from_numpy(values.astype(np.int64))
     if len(rows.unique()) != len(rows):

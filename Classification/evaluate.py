@@ -16,7 +16,8 @@ import passes
 import task
 import trainer
 from cli import RunError
-from run_folder import RunFolder, read_json, read_run, write_json
+from files import read_json, write_json
+from run_folder import RunFolder, read_run
 from table import describe
 
 
@@ -51,17 +52,21 @@ def main(argv=None):
     accelerator = trainer.make_accelerator(args.device, args.precision)
     if args.save_dir is not None:
         return measure_original(args, accelerator)
-    for path in args.model_path:
-        folder, recorded = read_run(path, "unlearn")
-        if (folder / "metrics.json").is_file() and not args.overwrite:
-            if not args.resume:
-                raise RunError(f"{folder} has metrics.json already: pass --overwrite to measure again, --resume to skip it")
-            continue
-        loaded = task.load_task(folder, {name: recorded[name] for name in task.FORGET_FLAGS}, accelerator, args.data_dir, "unlearn")
-        done = read_json(folder / "done.json")
-        cost = {"RTE": (done["seconds"] + done["mask_seconds"]) / 60, "changed": 100 * done["fraction_changed"]}
-        measured = measure(loaded, args) | cost | {name: done[name] for name in ("peak_memory_mb", "images_seen")}
-        print(f"{folder}: {write_metrics(folder, recorded, loaded, measured, args)}")
+    cli.for_each(args.model_path, lambda path: measure_run(path, args, accelerator))
+
+
+def measure_run(path, args, accelerator):
+    """A run of unlearn.py."""
+    folder, recorded = read_run(path, "unlearn")
+    if (folder / "metrics.json").is_file() and not args.overwrite:
+        if args.resume:
+            return
+        raise RunError(f"{folder} has metrics.json already: pass --overwrite to measure again, --resume to skip it")
+    loaded = task.load_task(folder, {name: recorded[name] for name in task.FORGET_FLAGS}, accelerator, args.data_dir, "unlearn")
+    done = read_json(folder / "done.json")
+    cost = {"RTE": (done["seconds"] + done["mask_seconds"]) / 60, "changed": 100 * done["fraction_changed"]}
+    measured = measure(loaded, args) | cost | {name: done[name] for name in ("peak_memory_mb", "images_seen")}
+    print(f"{folder}: {write_metrics(folder, recorded, loaded, measured, args)}")
 
 
 def measure_original(args, accelerator):

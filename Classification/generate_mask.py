@@ -41,7 +41,7 @@ def main(argv=None):
     seconds = run_folder.seconds()
 
     # Save
-    masking.save(run_folder, mask, mask_ratio=args.mask_ratio, forget_sha=loaded.facts["forget_sha"], seconds=seconds)
+    masking.save(run_folder, mask, loaded.facts, mask_ratio=args.mask_ratio, seconds=seconds)
     salient, total = masking.count(mask)
     message = f"{salient:,} of {total:,} weights are salient for {len(loaded.forget):,} forget samples, {seconds:.1f} s"
     run_folder.finish(message, seconds=seconds)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cli import RunError
-from run_folder import check_shapes, read_tensors
+from files import check_shapes, read_tensors
 
 
 class SmallCNN(nn.Module):

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import data
+from cli import RunError
 
 GRADIENT_BYTES = 512 << 20  # memory for per-sample gradients held at once
 
@@ -23,8 +24,10 @@ def predict_logits(model, split, batch_size=1000):
     """Return the logits (N, K), float32 on the CPU, of a split in eval mode without augmentation."""
     model.eval()
     batches = tqdm(plain_batches(split, batch_size), "predict", math.ceil(len(split) / batch_size), disable=None, mininterval=1)
-    outputs = [model(images).cpu() for images, _ in batches]
-    return torch.cat(outputs) if outputs else torch.empty(0, 0)
+    outputs = torch.cat([model(images).cpu() for images, _ in batches]) if len(split) else torch.empty(0, 0)
+    if not torch.isfinite(outputs).all():
+        raise RunError("the model gives NaN or infinite outputs: its training or unlearning ruined it, lower --lr there")
+    return outputs
 
 
 def mean_gradient(model, split, accelerator, batch_size=256):

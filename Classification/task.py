@@ -1,5 +1,6 @@
 """What generate_mask.py, unlearn.py and evaluate.py start from: a trained model, its data, and what is forgotten."""
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import data
 import models
 import trainer
 from cli import RunError
+from files import file_sha
 from imagesets import load_images
-from run_folder import file_sha, read_run
+from run_folder import moved, read_run
 
 FORGET_FLAGS = ("forget_class", "num_forget", "forget_indices", "split_seed")
 TRAINING = ("dataset", "data_dir", "image_size", "val_fraction", "limit", "split_seed", "seed", "epochs", "batch_size", "lr", "schedule")
-TRAINING += ("optimizer", "momentum", "weight_decay")  # what a run remembers of its original's training
+TRAINING += ("optimizer", "momentum", "weight_decay", "data_sha")  # what a run remembers of its original's training
 
 
 @dataclass
@@ -40,18 +42,22 @@ def load_task(model_path, forget, accelerator, data_dir=None, kind="train"):
     """
     folder, recorded = read_run(model_path, kind)
     architecture, classes, training = recorded["architecture"], recorded["classes"], recorded.get("training", recorded)
-    data_dir = Path(data_dir or training["data_dir"])
+    data_dir = data_dir or moved(training["data_dir"], recorded, folder)
     with accelerator.main_process_first():  # which writes the cache that the others read
         images = load_images(training["dataset"], data_dir, training["image_size"], accelerator.device)
     shape = {"channels": images.x_train.shape[3], "image_size": images.x_train.shape[1]}
     if images.classes != classes or shape.items() - architecture.items():
         raise RunError(f"the data in {data_dir} is not what {folder} was trained on: other classes or another image size")
+    if training.get("data_sha", images.sha) != images.sha:
+        raise RunError(f"the data in {data_dir} is not what {folder} was trained on: other images or labels")
     model = models.build(**architecture, seed=0)
     models.load_weights(model, folder / "model.safetensors")
 
     train, val = data.train_and_validation(images.y_train, training["split_seed"], training["val_fraction"], training["limit"])
     split_seed = training["split_seed"] if forget["split_seed"] is None else forget["split_seed"]
-    file = Path(forget["forget_indices"]) if forget["forget_indices"] else None
+    file = forget["forget_indices"] and Path(forget["forget_indices"])
+    if file and kind == "unlearn":
+        file = moved(file, recorded, folder)
     indices = data.forget_indices(train, images.y_train, classes, forget["forget_class"], forget["num_forget"], file, split_seed)
     forgotten = data.class_numbers(forget["forget_class"], classes) if forget["forget_class"] and forget["num_forget"] is None else []
     sha = data.forget_sha(indices)
@@ -65,12 +71,13 @@ def load_task(model_path, forget, accelerator, data_dir=None, kind="train"):
 
 
 def amount(text):
-    """'4500' is a count, '0.1' a fraction."""
+    """The value of --num_forget: '4500' is a count, '0.1' a fraction."""
     value = float(text)
-    return int(value) if value.is_integer() else value
-
-
-amount = cli.number(amount, lambda value: value >= 1 if isinstance(value, int) else 0 < value < 1, "a whole number of samples or a share")
+    if value.is_integer() and 1 <= value <= cli.COUNT:
+        return int(value)
+    if 0 < value < 1:
+        return value
+    raise argparse.ArgumentTypeError(f"must be a whole number of samples or a fraction below 1, not {text}")
 
 
 def add_forget_flags(parser):
@@ -79,7 +86,7 @@ def add_forget_flags(parser):
     parser.add(cli.FORGET, "--num_forget", "--num_indexes_to_replace", **number)
     file = dict(type=Path, metavar="FILE", help="forget the samples in FILE (.npy, or one per line)")
     parser.add(cli.FORGET, "--forget_indices", **file)
-    parser.add(cli.FORGET, "--split_seed", type=int, metavar="SEED", help="seed of a random forget set (default: the original's)")
+    parser.add(cli.FORGET, "--split_seed", type=cli.seed, metavar="SEED", help="seed of a random forget set (default: the original's)")
 
 
 def check_forget_flags(parser, args):

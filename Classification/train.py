@@ -23,7 +23,7 @@ def parse(argv=None):
     parser.add(cli.DATA, "--dataset", choices=imagesets.DATASETS, default="cifar10", help="data set")
     parser.add(cli.DATA, "--arch", choices=models.MODELS, default="resnet18", help="model architecture")
     parser.add(cli.DATA, "--image_size", type=cli.positive_int, metavar="PX", help="size of the images of --dataset folder (default: 64)")
-    parser.add(cli.DATA, "--split_seed", type=int, default=1, metavar="SEED", help="seed of the validation split")
+    parser.add(cli.DATA, "--split_seed", type=cli.seed, default=1, metavar="SEED", help="seed of the validation split")
     parser.add(cli.DATA, "--val_fraction", type=cli.share, default=0.1, help="share of each class held out for validation")
     step = "learning rate over the run; step: x0.1 at 91/182 and 136/182 of it"
     choices = {"optimizer": dict(choices=trainer.OPTIMIZERS), "schedule": dict(choices=trainer.SCHEDULES, help=step)}
@@ -51,7 +51,7 @@ def main(argv=None):
     model = trainer.prepare(model, accelerator)
 
     # Train
-    run_folder.begin(kind="train", method="original", architecture=shape, classes=images.classes)
+    run_folder.begin(kind="train", method="original", architecture=shape, classes=images.classes, data_sha=images.sha)
     settings = {name: getattr(args, name) for name in ("batch_size", "optimizer", "momentum", "weight_decay", "schedule")}
     loop = Trainer(model, run_folder, accelerator, seed=args.seed, augment=imagesets.DATASETS[args.dataset], **settings)
     for _ in loop.epochs(args.epochs, args.lr, train):

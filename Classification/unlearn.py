@@ -55,7 +55,7 @@ def main(argv=None):
     loaded = task.load_task(args.model_path, task.forget_flags(args), accelerator, args.data_dir)
     model, trained = loaded.model, loaded.training
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    mask, mask_info = masking.load(args.mask_path, before, loaded.facts["forget_sha"]) if args.mask_path else (None, {})
+    mask, mask_info = masking.load(args.mask_path, before, loaded.facts) if args.mask_path else (None, {})
     if args.method == "retrain" and not trained["epochs"] and None in (args.epochs, args.lr):
         raise RunError(f"{args.model_path} was trained for 0 epochs here: pass the --epochs and --lr that Retrain is to be trained with")
     run_folder.begin(kind="unlearn", **loaded.facts, mask_info=mask_info)

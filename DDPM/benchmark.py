@@ -22,7 +22,8 @@ import models
 import sampling
 import task
 import trainer
-from run_folder import machine, peak_memory_mb, versions, write_json, write_whole
+from files import write_json, write_whole
+from run_folder import machine, peak_memory_mb, versions
 from table import markdown_table
 from trainer import noisy_images, predict_noise, predict_together, squared_error
 

@@ -5,8 +5,12 @@ copied away alone.
 """
 
 import argparse
+import contextlib
 import inspect
+import os
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 
 
@@ -18,16 +22,62 @@ class AlreadyDone(Exception):
     """--resume found a finished run. The script has nothing left to do and exits with status 0."""
 
 
+CLOSED_AT_END = contextlib.ExitStack()  # files and process groups, when run() ends
+
+
 def run(main, argv=None):
-    """Call main(argv). A RunError or an OSError (missing file, full disk) becomes one sentence and exit status 1."""
+    """Call main(argv). Whatever goes wrong becomes one sentence, of the first process only, and exit status 1.
+
+    For an error that nobody foresaw the sentence names a file with the traceback. With SALUN_DEBUG=1 the traceback is printed.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # for terminals that cannot show ±
     try:
-        main(argv)
+        with CLOSED_AT_END:
+            main(argv)
     except AlreadyDone as done:
         print(done)
-    except (RunError, OSError) as error:
-        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; run the same command with --resume to go on")
+        sys.exit("interrupted; a script that has --resume goes on with it")
+    except Exception as error:
+        text = f"error: {sentence(error)}"
+        sys.exit(text if os.environ.get("RANK", "0") == "0" else 1)
+
+
+def for_each(items, measure):
+    """Call measure(item) for each. One that ends in a RunError does not keep the others from it: the errors are raised at the end."""
+    failures = []
+    for item in items:
+        try:
+            measure(item)
+        except RunError as error:
+            failures.append(str(error))
+    if failures:
+        raise RunError("; ".join(failures))
+
+
+def interrupted(kind, error, trace):
+    """sys.excepthook: no traceback for Ctrl-C while the libraries are still being imported."""
+    print("interrupted", file=sys.stderr) if issubclass(kind, KeyboardInterrupt) else sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = interrupted
+
+
+def sentence(error):
+    """What an error says to a user. The traceback of one that nobody foresaw goes into a file."""
+    if isinstance(error, (RunError, OSError)):
+        return str(error)
+    what = " ".join(str(error).split())[:200]
+    if type(error).__name__ in ("OutOfMemoryError", "MemoryError", "_ArrayMemoryError") or "can't allocate memory" in what:
+        return f"out of memory ({what}): lower --batch_size"
+    if os.environ.get("SALUN_DEBUG"):
+        raise error
+    handle, path = tempfile.mkstemp(prefix="salun-", suffix=".log")
+    with open(handle, "w", errors="replace") as file:
+        traceback.print_exception(error, file=file)
+    return f"unforeseen {type(error).__name__}, {what}; please report it with {path}"
 
 
 # ---------------------------------------------------------------------------------------------------------------- types
@@ -44,10 +94,12 @@ def number(kind, holds, rule):
     return parse
 
 
-positive_int = number(int, lambda value: value >= 1, "at least 1")
-non_negative_int = number(int, lambda value: value >= 0, "at least 0")
-positive_float = number(float, lambda value: 0 < value < float("inf"), "a positive number")
-non_negative_float = number(float, lambda value: 0 <= value < float("inf"), "a number of at least 0")
+COUNT, FLOAT = 10**9, 1e35  # the largest that mean something: 32-bit floats end at 3e38
+positive_int = number(int, lambda value: 1 <= value <= COUNT, "at least 1 and at most 10^9")
+non_negative_int = number(int, lambda value: 0 <= value <= COUNT, "at least 0 and at most 10^9")
+positive_float = number(float, lambda value: 0 < value < FLOAT, "a positive number below 1e35")
+non_negative_float = number(float, lambda value: 0 <= value < FLOAT, "a number of at least 0 and below 1e35")
+seed = number(int, lambda value: 0 <= value < 2**63, "at least 0 and below 2^63")
 ratio = number(float, lambda value: 0 < value <= 1, "in (0, 1]")
 share = number(float, lambda value: 0 <= value < 1, "in [0, 1)")
 
@@ -77,7 +129,7 @@ FLAGS = {  # name: (group, other spellings, options of add_argument)
     "grad_clip": (METHOD, [], dict(type=non_negative_float, help="largest norm of the gradient (0: any)")),
     "ema": (METHOD, [], dict(type=share, help="decay of the averaged weights, which are saved (0: the last ones are)")),
     "save_dir": (RUN, [], dict(type=Path, metavar="RUN", help="run folder to write")),
-    "seed": (RUN, [], dict(type=int, help="seed of initialisation, order, augmentation and noise")),
+    "seed": (RUN, [], dict(type=seed, help="seed of initialisation, order, augmentation and noise")),
     "device": (RUN, [], dict(choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")),
     "precision": (RUN, [], dict(choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 autocast where it is native")),
     "resume": (RUN, [], dict(action="store_true", help="continue this run where it stopped; a finished run is left alone")),

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import cli
 import sampling
-from run_folder import write_whole
+from files import write_whole
 from table import collect, summarise
 
 RED, BLACK, GREY = (200, 20, 20), (0, 0, 0), (110, 110, 110)

@@ -22,7 +22,8 @@ import models
 import task
 import trainer
 from cli import RunError
-from run_folder import RunFolder, file_sha, read_run, write_json
+from files import file_sha, read_json, write_json
+from run_folder import RunFolder, moved, read_run
 from table import describe
 
 
@@ -55,20 +56,22 @@ def main(argv=None):
     extractor = metrics.register_features(classifier) if args.features == "classifier" else metrics.INCEPTION
     run_folder = RunFolder(args, accelerator) if args.save_dir is not None else None  # of the row `original`
     runs = load_samples(args.sample_path, args.data_dir, accelerator)  # together: the first process writes the cache
+    known = {"classifier": classifier, "classifier_args": classifier_args, "extractor": extractor}
+
+    def measure(run):
+        folder, recorded, images = run
+        if run_folder is None and (folder / "metrics.json").is_file() and not args.overwrite:
+            if args.resume:
+                return
+            raise RunError(f"{folder} has metrics.json already: pass --overwrite to measure again, --resume to skip it")
+        measured = measure_samples(folder, recorded, images, args=args, accelerator=accelerator, cache=cache, **known)
+        if run_folder is not None:
+            run_folder.begin(kind="evaluation", model=recorded["model"])
+        message = write_metrics(run_folder.folder if run_folder else folder, folder, recorded, measured, classifier_args)
+        run_folder.finish(message, seconds=run_folder.seconds()) if run_folder else print(f"{folder}: {message}")
+
     with tempfile.TemporaryDirectory() as cache:
-        for folder, recorded, images in runs[accelerator.process_index :: accelerator.num_processes]:
-            if run_folder is None and (folder / "metrics.json").is_file() and not args.overwrite:
-                if not args.resume:
-                    raise RunError(f"{folder} has metrics.json already: pass --overwrite to measure again, --resume to skip it")
-                continue
-            options = {"classifier": classifier, "classifier_args": classifier_args, "extractor": extractor, "cache": cache}
-            measured = measure_samples(folder, recorded, images, args=args, accelerator=accelerator, **options)
-            if run_folder is None:
-                print(f"{folder}: {write_metrics(folder, folder, recorded, measured, classifier_args)}")
-            else:
-                run_folder.begin(kind="evaluation", model=recorded["model"])
-                message = write_metrics(run_folder.folder, folder, recorded, measured, classifier_args)
-                run_folder.finish(message, seconds=run_folder.seconds())
+        cli.for_each(runs[accelerator.process_index :: accelerator.num_processes], measure)
     accelerator.wait_for_everyone()
 
 
@@ -79,9 +82,12 @@ def load_samples(paths, data_dir, accelerator):
         folder, recorded = read_run(path, "samples")
         model = recorded["model"]
         origin = model["training"] if model["kind"] == "unlearn" else model
-        source = (origin["dataset"], data_dir or origin["data_dir"], *(origin[name] for name in ("image_size", "limit", "seed")))
+        place = data_dir or moved(origin["data_dir"], recorded, folder)
+        source = (origin["dataset"], place, *(origin[name] for name in ("image_size", "limit", "seed")))
         if source not in loaded:
             loaded[source] = task.load_images(*source, accelerator)
+        if origin.get("data_sha") not in (None, loaded[source].sha):
+            raise RunError(f"the data in {place} is not what the model of {folder} was trained on: other images or labels")
         runs.append((folder, recorded, loaded[source]))
     return runs
 
@@ -107,7 +113,8 @@ def read_samples(folder, shape):
         try:
             with Image.open(path) as image:
                 pixels = np.asarray(image)
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNGs
+        # Pillow raises SyntaxError or ValueError for some broken PNGs
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise RunError(f"{path} cannot be read as an image ({error}): remove it and draw it again with sample.py --resume") from error
         pixels = pixels.reshape(*pixels.shape[:2], -1)
         if pixels.shape != shape:
@@ -136,6 +143,9 @@ def measure_samples(folder, recorded, images, *, args, accelerator, classifier, 
     if classifier_args["classes"] != classes.names:
         raise RunError(f"the classifier {args.classifier} knows other classes than the model of {folder}")
     samples, labels = read_samples(folder / "samples", tuple(images.x_train.shape[1:]))
+    promised = read_json(folder / "done.json")["images"]
+    if len(labels) != promised:
+        raise RunError(f"{folder} holds {len(labels)} samples where sample.py drew {promised}: draw them again with --overwrite")
     of_retained = torch.isin(labels, torch.tensor(classes.retained))
     reference = data.split(images, classes)[1]
     if args.num_reference is not None:

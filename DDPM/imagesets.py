@@ -10,6 +10,7 @@ import hashlib
 import os
 import warnings
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,9 @@ import torch
 
 from cli import RunError
 from data import Split
-from run_folder import write_whole
+from files import write_whole
 
+MOST_CLASSES = 1 << 20
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
 
 
@@ -102,7 +104,8 @@ def decode(rows, size):
         try:
             with Image.open(path) as image:
                 images[i] = np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNGs
+        # Pillow raises SyntaxError or ValueError for some broken PNGs
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise RunError(f"{path} cannot be read as an image ({error}): repair or remove it") from error
     return images, np.array([label for _, label in rows], np.int64)
 
@@ -127,13 +130,14 @@ DATASETS = {
 
 @dataclass
 class Images:
-    """A whole data set. x_*: uint8 (N, H, W, C); y_*: int64 (N,); classes: names by label."""
+    """A whole data set. x_*: uint8 (N, H, W, C); y_*: int64 (N,); classes: names by label; sha: sha256 of images and labels."""
 
     x_train: torch.Tensor
     y_train: torch.Tensor
     x_test: torch.Tensor
     y_test: torch.Tensor
     classes: list
+    sha: str
 
     def train(self, indices, name):
         """A Split of the training images at `indices`, int64 on the CPU."""
@@ -156,18 +160,21 @@ def load_images(dataset, data_dir, image_size=None, device="cpu"):
         data_dir.mkdir(parents=True, exist_ok=True)
         names = ("x_train", "y_train", "x_test", "y_test", "classes")
         arrays = dict(zip(names, DATASETS[dataset].load(data_dir, size), strict=True)) | {"stamp": stamp}
+        arrays["sha"] = content_sha(arrays)
         if os.access(data_dir, os.W_OK):
             write_whole(cache, lambda partial: np.savez(partial.open("wb"), **arrays))
         else:
             warnings.warn(f"{data_dir} is read-only: its images are decoded again in every run", stacklevel=2)
     check_arrays(cache, arrays)
-    tensors = [torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in ("x_train", "y_train", "x_test", "y_test")]
+    sha = str(arrays["sha"]) if "sha" in arrays else content_sha(arrays)
+    kinds = {"x_train": np.uint8, "y_train": np.int64, "x_test": np.uint8, "y_test": np.int64}
+    tensors = [torch.from_numpy(np.ascontiguousarray(arrays[name], kind)) for name, kind in kinds.items()]
     count = int(max(tensors[1].max(), tensors[3].max())) + 1
     classes = [str(name) for name in arrays["classes"]] if "classes" in arrays else [str(label) for label in range(count)]
     if count > len(classes):
         raise RunError(f"{cache} has label {count - 1} but only {len(classes)} class names")
     x_train, y_train, x_test, y_test = (tensor.to(device) for tensor in tensors)
-    return Images(x_train, y_train.long(), x_test, y_test.long(), classes)
+    return Images(x_train, y_train, x_test, y_test, classes, sha)
 
 
 def read_cache(cache):
@@ -176,7 +183,7 @@ def read_cache(cache):
     try:
         with np.load(cache, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RunError(f"{cache} is not a whole .npz file ({error}): remove it and it is made again") from error
 
 
@@ -187,8 +194,18 @@ def check_arrays(cache, arrays):
             raise RunError(f"{cache} holds no {part} images: it must have x_{part} and y_{part}")
         if x.dtype != np.uint8 or x.ndim != 4 or x.shape[-1] not in (1, 3):
             raise RunError(f"x_{part} in {cache} must be uint8 of shape (N, H, W, 1 or 3), not {x.dtype} {x.shape}")
-        if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
-            raise RunError(f"y_{part} in {cache} must be {len(x)} labels of at least 0, not {y.dtype} {y.shape}")
+        if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer) or y.min() < 0 or y.max() >= MOST_CLASSES:
+            raise RunError(f"y_{part} in {cache} must be {len(x)} labels of 0 to {MOST_CLASSES - 1}, not {y.dtype} {y.shape}")
+    if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
+        raise RunError(f"x_train and x_test in {cache} hold images of different sizes")
+
+
+def content_sha(arrays):
+    """sha256 of all images and labels: what a run was made from, wherever it lies."""
+    digest = hashlib.sha256()
+    for name, kind in (("x_train", np.uint8), ("y_train", np.int64), ("x_test", np.uint8), ("y_test", np.int64)):
+        digest.update(np.ascontiguousarray(arrays[name], kind))
+    return digest.hexdigest()
 
 
 def folder_stamp(data_dir):

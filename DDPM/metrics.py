@@ -42,7 +42,10 @@ def classify(classifier, images, batch_size=250):
 
     classifier.eval()
     device = next(classifier.parameters()).device
-    return torch.cat([classifier(data.to_float(part.to(device))).float().cpu() for part in images.split(batch_size)])
+    logits = torch.cat([classifier(data.to_float(part.to(device))).float().cpu() for part in images.split(batch_size)])
+    if not torch.isfinite(logits).all():
+        raise RunError("the classifier gives NaN or infinite outputs: train it again with a lower --lr")
+    return logits
 
 
 def accuracy(logits, labels):

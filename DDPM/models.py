@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cli import RunError
-from run_folder import check_shapes, read_tensors
+from files import check_shapes, read_tensors
 
 TIMESTEPS = 1000
 NOISE = {"num_train_timesteps": TIMESTEPS, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}  # Ho et al. 2020

@@ -17,7 +17,8 @@ import data
 import sampling
 import task
 import trainer
-from run_folder import RunFolder, check_apart, file_sha, read_json
+from files import file_sha, read_json
+from run_folder import RunFolder, check_apart
 
 
 def parse(argv=None):

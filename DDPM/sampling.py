@@ -11,7 +11,7 @@ from tqdm import tqdm
 import data
 import models
 from cli import RunError
-from run_folder import write_whole
+from files import write_whole
 from trainer import predict_noise, predict_together
 
 
@@ -63,6 +63,7 @@ def file_name(label, index):
 def draw_files(model, keys, folder, accelerator, *, batch_size, steps, **options):
     """Draw the images of `keys` that `folder` lacks, each process its share, into PNGs named <class>_<index>.png."""
     missing = [key for key in keys if not (folder / file_name(*key)).is_file()]
+    accelerator.wait_for_everyone()  # before any process draws: all must share out the same list
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     with tqdm(total=len(mine) * steps, desc="sample", unit="image steps", disable=None, mininterval=1) as bar:
         for start in range(0, len(mine), batch_size):

@@ -10,10 +10,11 @@ import imagesets
 import models
 import trainer
 from cli import RunError
-from run_folder import file_sha, read_run
+from files import file_sha
+from run_folder import moved, read_run
 
 TRAINING = ("dataset", "data_dir", "image_size", "limit", "seed", "steps", "batch_size", "lr", "schedule", "optimizer", "weight_decay")
-TRAINING += ("class_dropout", "ema", "grad_clip")  # what a run remembers of its original's training
+TRAINING += ("class_dropout", "ema", "grad_clip", "data_sha")  # what a run remembers of its original's training
 
 
 @dataclass
@@ -40,7 +41,7 @@ def load_images(dataset, data_dir, image_size, limit, seed, accelerator):
         return images
     order = torch.randperm(len(images.y_train), generator=data.make_generator("limit", seed))[:limit].sort().values
     few = images.train(order, "train")
-    return imagesets.Images(few.images, few.labels, images.x_test, images.y_test, images.classes)
+    return imagesets.Images(few.images, few.labels, images.x_test, images.y_test, images.classes, images.sha)
 
 
 def load_model(model_path, accelerator):
@@ -59,11 +60,13 @@ def load_task(model_path, forget_class, accelerator, data_dir=None):
     folder, recorded = read_run(model_path, "train")
     if recorded["method"] != "original":
         raise RunError(f"{folder} is no original model: it was trained with --retain_only")
-    training = {name: recorded[name] for name in TRAINING}
-    data_dir = data_dir or training["data_dir"]
+    training = {name: recorded.get(name) if name == "data_sha" else recorded[name] for name in TRAINING}  # older runs do not tell it
+    data_dir = data_dir or moved(training["data_dir"], recorded, folder)
     images = load_images(training["dataset"], data_dir, training["image_size"], training["limit"], training["seed"], accelerator)
     if images.classes != recorded["classes"] or shape_of(images).items() - recorded["architecture"].items():
         raise RunError(f"the data in {data_dir} is not what {folder} was trained on: other classes or another image size")
+    if training["data_sha"] not in (None, images.sha):
+        raise RunError(f"the data in {data_dir} is not what {folder} was trained on: other images or labels")
     classes = data.forget_classes(forget_class, images.classes)
     forget, retain = data.split(images, classes)
     facts = {"architecture": recorded["architecture"], "classes": images.classes, "forgotten": list(classes.forgotten)}

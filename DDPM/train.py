@@ -59,6 +59,7 @@ def main(argv=None):
         models.load_weights(model, args.model_path / "model.safetensors" if args.model_path.is_dir() else args.model_path)
     model = trainer.prepare(model, accelerator)
     facts = {"architecture": shape, "classes": classes.names, "forgotten": list(classes.forgotten)}
+    facts["data_sha"] = images.sha
     if args.retain_only:
         facts |= {"forget_sha": data.forget_sha(forget.indices), "num_forgotten": len(forget)}
     run_folder.begin(kind="train", method="retrain" if args.retain_only else "original", **facts)

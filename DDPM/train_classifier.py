@@ -22,7 +22,8 @@ import passes
 import task
 import trainer
 from cli import RunError
-from run_folder import RunFolder, read_tensors
+from files import read_tensors
+from run_folder import RunFolder
 from trainer import Trainer
 
 

@@ -57,7 +57,7 @@ def main(argv=None):
     model, trained = loaded.model, loaded.training
     targets = data.targets(loaded.classes, args.target_class)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    mask, mask_info = masking.load(args.mask_path, before, loaded.facts["forget_sha"]) if args.mask_path else (None, {})
+    mask, mask_info = masking.load(args.mask_path, before, loaded.facts) if args.mask_path else (None, {})
     if args.method == "retrain" and not trained["steps"] and None in (args.steps, args.lr):
         raise RunError(f"{args.model_path} was trained for 0 steps here: pass the --steps and --lr that Retrain is to be trained with")
     run_folder.begin(kind="unlearn", **loaded.facts, mask_info=mask_info)

@@ -25,8 +25,9 @@ import models
 import passes
 import trainer
 from cli import RunError
+from files import write_json, write_tensors, write_whole
 from methods.salun import salun
-from run_folder import machine, peak_memory_mb, versions, write_json, write_tensors, write_whole
+from run_folder import machine, peak_memory_mb, versions
 
 WEIGHTS = 859_520_964  # of Stable Diffusion v1's U-Net
 BLOCKS = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
@@ -153,11 +154,11 @@ def full_size(part, args, accelerator):
         middle = time.perf_counter()
         mask = masking.select(saliency, 0.5)
         figures |= {"gradient, seconds": middle - start, "select, seconds": time.perf_counter() - middle}
-        masking.save(run_folder, mask, mask_ratio=0.5, forget_sha="", seconds=0.0)
+        masking.save(run_folder, mask, {"forget_sha": "", "parent_sha": ""}, mask_ratio=0.5, seconds=0.0)
         figures |= {"file, bytes": path.stat().st_size, "as int64, bytes": 8 * count}
     else:
         before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in unet.named_parameters()}
-        mask = masking.load(path, dict(unet.named_parameters()), "")[0] if part == "masked" else None
+        mask = masking.load(path, dict(unet.named_parameters()), {"forget_sha": "", "parent_sha": ""})[0] if part == "masked" else None
         loop = trainer.Trainer(unet, run_folder, accelerator, seed=1, batch_size=1, mask=mask)
         start = time.perf_counter()
         salun(unet, forget, retain, loop, scheduler, embeddings, torch.tensor([1, 1, 2], device=accelerator.device), steps=2)

@@ -13,7 +13,8 @@ from torch import nn
 import data
 import models
 from cli import RunError
-from run_folder import check_shapes, read_run, read_tensors
+from files import check_shapes, read_tensors
+from run_folder import read_run
 
 CROP = 224  # px, what ImageNet networks see
 

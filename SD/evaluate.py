@@ -23,7 +23,8 @@ import metrics
 import prompts
 import trainer
 from cli import RunError
-from run_folder import RunFolder, read_run, write_json
+from files import write_json
+from run_folder import RunFolder, read_run
 from table import describe
 
 

@@ -22,8 +22,9 @@ import prompts
 import sampling
 import trainer
 from cli import RunError
+from files import read_json
 from latents import digest
-from run_folder import RunFolder, check_apart, read_json
+from run_folder import RunFolder, check_apart
 
 
 def parse(argv=None):

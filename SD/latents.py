@@ -11,7 +11,7 @@ from tqdm import tqdm
 import models
 import sampling
 from cli import RunError
-from run_folder import read_tensors, write_tensors
+from files import read_tensors, write_tensors
 
 
 def digest(*parts):

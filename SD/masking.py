@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cli import RunError
-from run_folder import check_shapes, read_tensors
+from files import check_shapes, read_tensors
 
 CHUNK = 1 << 22  # entries looked at together: bounds the memory of the selection
 LOW_BITS = 15  # a non-negative float has 31 bits: 16 for the first pass, 15 for the second
@@ -71,37 +71,45 @@ def count(mask):
     return sum(int(part.sum()) for part in mask.values()), sum(part.numel() for part in mask.values())
 
 
-def save(run_folder, mask, *, mask_ratio, forget_sha, seconds):
-    """Write mask.safetensors, eight weights per byte."""
+def save(run_folder, mask, facts, *, mask_ratio, seconds):
+    """Write mask.safetensors, eight weights per byte. facts: those of its task, of which forget_sha and parent_sha are kept."""
     packed = {name: torch.from_numpy(np.packbits(part.cpu().numpy().reshape(-1))) for name, part in mask.items()}
     shapes = {name: list(part.shape) for name, part in mask.items()}
-    metadata = {"kind": "saliency mask", "mask_ratio": repr(mask_ratio), "forget_sha": forget_sha, "seconds": repr(seconds)}
-    run_folder.save("mask.safetensors", packed, metadata | {"shapes": json.dumps(shapes)})
+    metadata = {"kind": "saliency mask", "mask_ratio": repr(mask_ratio), "seconds": repr(seconds), "shapes": json.dumps(shapes)}
+    run_folder.save("mask.safetensors", packed, metadata | {name: facts[name] for name in ("forget_sha", "parent_sha")})
 
 
-def load(path, parameters, forget_sha):
+def load(path, parameters, facts):
     """Return (mask, info) of a run folder of generate_mask.py or of its mask.safetensors.
 
-    parameters: {name: parameter} the mask must fit. info has mask_ratio and the seconds the mask took. Raises RunError if
-    the file is none of ours, belongs to another model or another forget set, or its contents contradict its ratio.
+    parameters: {name: parameter} the mask must fit; facts: of the task, with forget_sha and parent_sha. info has mask_ratio and the
+    seconds the mask took. Raises RunError if the file is none of ours, was made from another model or for another forget set, or
+    contradicts its ratio.
     """
     path = path / "mask.safetensors" if path.is_dir() else path
     packed, metadata = read_tensors(path)
     if metadata.get("kind") != "saliency mask":
         raise RunError(f"{path} is no mask: make one with generate_mask.py")
-    shapes = {name: tuple(shape) for name, shape in json.loads(metadata["shapes"]).items()}
+    try:
+        shapes = {name: tuple(shape) for name, shape in json.loads(metadata["shapes"]).items()}
+        mask_ratio, seconds = float(metadata["mask_ratio"]), float(metadata["seconds"])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RunError(f"{path} is a damaged mask ({error}): make it again") from error
     check_shapes(f"the mask {path}", shapes, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
-    if metadata["forget_sha"] != forget_sha:
+    bytes_of = {name: (math.ceil(math.prod(shape) / 8),) for name, shape in shapes.items()}
+    check_shapes(f"the mask {path}", {name: tuple(part.shape) for name, part in packed.items()}, bytes_of)
+    if metadata["forget_sha"] != facts["forget_sha"]:
         raise RunError(f"the mask {path} was made for another forget set: make one with the forget flags of this run")
+    if metadata.get("parent_sha", facts["parent_sha"]) != facts["parent_sha"]:  # masks of earlier versions do not tell
+        raise RunError(f"the mask {path} was made from another model than the one at --model_path: make one from that")
     mask = {}
     for name, shape in shapes.items():
         bits = np.unpackbits(packed[name].numpy(), count=math.prod(shape)).astype(bool)
         mask[name] = torch.from_numpy(bits).view(shape).to(parameters[name].device)
-    mask_ratio = float(metadata["mask_ratio"])
     kept, total = count(mask)
     if kept != math.floor(mask_ratio * total):
         raise RunError(f"the mask {path} keeps {kept} of {total} weights, not the share {mask_ratio} it states: make it again")
-    return mask, {"mask_ratio": mask_ratio, "mask_seconds": float(metadata["seconds"])}
+    return mask, {"mask_ratio": mask_ratio, "mask_seconds": seconds}
 
 
 class SalientParameters:

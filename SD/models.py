@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from cli import RunError
-from run_folder import read_json, read_run
+from files import read_json
+from run_folder import read_run
 
 NULL = ""  # the empty prompt: no condition, for guidance
 TIMESTEPS = 1000

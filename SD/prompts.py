@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cli import RunError
-from run_folder import write_whole
+from files import write_whole
 
 COLUMNS = {
     "case_number": ("case_number",),

@@ -7,13 +7,13 @@ This file carries the same text in Classification, DDPM and SD (`make check` fai
     model.safetensors  weights (SD: a diffusers folder, model/)    mask.safetensors   a bit-packed mask
     metrics.json       written by evaluate.py                       done.json          written last; without it the run did not finish
 
-Every file appears whole or not at all: it is written under another name first and then renamed.
+Every file appears whole or not at all. While a run writes, it holds the lock of .lock, which ends with its process.
 """
 
 import contextlib
 import csv
 import datetime
-import hashlib
+import fcntl
 import importlib.metadata
 import io
 import json
@@ -22,83 +22,22 @@ import platform
 import re
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 
+import cli
 from cli import AlreadyDone, RunError
+from files import check_finite, parse_json, read_json, read_tensors, remove_leftovers, write_json, write_tensors, write_whole
 
-WRITTEN = "args.json log.csv model.safetensors mask.safetensors checkpoint.safetensors metrics.json done.json model samples fading.gif"
+WRITTEN = "done.json log.csv model.safetensors mask.safetensors checkpoint.safetensors metrics.json model samples fading.gif"
 PATHS = ("model_path", "classifier", "pretrained", "clip_model")  # flags that name a file or folder, or something else
 NOT_COMPARED = ("save_dir", "resume", "overwrite", "device", "processes", "computed_on")  # flags that may differ when a run is resumed
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "safetensors", "torch-fidelity")
-
-
-def write_whole(path, write):
-    """Call write(temporary path), then rename onto `path`, so that `path` is whole or absent even after a kill or a full disk."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        if partial.exists():
-            partial.unlink()
-        raise RunError(f"could not write {path}: {error}") from error
-
-
-def write_json(path, value):
-    write_whole(path, lambda partial: partial.write_text(json.dumps(value, indent=2, default=str) + "\n"))
-
-
-def read_json(path):
-    try:
-        return json.loads(Path(path).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is not whole JSON ({error}); make the run again") from error
-
-
-def write_tensors(path, tensors, metadata=None):
-    """Write {name: tensor} as safetensors; `metadata` is {str: str}."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_whole(path, lambda partial: safetensors.torch.save_file(tensors, partial, metadata))
-
-
-def read_tensors(path):
-    """Return ({name: tensor}, metadata) of a safetensors file. Raises RunError for a missing, truncated or pickled file."""
-    path = Path(path)
-    if not path.is_file():
-        raise RunError(f"{path} does not exist")
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        raise RunError(
-            f"{path} is a pickle, which can run code when loaded and is never read here; convert it with "
-            "safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')"
-        )
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise RunError(f"{path} is not a whole safetensors file ({error})") from error
-
-
-def check_shapes(what, found, expected):
-    """Raise RunError unless found {name: shape}, of a file named by `what`, equals expected, of the model."""
-    if found != expected:
-        name = next(name for name in {**expected, **found} if found.get(name) != expected.get(name))
-        there, here = found.get(name, "absent"), expected.get(name, "absent")
-        raise RunError(f"{what} belongs to another model: {name} is {there} there and {here} in the model")
-
-
-def file_sha(path):
-    """sha256 of a file's bytes, in hex."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def read_run(path, *kinds):
@@ -117,6 +56,13 @@ def read_run(path, *kinds):
         more = " (to forget more, start from the original and forget everything together)" if recorded.get("kind") == "unlearn" else ""
         raise RunError(f"{folder} is a run of kind {recorded.get('kind')}, where one of kind {' or '.join(kinds)} is needed{more}")
     return folder, recorded
+
+
+def moved(path, recorded, folder):
+    """A path that the args.json `recorded` of `folder` names: as it stands there, or where it is if both were moved together."""
+    if Path(path).exists():
+        return Path(path)
+    return folder / os.path.relpath(path, recorded["save_dir"])
 
 
 def versions():
@@ -187,6 +133,8 @@ class RunFolder:
         if self.is_main:
             self._check_folder()
         if args.resume and (self.folder / "done.json").is_file():
+            if self.is_main:
+                self._tidy()  # a kill may have come between
             raise AlreadyDone(f"{self.folder} is finished already")
 
     @classmethod
@@ -201,16 +149,41 @@ class RunFolder:
         if (self.folder / "args.json").is_file():
             if not (self.args.resume or self.args.overwrite):
                 raise RunError(f"{self.folder} already holds a run: pass --resume to continue it or --overwrite to replace it")
+            recorded = read_json(self.folder / "args.json")
+            if not recorded.keys() >= {"kind", "argv"}:
+                raise RunError(f"--save_dir {self.folder} holds an args.json that is of no run: name another folder")
             if self.args.resume:
-                self._known = read_json(self.folder / "args.json")
+                self._known = recorded
                 self._check_same(vars(self.args))
-        elif self.folder.exists() and (not self.folder.is_dir() or set(os.listdir(self.folder)) - {".args.json.partial"}):
+        elif self.folder.exists() and (not self.folder.is_dir() or any(name[0] != "." for name in os.listdir(self.folder))):
             raise RunError(f"--save_dir {self.folder} exists and is no run folder: name a new or empty folder")
 
+    def _lock(self):
+        """Hold the run folder until this process ends, or raise RunError with the host and the process that do."""
+        path = self.folder / ".lock"
+        file = cli.CLOSED_AT_END.enter_context(path.open("a+"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise RunError(f"{file.read() or 'another process'} writes into {self.folder}: wait, or name another --save_dir") from None
+        except OSError as error:
+            print(f"no lock on {self.folder}: {error}. Do not start a second run on it", file=sys.stderr)
+        if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):  # its holder has just removed it
+            return self._lock()
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+
     def _check_same(self, recorded):
-        """On --resume, refuse flags or facts other than those the run was started with."""
-        recorded = json.loads(json.dumps(recorded, default=str))
-        differing = sorted(name for name in recorded if name not in NOT_COMPARED and recorded[name] != self._known.get(name))
+        """On --resume, refuse flags or facts other than those the run was started with. A path may be spelled in another way."""
+        recorded, paths = json.loads(json.dumps(recorded, default=str)), {n for n, value in recorded.items() if isinstance(value, Path)}
+
+        def differs(name):
+            now, then = recorded[name], self._known.get(name)
+            return now != then and not (name in paths and isinstance(then, str) and os.path.realpath(now) == os.path.realpath(then))
+
+        differing = sorted(name for name in recorded if name not in NOT_COMPARED and differs(name))
         if differing:
             what = ", ".join(differing)
             raise RunError(f"cannot resume {self.folder}: it was started with other values of {what}. Repeat them or pass --overwrite")
@@ -235,10 +208,15 @@ class RunFolder:
             return
         here = self.accelerator
         facts |= {"processes": here.num_processes, "computed_on": str(here.device), "autocast": here.mixed_precision}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        self._check_folder()  # another run may have begun or ended here since
+        if self.args.resume and (self.folder / "done.json").is_file():
+            raise AlreadyDone(f"{self.folder} is finished already")
+        remove_leftovers(self.folder)
         if self._known is not None:
             return self._check_same(facts)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for name in WRITTEN.split():
+        for name in WRITTEN.split():  # args.json is replaced last: a folder without it would be no run folder
             path = self.folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
@@ -267,7 +245,9 @@ class RunFolder:
         write_whole(self.folder / "log.csv", lambda partial: partial.write_text(text.getvalue(), newline=""))
 
     def save(self, name, tensors, metadata=None):
+        """Write {name: tensor} into the run folder. Raises RunError for values that are not finite: no run is finished with them."""
         if self.is_main:
+            check_finite(tensors, f"{self.folder / name} was not written, start again with a lower --lr")
             write_tensors(self.folder / name, tensors, metadata)
 
     def checkpoint(self, groups, **state):
@@ -282,10 +262,13 @@ class RunFolder:
         if not self.args.resume:
             return None
         tensors, metadata = read_tensors(path) if path.is_file() else ({}, {"state": '{"step": 0}'})
-        state, groups = json.loads(metadata["state"]), {}
+        state, groups = parse_json(metadata["state"], path), {}
         for name, tensor in tensors.items():
             group, _, rest = name.partition(".")
             groups.setdefault(group, {})[rest] = tensor
+        here = self.accelerator
+        if here.num_processes > 1 and len(here.gather(torch.tensor([state["step"]], device=here.device)).unique()) > 1:
+            raise RunError(f"the processes see different checkpoints: {self.folder} must lie on a file system that they share")
         if self.is_main:
             self._write_log([row for row in self._read_log() if None not in row.values() and int(row["step"]) <= state["step"]])
         return (groups, state) if groups else None
@@ -300,6 +283,11 @@ class RunFolder:
         if self.is_main:
             facts |= {"peak_memory_mb": peak_memory_mb(self.accelerator.device)}
             write_json(self.folder / "done.json", facts)
-            for path in (self.folder / "checkpoint.safetensors", *self.folder.glob(".*.partial")):
-                path.unlink(missing_ok=True)
+            self._tidy()
             print(f"{self.folder}: {message}")
+
+    def _tidy(self):
+        """Remove from a finished run what only continues it."""
+        remove_leftovers(self.folder)
+        for name in ("checkpoint.safetensors", ".lock"):
+            (self.folder / name).unlink(missing_ok=True)

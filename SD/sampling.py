@@ -11,8 +11,8 @@ from tqdm import tqdm
 import data
 import models
 from cli import RunError
+from files import write_whole
 from passes import without_autocast
-from run_folder import write_whole
 from trainer import predict_together
 
 # diffusers' schedulers; "own" is the one that the pipeline came with

@@ -24,7 +24,7 @@ import torch
 
 import models
 from cli import RunError
-from run_folder import write_tensors
+from files import write_tensors
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXT_1, TEXT_2 = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."

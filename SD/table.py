@@ -16,9 +16,9 @@ from pathlib import Path
 
 import cli
 from cli import RunError
+from files import read_json, write_json, write_whole
 from methods import METHODS
 from metrics import COLUMNS, DEFINITIONS, GAP_COLUMNS
-from run_folder import read_json, write_json, write_whole
 
 
 def parse(argv=None):

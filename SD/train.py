@@ -24,7 +24,8 @@ import sampling
 import single_file
 import trainer
 from cli import RunError
-from run_folder import RunFolder, read_json, read_tensors
+from files import read_json, read_tensors
+from run_folder import RunFolder
 from trainer import Trainer, denoising_loss, squared_error
 
 

@@ -1,11 +1,13 @@
 """Predictions, losses, and everything around a training loop. The loop itself stands in the method, or in train.py."""
 
 import argparse
+import datetime
 import math
+import os
 import time
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from tqdm import tqdm
 
 import data
@@ -26,8 +28,18 @@ SETTINGS = dict(batch_size=8, forget_batch_size=None, optimizer="adam", momentum
 SETTINGS |= dict(grad_clip=1.0, ema=0.0)
 
 
+def check_launch():
+    """Raise RunError for what `accelerate launch` was told to do and this code does not do: it would be ignored silently."""
+    told = {name: os.environ.get(f"ACCELERATE_{name}", "").lower() for name in ("USE_FSDP", "USE_DEEPSPEED", "USE_MEGATRON_LM")}
+    told["GRADIENT_ACCUMULATION_STEPS"] = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    ignored = [name for name, value in told.items() if value not in ("", "false", "1")]
+    if ignored:
+        raise RunError(f"{' and '.join(ignored)} of accelerate's configuration is not supported: every process holds the whole model")
+
+
 def make_accelerator(device, precision):
     """An Accelerator on the device asked for, with autocast in bf16 or fp16 where `precision` says so, or auto and bf16 is native."""
+    check_launch()
     if device == "cuda" and not torch.cuda.is_available():
         raise RunError("--device cuda: no CUDA device is available")
     on_cpu = device == "cpu" or not torch.cuda.is_available()
@@ -39,7 +51,9 @@ def make_accelerator(device, precision):
     else:
         native = torch.cuda.get_device_capability()[0] >= 8
     half = {"auto": "bf16" if native else "no", "fp32": "no"}.get(precision, precision)
-    return Accelerator(cpu=on_cpu, mixed_precision=half)
+    torch.backends.cudnn.allow_tf32 = half != "no"  # fp32 is fp32: convolutions would round to 10 bits
+    patient = InitProcessGroupKwargs(timeout=datetime.timedelta(hours=12))  # one process may decode, draw or measure for hours
+    return Accelerator(cpu=on_cpu, mixed_precision=half, kwargs_handlers=[patient])
 
 
 def prepare(model, accelerator):

@@ -104,7 +104,7 @@ def main(argv=None):
     before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in unet.named_parameters()}
     mask, mask_info = None, {}
     if args.mask_path is not None:
-        mask, mask_info = masking.load(args.mask_path, dict(unet.named_parameters()), loaded.facts["forget_sha"])
+        mask, mask_info = masking.load(args.mask_path, dict(unet.named_parameters()), loaded.facts)
     settings = cli.training_settings(args, method, {}, SETTINGS)
     mask = models.restrict(mask, unet, settings.pop("train_method"))
     run_folder.begin(kind="unlearn", **loaded.facts, mask_info=mask_info)

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from conftest import ROOT
+from files import file_sha, read_tensors, write_tensors
 from helpers import NUM_FORGET, TINY, ok, script, words
-from run_folder import file_sha, read_tensors, write_tensors
 
 ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}
 

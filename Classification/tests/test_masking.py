@@ -7,7 +7,7 @@ import torch
 
 import masking
 from cli import RunError
-from run_folder import write_tensors
+from files import write_tensors
 
 OPTIMIZERS = {
     "sgd": lambda leaves: torch.optim.SGD(leaves, 0.1, momentum=0.9, weight_decay=0.05),
@@ -180,17 +180,19 @@ def test_mask_file_round_trip_and_size(tmp_path):
 
     weights = {"w": torch.randn(1000, 1001), "b": torch.randn(13)}
     mask = masking.select(weights, 0.3)
-    masking.save(Here, mask, mask_ratio=0.3, forget_sha="f", seconds=1.5)
-    loaded, info = masking.load(tmp_path, weights, "f")
+    facts = {"forget_sha": "f", "parent_sha": "p"}
+    masking.save(Here, mask, facts, mask_ratio=0.3, seconds=1.5)
+    loaded, info = masking.load(tmp_path, weights, facts)
     assert all(torch.equal(mask[name], loaded[name]) for name in mask) and info == {"mask_ratio": 0.3, "mask_seconds": 1.5}
     assert (tmp_path / "mask.safetensors").stat().st_size < 1001013 / 8 + 1000
-    for parameters, sha, message in (
-        ({"w": weights["w"]}, "f", "another model"),
-        (weights | {"b": torch.zeros(14)}, "f", "another model"),
-        (weights, "g", "another forget set"),
+    for parameters, change, message in (
+        ({"w": weights["w"]}, {}, "another model"),
+        (weights | {"b": torch.zeros(14)}, {}, "another model"),
+        (weights, {"forget_sha": "g"}, "another forget set"),
+        (weights, {"parent_sha": "q"}, "made from another model"),
     ):
         with pytest.raises(RunError, match=message):
-            masking.load(tmp_path, parameters, sha)
+            masking.load(tmp_path, parameters, facts | change)
 
 
 def test_check_change_sees_a_frozen_weight_move():

@@ -19,8 +19,8 @@ import models
 import passes
 import trainer
 from cli import RunError
+from files import read_tensors
 from helpers import cpu, ok, script
-from run_folder import read_tensors
 from trainer import Trainer
 
 # Settings strong enough to move a tiny model in a second, and what must come of them: 'away' where the model must err more
@@ -92,7 +92,7 @@ def test_every_method_under_a_mask_leaves_frozen_weights_bitwise_equal(name, hom
     """Mutation: pass mask=None to the Trainer or to apply_where."""
     folder = unlearn(name, short(name), "--mask_path", home / "mask")
     before, after = dict(load().model.named_parameters()), dict(load(folder).model.named_parameters())
-    mask, _ = masking.load(home / "mask", before, load().facts["forget_sha"])
+    mask, _ = masking.load(home / "mask", before, load().facts)
     for key in before:
         assert torch.equal(before[key][~mask[key]], after[key][~mask[key]])
     assert json.loads((folder / "done.json").read_text())["fraction_changed"] <= 0.5

@@ -8,8 +8,8 @@ import torch
 
 import metrics
 import table
+from files import write_json
 from helpers import ok, script
-from run_folder import write_json
 
 
 def test_accuracy():

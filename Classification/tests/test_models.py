@@ -7,7 +7,7 @@ import masking
 import models
 import passes
 from cli import RunError
-from run_folder import write_tensors
+from files import write_tensors
 
 
 def build(arch, size=32, channels=3, seed=0):

@@ -19,8 +19,8 @@ from PIL import Image
 
 import draw_pictures
 from conftest import ROOT
+from files import file_sha, read_tensors, write_json, write_tensors
 from helpers import FORGOTTEN, TINY, ok, script, words
-from run_folder import file_sha, read_tensors, write_tensors
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -192,6 +192,13 @@ def samples(home):
     return home / "samples"
 
 
+def without(folder, pattern):
+    """Samples of which none matching `pattern` was ever drawn."""
+    for path in folder.glob(pattern):
+        path.unlink()
+    write_json(folder.parent / "done.json", {"images": len(list(folder.glob("*.png")))})
+
+
 BAD_SAMPLES = {  # name: (what happens to the folder, flags, part of the message)
     "empty folder": (lambda folder: [path.unlink() for path in folder.iterdir()], ["--forget_class", 3], "holds no samples"),
     "mixed sizes": (
@@ -201,8 +208,14 @@ BAD_SAMPLES = {  # name: (what happens to the folder, flags, part of the message
     ),
     "a colour picture": (lambda folder: Image.new("RGB", (8, 8)).save(folder / "3_00007.png"), ["--forget_class", 3], "(8, 8, 3)"),
     "a torn picture": (lambda folder: truncate(folder / "4_00000.png"), ["--forget_class", 3], "4_00000.png cannot be read"),
-    "none of the class": (lambda folder: [path.unlink() for path in folder.glob("3_*")], ["--forget_class", 3], "none of the forgotten"),
-    "the class alone": (lambda folder: [path.unlink() for path in folder.glob("[!3]_*")], ["--forget_class", 3], "only the forgotten"),
+    "none of the class": (lambda folder: without(folder, "3_*"), ["--forget_class", 3], "none of the forgotten"),
+    "the class alone": (lambda folder: without(folder, "[!3]_*"), ["--forget_class", 3], "only the forgotten"),
+    "a picture missing": (lambda folder: (folder / "4_00000.png").unlink(), ["--forget_class", 3], "29 samples where sample.py drew 30"),
+    "a picture too many": (
+        lambda folder: shutil.copy(folder / "4_00000.png", folder / "4_00009.png"),
+        ["--forget_class", 3],
+        "31 samples where",
+    ),
     "an original without a class": (lambda folder: None, [], "say with --forget_class"),
     "a class out of range": (lambda folder: None, ["--forget_class", 99], "there is no class 99"),
 }

@@ -10,8 +10,8 @@ import imagesets
 import models
 import task
 from cli import RunError
+from files import read_json
 from helpers import cpu, ok, script
-from run_folder import read_json
 
 
 def split(count=50):

@@ -21,8 +21,8 @@ import passes
 import task
 import trainer
 from cli import RunError
+from files import read_json, read_tensors
 from helpers import FORGOTTEN, TINY, cpu, ok, script
-from run_folder import read_json, read_tensors
 from trainer import Trainer, predict_noise
 
 # Settings strong enough to move a tiny model in seconds.
@@ -100,7 +100,7 @@ def test_every_method_under_a_mask_leaves_frozen_weights_bitwise_equal(name, hom
     """Mutation: pass mask=None to the Trainer."""
     folder = unlearn(name, SHORT[name], "--mask_path", home / "mask")
     before, after = (dict(load(path).model.named_parameters()) for path in (home / "original", folder))
-    mask, _ = masking.load(home / "mask", before, load().facts["forget_sha"])
+    mask, _ = masking.load(home / "mask", before, load().facts)
     assert all(torch.equal(after[key][~mask[key]], before[key][~mask[key]]) for key in mask)
     moved, salient = sum(int((after[key] != before[key]).sum()) for key in mask), sum(int(part.sum()) for part in mask.values())
     assert 0.9 * salient < moved <= salient == sum(part.numel() for part in mask.values()) // 2

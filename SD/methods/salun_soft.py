@@ -3,6 +3,8 @@ import math
 import torch
 from torch.nn import functional as F
 
+from cli import RunError
+
 from .salun import salun
 
 
@@ -23,6 +25,8 @@ def salun_soft(unet, forget, retain, trainer, scheduler, embeddings, targets, *,
         if k == 0:
             return
         threshold = float(distances.kthvalue(k).values)
+        if not math.isfinite(threshold):
+            raise RunError("the weights became NaN or infinite: lower --lr")
         for name, anchor in anchors.items():
             salient.tensors[name].copy_(anchor + F.softshrink(salient.tensors[name] - anchor, threshold))
 

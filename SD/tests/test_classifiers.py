@@ -11,7 +11,7 @@ import classifiers
 import models
 from classifiers import NamedClassifier, load_classifier
 from cli import RunError
-from run_folder import write_json, write_tensors
+from files import write_json, write_tensors
 
 
 def noise(*shape, seed=0):

@@ -23,8 +23,8 @@ import metrics
 import models
 import prompts
 from conftest import ROOT
+from files import read_json, read_tensors, write_tensors
 from helpers import FORGOTTEN, TINY, ok, script, words
-from run_folder import read_json, read_tensors, write_tensors
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_WAIT_POLICY": "PASSIVE"}
 

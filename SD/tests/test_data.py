@@ -14,8 +14,8 @@ import models
 import sampling
 import trainer
 from cli import RunError
+from files import read_json, read_tensors
 from helpers import FORGOTTEN, TINY, cpu, ok
-from run_folder import read_json, read_tensors
 
 GENERATED = dict(num_images=3, generation_steps=3, generation_guidance_scale=2.0)
 

@@ -19,9 +19,9 @@ import passes
 import sampling
 import task
 from cli import RunError
+from files import read_json, read_tensors
 from helpers import FORGOTTEN, cpu, ok, script
 from methods.fmn import CrossAttention
-from run_folder import read_json, read_tensors
 from trainer import Trainer, denoising_loss, predict, predict_together, prepare, training_target
 
 THREE, FOUR = 3, 4
@@ -103,7 +103,7 @@ def test_every_method_under_a_mask_leaves_frozen_weights_bitwise_equal(name, hom
     """Mutation: pass mask=None to the Trainer."""
     folder = unlearn(name, SHORT[name], "--train_method full --mask_path", home / "mask")
     before, after = (dict(load(path).pipeline.unet.named_parameters()) for path in (home / "original", folder))
-    mask, _ = masking.load(home / "mask", before, load().facts["forget_sha"])
+    mask, _ = masking.load(home / "mask", before, load().facts)
     assert all(torch.equal(after[key][~mask[key]], before[key][~mask[key]]) for key in mask)
     moved, salient = sum(int((after[key] != before[key]).sum()) for key in mask), sum(int(part.sum()) for part in mask.values())
     assert 0.2 * salient < moved <= salient == sum(part.numel() for part in mask.values()) // 2
@@ -126,7 +126,7 @@ def test_train_method_moves_its_weights_alone(train_method, moves, home, unlearn
         changed = {name for name, parameter in after.named_parameters() if not torch.equal(parameter, before[name])}
         assert changed and all(moves(name) for name in changed)
         if mask:
-            salient, _ = masking.load(home / "mask", before, load().facts["forget_sha"])
+            salient, _ = masking.load(home / "mask", before, load().facts)
             assert all(torch.equal(p[~salient[name]], before[name][~salient[name]]) for name, p in after.named_parameters())
         else:
             assert len(changed) > 0.9 * sum(map(moves, before))

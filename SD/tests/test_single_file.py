@@ -11,7 +11,7 @@ import torch
 
 import single_file
 from cli import RunError
-from run_folder import read_tensors, write_tensors
+from files import read_tensors, write_tensors
 
 CROSS, PLAIN = "CrossAttn", ""
 SHAPES = {

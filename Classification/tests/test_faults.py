@@ -1,0 +1,271 @@
+"""Races, kills, damaged files and silent damage. Each test names a mutation that breaks it."""
+
+import fcntl
+import json
+import shutil
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+import cli
+import files
+import trainer
+from conftest import ROOT
+from files import read_json, read_tensors, write_json, write_tensors
+from helpers import NUM_FORGET, TINY, ok, script, words
+
+FT = f"--method ft --epochs 1 --precision fp32 --num_forget {NUM_FORGET}"
+
+
+def one_error(capsys):
+    """The only line of an error."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(lines) == 1
+    return lines[0]
+
+
+# ------------------------------------------------------------------------------------------------------ lost or mixed work
+def test_a_second_run_on_a_folder_is_refused(home, tmp_path, capsys):
+    """Mutation: look for another run in __init__ only, or lock after deleting."""
+    ok("unlearn", FT, "--model_path", home / "original", "--save_dir", tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert not any(path.name.startswith(".") for path in before)  # the lock ends with its run
+    with (tmp_path / "run" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("process 7 on elsewhere")
+        lock.flush()
+        assert script("unlearn", FT, "--overwrite --model_path", home / "original", "--save_dir", tmp_path / "run") == 1
+        assert "process 7 on elsewhere writes into" in one_error(capsys)
+        assert before.items() <= {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}.items()
+    ok("unlearn", FT, "--overwrite --model_path", home / "original", "--save_dir", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_of_runs_started_together_one_wins_and_its_files_belong_together(home, tmp_path):
+    """Mutation: no lock."""
+    command = words("unlearn.py", FT, "--model_path", home / "original", "--save_dir")
+    for seed in (1, 2):
+        ok(*words("unlearn", FT, "--seed", seed, "--model_path", home / "original", "--save_dir", tmp_path / f"alone{seed}"))
+    together = [*command, str(tmp_path / "run"), "--seed"]
+    runs = [subprocess.Popen([sys.executable, *together, str(seed)], cwd=ROOT, stderr=subprocess.PIPE, text=True) for seed in (1, 2)]
+    errors = [run.communicate()[1] for run in runs]
+    assert sorted(run.returncode for run in runs) == [0, 1]
+    assert [error.count("error: ") for error in errors] == [run.returncode for run in runs]
+    seed = read_json(tmp_path / "run" / "args.json")["seed"]
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("run", f"alone{seed}")]
+    assert weights[0] == weights[1] and runs[seed - 1].returncode == 0
+
+
+def test_two_processes_write_one_file_at_once(tmp_path):
+    """Mutation: the same partial name for every process."""
+    together, failed = threading.Barrier(2), []
+
+    def write(partial):
+        partial.write_text("whole")
+        together.wait(10)
+
+    def call():
+        try:
+            files.write_whole(tmp_path / "cache", write)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(2)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert not failed and [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+def killed():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--overwrite"])
+def test_a_crash_while_the_old_run_is_deleted_leaves_a_run_folder(flag, home, tmp_path, monkeypatch):
+    """Mutation: delete args.json first."""
+    command = words("unlearn", FT, "--model_path", home / "original", "--save_dir", tmp_path / "run")
+    ok(*command)
+    first = (tmp_path / "run" / "model.safetensors").read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr("run_folder.git_commit", killed)
+        assert script(*command, "--overwrite") != 0
+    assert not (tmp_path / "run" / "done.json").exists() and not (tmp_path / "run" / "model.safetensors").exists()
+    ok(*command, flag)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == first
+
+
+def test_leftovers_of_kills_are_removed(home, tmp_path):
+    """Mutation: remove nothing at the start; return early where --resume finds a finished run."""
+    command = words("unlearn", FT, "--model_path", home / "original", "--save_dir", tmp_path / "run")
+    ok(*command)
+    for name in (".tmpAbCdEf", ".model.safetensors.0123.partial", "checkpoint.safetensors"):
+        (tmp_path / "run" / name).write_text("half")
+    ok(*command, "--resume")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"args.json", "done.json", "log.csv", "model.safetensors"}
+
+
+def test_overwrite_keeps_what_no_run_wrote(home, tmp_path, capsys):
+    """Mutation: take any args.json for a run's."""
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "mine").write_text("kept")
+    write_json(tmp_path / "run" / "args.json", {"learning_rate": 1})
+    assert script("unlearn", FT, "--overwrite --model_path", home / "original", "--save_dir", tmp_path / "run") == 1
+    assert "is of no run" in one_error(capsys) and (tmp_path / "run" / "model" / "mine").read_text() == "kept"
+
+
+def test_a_tree_may_move_and_paths_may_be_spelled_otherwise(home, tmp_path, monkeypatch):
+    """Mutation: read data_dir as it was recorded; compare paths as texts."""
+    shutil.copytree(home / "data", tmp_path / "old" / "data")
+    ok("train", TINY, "--epochs 1 --data_dir", tmp_path / "old" / "data", "--save_dir", tmp_path / "old" / "original")
+    (tmp_path / "old").rename(tmp_path / "new")
+    ok("unlearn", FT, "--model_path", tmp_path / "new" / "original", "--save_dir", tmp_path / "new" / "run")
+    assert not (tmp_path / "old").exists()
+    monkeypatch.chdir(tmp_path)
+    ok("unlearn", FT, "--resume --model_path new/../new/original --save_dir new/run")
+
+
+def test_other_data_and_the_mask_of_another_original_are_refused(home, tmp_path, capsys):
+    """Mutation: identify data by the number of images; masks by shapes."""
+    with np.load(home / "data" / "digits.npz") as whole:
+        arrays = dict(whole)
+    (tmp_path / "data").mkdir()
+    np.savez(tmp_path / "data" / "digits.npz", **{name: arrays[name] for name in ("x_train", "y_train", "x_test", "y_test", "classes")})
+    same = words("unlearn", FT, "--model_path", home / "original", "--data_dir", tmp_path / "data", "--save_dir", tmp_path / "run")
+    ok(*same)
+    arrays["x_train"] = 255 - arrays["x_train"]
+    np.savez(tmp_path / "data" / "digits.npz", **{name: arrays[name] for name in ("x_train", "y_train", "x_test", "y_test", "classes")})
+    assert script(*same, "--overwrite") == 1 and "other images or labels" in one_error(capsys)
+    ok("train", TINY, "--epochs 1 --seed 5 --data_dir", home / "data", "--save_dir", tmp_path / "other")
+    flags = ("--model_path", tmp_path / "other", "--mask_path", home / "mask", "--save_dir", tmp_path / "masked")
+    assert script("unlearn", f"--num_forget {NUM_FORGET}", *flags) == 1 and "was made from another model" in one_error(capsys)
+
+
+# ---------------------------------------------------------------------------------------------------------- silent damage
+@pytest.mark.parametrize("name", ["model.safetensors", "checkpoint.safetensors"])
+def test_weights_that_are_not_finite_are_never_written(name, home, tmp_path, monkeypatch, capsys):
+    """Mutation: check the loss only."""
+    step = trainer.Trainer.step
+
+    def ruin(self, **terms):
+        step(self, **terms)
+        if self.steps_done == (self.total if name == "model.safetensors" else 1):
+            next(self.model.parameters()).data.view(-1)[0] = float("nan")
+            monkeypatch.setattr(trainer.Trainer, "step", lambda self, **terms: None)
+
+    monkeypatch.setattr(trainer.Trainer, "step", ruin)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0 if name == "checkpoint.safetensors" else 1000)
+    assert script("train", TINY, "--epochs 2 --limit 64 --data_dir", home / "data", "--save_dir", tmp_path / "run") == 1
+    assert f"{name} was not written" in one_error(capsys)
+    assert not {"model.safetensors", "checkpoint.safetensors", "done.json"} & {path.name for path in (tmp_path / "run").iterdir()}
+
+
+def test_a_ruined_model_does_not_keep_the_others_from_being_measured(home, tmp_path, capsys):
+    """Mutation: stop at the first error; let NaN into the SVC."""
+    for name in ("ruined", "good"):
+        ok("unlearn", FT, "--model_path", home / "original", "--save_dir", tmp_path / name)
+    tensors, _ = read_tensors(tmp_path / "ruined" / "model.safetensors")
+    scaled = {n: t * 1e38 if t.is_floating_point() and "weight" in n else t for n, t in tensors.items()}
+    write_tensors(
+        tmp_path / "ruined" / "model.safetensors", {n: t.clamp(-3e38, 3e38) if t.is_floating_point() else t for n, t in scaled.items()}
+    )
+    assert script("evaluate", "--precision fp32 --model_path", tmp_path / "ruined", tmp_path / "good") == 1
+    assert "NaN or infinite outputs" in one_error(capsys)
+    assert (tmp_path / "good" / "metrics.json").is_file() and not (tmp_path / "ruined" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--val_fraction 0.9999", "leaves no image to train on"),
+        ("--seed -1", "at least 0 and below 2^63"),
+        ("--seed 99999999999999999999", "at least 0 and below 2^63"),
+        ("--split_seed 9223372036854775808", "at least 0 and below 2^63"),
+        ("--batch_size 1000000000000", "at most 10^9"),
+        ("--epochs 100000000000000000000", "at most 10^9"),
+        ("--lr 1e38", "below 1e35"),
+    ],
+)
+def test_flags_that_mean_nothing(flags, message, home, tmp_path, capsys):
+    """Mutation: drop the bound."""
+    assert script("train", TINY, flags, "--data_dir", home / "data", "--save_dir", tmp_path / "run") != 0
+    assert message in one_error(capsys) and not (tmp_path / "run" / "done.json").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ one sentence
+def edited(**changes):
+    def edit(values):
+        return {name: value for name, value in (values | changes).items() if value is not ...}
+
+    return edit
+
+
+HOSTILE = {  # what becomes of args.json or done.json: (file, edit of its table, part of the message)
+    "a list": ("args.json", lambda values: [values], "holds no table"),
+    "null": ("args.json", lambda values: None, "holds no table"),
+    "no architecture": ("args.json", edited(architecture=...), "lacks architecture"),
+    "an architecture of text": ("args.json", edited(architecture="cnn"), "'cnn' for architecture"),
+    "no width": ("args.json", lambda values: values | {"architecture": {"arch": "cnn"}}, "lacks"),
+    "classes of a number": ("args.json", edited(classes=7), "'7' for classes"),
+    "a negative size": ("args.json", edited(image_size=-3), "'-3' for image_size"),
+    "an infinite rate": ("args.json", edited(lr=float("inf")), "'inf' for lr"),
+    "a seed of text": ("args.json", edited(split_seed="x"), "'x' for split_seed"),
+    "no kind": ("args.json", edited(kind=...), "kind None"),
+    "no seconds": ("done.json", edited(seconds=...), "lacks seconds"),
+    "seconds of text": ("done.json", edited(seconds="long"), "'long' for seconds"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_edited_records_end_in_one_sentence(name, home, tmp_path, capsys):
+    """Mutation: take args.json as it is."""
+    file, edit, message = HOSTILE[name]
+    source = home / "original"
+    if file == "done.json":
+        ok("unlearn", FT, "--model_path", source, "--save_dir", tmp_path / "first")
+        source = tmp_path / "first"
+    shutil.copytree(source, tmp_path / "model")
+    write_json(tmp_path / "model" / file, edit(json.loads((tmp_path / "model" / file).read_text())))
+    if file == "args.json":
+        assert script("unlearn", FT, "--model_path", tmp_path / "model", "--save_dir", tmp_path / "run") == 1
+    else:
+        assert script("evaluate", "--model_path", tmp_path / "model") == 1
+    assert message in one_error(capsys)
+
+
+def test_what_nobody_foresaw_is_one_sentence_and_a_log(tmp_path, monkeypatch, capsys):
+    """Mutation: let it through; print it on every process."""
+
+    def main(argv):
+        raise KeyError("surprise")
+
+    monkeypatch.delenv("SALUN_DEBUG")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main)
+    (log,) = tmp_path.iterdir()
+    assert str(stop.value.code).startswith("error: unforeseen KeyError, 'surprise'") and str(log) in stop.value.code
+    assert "in main" in log.read_text()
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main)
+    assert stop.value.code == 1
+    monkeypatch.setenv("SALUN_DEBUG", "1")
+    with pytest.raises(KeyError):
+        cli.run(main)
+
+
+def test_too_little_memory_says_what_to_lower():
+    """Mutation: report it as unforeseen."""
+    assert "lower --batch_size" in cli.sentence(torch.OutOfMemoryError("CUDA out of memory"))
+
+
+@pytest.mark.parametrize("name, value", [("USE_FSDP", "true"), ("USE_DEEPSPEED", "true"), ("GRADIENT_ACCUMULATION_STEPS", "4")])
+def test_what_accelerate_was_told_and_is_not_done_is_refused(name, value, home, tmp_path, monkeypatch, capsys):
+    """Mutation: ignore accelerate's configuration."""
+    monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    assert script("unlearn", FT, "--model_path", home / "original", "--save_dir", tmp_path / "run") == 1
+    assert f"{name} of accelerate's configuration" in one_error(capsys)

@@ -1,0 +1,137 @@
+"""Files that are whole or absent, and that are checked when they are read.
+
+This file carries the same text in Classification, DDPM and SD (`make check` fails when one drifts). Nothing here runs code that a file
+holds: JSON and safetensors only. What was edited or damaged ends in a RunError that names the file.
+"""
+
+import hashlib
+import json
+import math
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from cli import RunError
+
+# What JSON files of a run may hold under a name, in args.json and in the tables of it that are descended into
+TEXT = "kind method dataset data_dir machine autocast arch sampler"
+NUMBERS = "seed split_seed lr epochs steps batch_size val_fraction weight_decay momentum ema grad_clip class_dropout num_classes channels "
+NUMBERS += "num_samples num_forgotten images_seen step epoch mask_seconds fraction_changed peak_memory_mb image_size limit seconds"
+TABLES = "architecture training model model_done options versions mask_info concept"
+LISTS = "classes forgotten num_per_class"
+
+
+def write_whole(path, write):
+    """Call write(temporary path), then rename onto `path`, so that `path` is whole or absent even after a kill or a full disk."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # no two processes write the same one
+    try:
+        write(partial)
+        os.replace(partial, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise RunError(f"could not write {path}: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder):
+    """Remove what a kill left half written in a folder: by write_whole() or by safetensors."""
+    for path in (*folder.glob(".*.partial"), *folder.glob(".tmp*")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def write_json(path, value):
+    write_whole(path, lambda partial: partial.write_text(json.dumps(value, indent=2, default=str) + "\n"))
+
+
+class Record(dict):
+    """A table read from a JSON file. A name that it lacks is a RunError."""
+
+    def __init__(self, values, path):
+        super().__init__(values)
+        self.path = path
+
+    def __missing__(self, name):
+        raise RunError(f"{self.path} lacks {name}: it was edited, or written by another version. Make the run again")
+
+
+def fits(name, value):
+    """Whether a value is of the type that its name asks for. Numbers are finite and not negative."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    for names, holds in ((TEXT, isinstance(value, str)), (TABLES, isinstance(value, dict)), (LISTS, isinstance(value, list))):
+        if name in names.split():
+            return value is None or holds
+    return name not in NUMBERS.split() or value is None or (number and 0 <= value < math.inf)
+
+
+def checked(values, path):
+    """A Record of JSON values, the tables in it too. Raises RunError unless it is a table whose values fit their names."""
+    if not isinstance(values, dict):
+        raise RunError(f"{path} holds no table: make the run again")
+    for name, value in values.items():
+        if not fits(name, value):
+            raise RunError(f"{path} has {str(value)[:40]!r} for {name}: it was edited or damaged. Make the run again")
+    nested = {name: checked(value, path) for name, value in values.items() if name in TABLES.split() and isinstance(value, dict)}
+    return Record(values | nested, path)
+
+
+def parse_json(text, path):
+    try:
+        return checked(json.loads(text), path)
+    except (ValueError, TypeError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise RunError(f"{path} is not whole JSON ({error}): make the run again") from error
+
+
+def read_json(path):
+    """A Record of the table in a JSON file."""
+    return parse_json(Path(path).read_bytes(), path)
+
+
+def check_finite(tensors, what):
+    """Raise RunError if a tensor of {name: tensor} holds NaN or infinite values. what: the file they are for or from."""
+    for name, tensor in tensors.items():
+        if tensor.dtype.is_floating_point and not torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all():
+            raise RunError(f"{what}: {name} holds NaN or infinite values")
+
+
+def write_tensors(path, tensors, metadata=None):
+    """Write {name: tensor} as safetensors; `metadata` is {str: str}."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, lambda partial: safetensors.torch.save_file(tensors, partial, metadata))
+
+
+def read_tensors(path):
+    """Return ({name: tensor}, metadata) of a safetensors file. Raises RunError for a missing, truncated or pickled file."""
+    path = Path(path)
+    if not path.is_file():
+        raise RunError(f"{path} does not exist" if not path.exists() else f"{path} is no file of weights")
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise RunError(
+            f"{path} is a pickle, which can run code when loaded and is never read here; convert it with "
+            "safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')"
+        )
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, Record(file.metadata() or {}, path)
+    except safetensors.SafetensorError as error:
+        raise RunError(f"{path} is not a whole safetensors file ({error})") from error
+
+
+def check_shapes(what, found, expected):
+    """Raise RunError unless found {name: shape}, of a file named by `what`, equals expected, of the model."""
+    if found != expected:
+        name = next(name for name in {**expected, **found} if found.get(name) != expected.get(name))
+        there, here = found.get(name, "absent"), expected.get(name, "absent")
+        raise RunError(f"{what} belongs to another model: {name} is {there} there and {here} in the model")
+
+
+def file_sha(path):
+    """sha256 of a file's bytes, in hex."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
