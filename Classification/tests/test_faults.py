@@ -168,10 +168,8 @@ def test_a_ruined_model_does_not_keep_the_others_from_being_measured(home, tmp_p
     for name in ("ruined", "good"):
         ok("unlearn", FT, "--model_path", home / "original", "--save_dir", tmp_path / name)
     tensors, _ = read_tensors(tmp_path / "ruined" / "model.safetensors")
-    scaled = {n: t * 1e38 if t.is_floating_point() and "weight" in n else t for n, t in tensors.items()}
-    write_tensors(
-        tmp_path / "ruined" / "model.safetensors", {n: t.clamp(-3e38, 3e38) if t.is_floating_point() else t for n, t in scaled.items()}
-    )
+    ruined = {name: (tensor * 1e38).clamp(-3e38, 3e38) if name.endswith("weight") else tensor for name, tensor in tensors.items()}
+    write_tensors(tmp_path / "ruined" / "model.safetensors", ruined)
     assert script("evaluate", "--precision fp32 --model_path", tmp_path / "ruined", tmp_path / "good") == 1
     assert "NaN or infinite outputs" in one_error(capsys)
     assert (tmp_path / "good" / "metrics.json").is_file() and not (tmp_path / "ruined" / "metrics.json").exists()
@@ -208,7 +206,6 @@ HOSTILE = {  # what becomes of args.json or done.json: (file, edit of its table,
     "null": ("args.json", lambda values: None, "holds no table"),
     "no architecture": ("args.json", edited(architecture=...), "lacks architecture"),
     "an architecture of text": ("args.json", edited(architecture="cnn"), "'cnn' for architecture"),
-    "no width": ("args.json", lambda values: values | {"architecture": {"arch": "cnn"}}, "lacks"),
     "classes of a number": ("args.json", edited(classes=7), "'7' for classes"),
     "a negative size": ("args.json", edited(image_size=-3), "'-3' for image_size"),
     "an infinite rate": ("args.json", edited(lr=float("inf")), "'inf' for lr"),
