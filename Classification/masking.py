@@ -37,14 +37,7 @@ def select(saliency, mask_ratio):
     4 * CHUNK bytes a few times over beyond the mask itself. Raises RunError if an entry is NaN or infinite.
     """
     total = sum(tensor.numel() for tensor in saliency.values())
-    keep = math.floor(mask_ratio * total)
-    high = histogram((bits >> LOW_BITS for tensor in saliency.values() for bits in magnitudes(tensor)), 1 << 16)
-    if int(high[0x7F800000 >> LOW_BITS :].sum()):
-        raise RunError("the saliency holds NaN or infinite values: check the model and the data it was computed on")
-    top_bin, above = kth_bin(high, keep)
-    in_bin = (bits[(bits >> LOW_BITS) == top_bin] for tensor in saliency.values() for bits in magnitudes(tensor))
-    low_bin, above_low = kth_bin(histogram((bits & ((1 << LOW_BITS) - 1) for bits in in_bin), 1 << LOW_BITS), keep - above)
-    threshold, ties = (top_bin << LOW_BITS) | low_bin, keep - above - above_low
+    threshold, ties = kth_largest(saliency.values(), math.floor(mask_ratio * total))
     mask = {}
     for name, tensor in saliency.items():
         parts = []
@@ -56,6 +49,25 @@ def select(saliency, mask_ratio):
                 ties -= len(equal)
         mask[name] = torch.cat(parts).view(tensor.shape)
     return mask
+
+
+def kth_largest(tensors, k):
+    """(bits of the k-th largest magnitude in all the tensors, how many of the values equal to it are among the k largest)."""
+    high = histogram((bits >> LOW_BITS for tensor in tensors for bits in magnitudes(tensor)), 1 << 16)
+    if int(high[0x7F800000 >> LOW_BITS :].sum()):
+        raise RunError("the saliency holds NaN or infinite values: check the model and the data it was computed on")
+    top_bin, above = kth_bin(high, k)
+    in_bin = (bits[(bits >> LOW_BITS) == top_bin] for tensor in tensors for bits in magnitudes(tensor))
+    low_bin, above_low = kth_bin(histogram((bits & ((1 << LOW_BITS) - 1) for bits in in_bin), 1 << LOW_BITS), k - above)
+    return (top_bin << LOW_BITS) | low_bin, k - above - above_low
+
+
+def kth_smallest(values, k):
+    """The k-th smallest of non-negative floats (n,). On a GPU, kthvalue would read all of them on one multiprocessor, sixteen times."""
+    if values.device.type == "cpu":
+        return float(values.kthvalue(k).values)
+    bits, _ = kth_largest([values], len(values) - k + 1)
+    return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
 
 
 def kth_bin(histogram, k):
@@ -139,7 +151,9 @@ class SalientParameters:
     def _add_compact(self, name, parameter, salient):
         # Positions count in storage order, whatever the memory format, so that reading and writing work on flat views.
         order = sorted(range(parameter.dim()), key=lambda d: -parameter.stride(d))
-        index = salient.permute(order).reshape(-1).nonzero().squeeze(1).to(torch.int32)
+        index = salient.permute(order).reshape(-1).nonzero().squeeze(1)
+        if len(index) > CHUNK:  # half the memory; a small one would only cost a conversion in every step
+            index = index.to(torch.int32)
 
         def read(tensor):
             return tensor.permute(order).reshape(-1).index_select(0, index)

@@ -195,6 +195,15 @@ def test_mask_file_round_trip_and_size(tmp_path):
             masking.load(tmp_path, parameters, facts | change)
 
 
+@pytest.mark.parametrize("k", [1, 2, 250, 999, 1000])
+def test_the_histograms_find_the_kth_smallest(k):
+    """Mutation: count from the other end, or one off."""
+    values = torch.randn(1000).abs()
+    values[100:120] = values[7]
+    bits, _ = masking.kth_largest([values], len(values) - k + 1)
+    assert torch.tensor(bits, dtype=torch.int32).view(torch.float32) == values.kthvalue(k).values
+
+
 def test_check_change_sees_a_frozen_weight_move():
     """Mutation: return the fraction without looking at the mask."""
     before, mask = {"w": torch.zeros(10)}, {"w": torch.arange(10) < 5}

@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from cli import RunError
+from masking import kth_smallest
 
 from .salun import salun
 
@@ -24,9 +25,9 @@ def salun_soft(unet, forget, retain, trainer, scheduler, embeddings, targets, *,
         k = math.floor(mask_ratio * (1 - progress) * len(distances))
         if k == 0:
             return
-        threshold = float(distances.kthvalue(k).values)
-        if not math.isfinite(threshold):
+        if not torch.isfinite(distances).all():
             raise RunError("the weights became NaN or infinite: lower --lr")
+        threshold = kth_smallest(distances, k)
         for name, anchor in anchors.items():
             salient.tensors[name].copy_(anchor + F.softshrink(salient.tensors[name] - anchor, threshold))
 
