@@ -364,9 +364,9 @@ def test_commands_of_the_shell_scripts_parse(name, tmp_path):
     commands = [shlex.split(line) for line in (tmp_path / "commands").read_text().splitlines()]
     assert commands
     for command in commands:
-        if command[1] != "-":
+        if command[1] not in ("-", "-c"):
             parse_command(command)
-    assert name == "benchmark.sh" or any("--seed" in command for command in commands)
+    assert name in ("benchmark.sh", "gpu_check.sh") or any("--seed" in command for command in commands)
 
 
 def test_commands_of_the_readme_parse():

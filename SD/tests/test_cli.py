@@ -570,7 +570,8 @@ def test_commands_of_the_shell_scripts_parse(name, tmp_path, monkeypatch):
     commands = [shlex.split(line) for line in (tmp_path / "commands").read_text().splitlines()]
     assert commands
     for argv in commands:
-        parse_command(argv)
+        if argv[1] not in ("-", "-c"):
+            parse_command(argv)
     if name in ("quickstart.sh", "digits_table.sh", "imagenette_class.sh"):
         assert {argv[argv.index("--forget_class") + 1] for argv in commands if "--forget_class" in argv} <= {"gas pump", "gas"}
 
