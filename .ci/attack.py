@@ -41,14 +41,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-PARTS = {"payloads": 0.15, "races": 0.15, "kills": 0.3, "inputs": 0.4}  # in this order; the share of the time, what is left goes on
+PARTS = {"payloads": 0.2, "races": 0.15, "kills": 0.3, "inputs": 0.35}  # in this order; the share of the time, what is left goes on
 NUMBERS = {"kills": 24, "inputs": 160, "races": 12, "payloads": 1000}  # cases a folder; payloads: as many as there are
 LIMIT = 20  # seconds after which a command hangs
 MEMORY = 12 << 30  # bytes of address space for a child: a case that asks for everything must not take the machine down
-CLOCKS = {"RTE", "seconds", "mask_seconds", "peak_memory_mb", "mask seconds"}  # values that differ between undisturbed runs
+CLOCKS = {"RTE", "seconds", "mask_seconds", "peak_memory_mb", "started"}  # values that differ between undisturbed runs
 
 # Commands by name; {name} is that run of the home folder, or a damaged copy of it. START: how the home folder is made, in this order.
-START, COMMANDS, READERS, KILLS = {}, {}, {}, {}
+START, COMMANDS = {}, {}
 START["Classification"] = {
     "original": "train {tiny} --data_dir {data}",
     "other": "train {tiny} --data_dir {data} --arch resnet20 --epochs 1",
@@ -56,7 +56,7 @@ START["Classification"] = {
     "table/salun": "unlearn --method salun --mask_path {mask} --epochs 2 --num_forget 60 --precision fp32 --model_path {original}",
     "table/retrain": "unlearn --method retrain --num_forget 60 --precision fp32 --model_path {original}",
     "": "evaluate --precision fp32 --model_path {table}/salun {table}/retrain",
-    "cut": "train {tiny} --epochs 300 --data_dir {data}",
+    "cut": "train {tiny} --epochs 60 --data_dir {data}",
 }
 COMMANDS["Classification"] = {
     "train": "train {tiny} --epochs 1 --data_dir {data}",
@@ -64,24 +64,14 @@ COMMANDS["Classification"] = {
     "pictures": "train --dataset folder --image_size 16 --arch cnn --epochs 1 --data_dir {pictures}",
     "mask": "generate_mask --num_forget 60 --model_path {original}",
     "unlearn": "unlearn --method salun --mask_path {mask} --epochs 1 --num_forget 60 --model_path {original}",
+    "cifar10": "train {tiny} --dataset cifar10",
     "npy": "generate_mask --forget_indices {lists}/rows.npy --model_path {original}",
     "txt": "generate_mask --forget_indices {lists}/rows.txt --model_path {original}",
     "evaluate": "evaluate --num_forget 60 --model_path {original}",
     "measure": "evaluate --overwrite --model_path {table}/salun",
     "table": "table {table}",
-    "resume": "train {tiny} --epochs 300 --data_dir {data} --resume",
+    "resume": "train {tiny} --epochs 60 --data_dir {data} --resume",
 }
-READERS["Classification"] = {
-    "original": ("mask", "unlearn", "evaluate", "tune"),
-    "mask": ("unlearn",),
-    "data": ("train", "evaluate"),
-    "pictures": ("pictures",),
-    "table": ("measure", "table"),
-    "out": ("resume",),
-    "lists/rows.npy": ("npy",),
-    "lists/rows.txt": ("txt",),
-}
-KILLS["Classification"] = ("train", "mask", "evaluate")
 
 START["DDPM"] = {
     "original": "train {tiny} --steps 60 --data_dir {data}",
@@ -94,7 +84,7 @@ START["DDPM"] = {
     "table/salun": "sample --model_path {models}/salun --num_per_class 3 --steps 3",
     "table/retrain": "sample --model_path {models}/retrain --num_per_class 3 --steps 3",
     "": "evaluate --features classifier --num_reference 100 --classifier {classifier} --sample_path {table}/salun {table}/retrain",
-    "cut": "train {tiny} --steps 3000 --data_dir {data}",
+    "cut": "train {tiny} --steps 200 --data_dir {data}",
 }
 COMMANDS["DDPM"] = {
     "train": "train {tiny} --steps 25 --data_dir {data}",
@@ -109,19 +99,8 @@ COMMANDS["DDPM"] = {
     "inception": "evaluate --num_reference 100 --classifier {classifier} --forget_class 3 --sample_path {samples}",
     "measure": "evaluate --features classifier --num_reference 100 --classifier {classifier} --overwrite --sample_path {table}/salun",
     "table": "table {table}",
-    "resume": "train {tiny} --steps 3000 --data_dir {data} --resume",
+    "resume": "train {tiny} --steps 200 --data_dir {data} --resume",
 }
-READERS["DDPM"] = {
-    "original": ("mask", "unlearn", "sample", "tune"),
-    "mask": ("unlearn",),
-    "data": ("train", "evaluate"),
-    "pictures": ("pictures",),
-    "classifier": ("evaluate",),
-    "samples": ("evaluate",),
-    "table": ("measure", "table"),
-    "out": ("resume",),
-}
-KILLS["DDPM"] = ("train", "classifier", "mask", "sample", "evaluate")
 
 DRAWN = "generate_images --num_samples 2 --steps 3 --guidance_scale 2 --batch_size 4 --precision fp32 --model_path"
 JUDGED = "evaluate --features classifier --num_reference 100 --classifier {classifier}"
@@ -136,7 +115,7 @@ START["SD"] = {
     "table/salun": DRAWN + " {models}/salun",
     "table/retrain": DRAWN + " {models}/retrain",
     "": JUDGED + " --sample_path {table}/salun {table}/retrain",
-    "cut": "train {tiny} --vae_steps 2 --steps 2000 --limit 40 --data_dir {data}",
+    "cut": "train {tiny} --vae_steps 2 --steps 150 --limit 40 --data_dir {data}",
 }
 COMMANDS["SD"] = {
     "train": "train {tiny} --vae_steps 15 --steps 15 --limit 100 --data_dir {data}",
@@ -149,6 +128,7 @@ COMMANDS["SD"] = {
     "unlearn": "unlearn --method salun --mask_path {mask} --steps 2 --forget_class three --precision fp32 --model_path {original}",
     "sample": DRAWN + " {original}",
     "prompts": DRAWN + " {original} --prompts_path {lists}/prompts.csv",
+    "folder": DRAWN + " {original}/model",
     "own": "unlearn --method esd --steps 1 --sample_steps 3 --forget_prompt three --precision fp32 --model_path {original}",
     "forget_dir": "unlearn --method ga --steps 1 --forget_prompt three --forget_dir {pictures} --precision fp32 --model_path {original}",
     "evaluate": JUDGED + " --forget_class three --sample_path {samples}",
@@ -157,168 +137,56 @@ COMMANDS["SD"] = {
     "clip": "evaluate --features none --forget_class three --sample_path {samples} --clip_model {original}",
     "measure": JUDGED + " --overwrite --sample_path {table}/salun",
     "table": "table {table}",
-    "resume": "train {tiny} --vae_steps 2 --steps 2000 --limit 40 --data_dir {data} --resume",
+    "resume": "train {tiny} --vae_steps 2 --steps 150 --limit 40 --data_dir {data} --resume",
 }
-READERS["SD"] = {
-    "original": ("mask", "unlearn", "sample", "tune", "own"),
-    "mask": ("unlearn",),
-    "data": ("mask",),
-    "pictures": ("pictures", "forget_dir"),
-    "captions": ("captions",),
-    "lists/prompts.csv": ("prompts",),
-    "classifier": ("evaluate",),
-    "samples": ("evaluate",),
-    "table": ("measure", "table"),
-    "out": ("resume",),
-}
-KILLS["SD"] = ("train", "classifier", "mask", "sample", "evaluate")
+KILLED = ("train", "classifier", "mask", "sample", "evaluate")  # beside all methods
 UNSAVED = ("table", "measure")  # these write into what they read, and take no --save_dir
 
+# fmt: off
 METHOD_FLAGS = {  # "": the command of a method that is killed; *: flags of those that are not named
     "Classification": {"": "unlearn --num_forget 60 --precision fp32 --model_path {original}", "*": "--epochs 5", "iu": "", "ssd": ""},
-    "DDPM": {
-        "": "unlearn --forget_class 3 --precision fp32 --model_path {original}",
-        "*": "--steps 15",
-        "esd": "--steps 15 --replay 16",
-        "sa": "--steps 15 --replay 4 --fisher_timesteps 8 --ewc 1e-4",
-    },
-    "SD": {
-        "": "unlearn --forget_class three --precision fp32 --model_path {original}",
-        "*": "--steps 8",
-        "esd": "--steps 8 --sample_steps 3",
-        "uce": "",
-        "ca": "--steps 8 --num_images 4 --generation_steps 3",
-    },
+    "DDPM": {"": "unlearn --forget_class 3 --precision fp32 --model_path {original}", "*": "--steps 15",
+             "esd": "--steps 15 --replay 16", "sa": "--steps 15 --replay 4 --fisher_timesteps 8 --ewc 1e-4"},
+    "SD": {"": "unlearn --forget_class three --precision fp32 --model_path {original}", "*": "--steps 8", "uce": "",
+           "esd": "--steps 8 --sample_steps 3", "ca": "--steps 8 --num_images 4 --generation_steps 3"},
 }
-# Where payloads are planted: (what reads it, command, more flags, run to copy or None, files below the case's folder)
-BOTH = [
-    ("weights of a run", "mask", [], "original", ["original/model.safetensors"]),
-    ("weights with no ending of a run", "unlearn", [], "original", ["original/model.safetensors"]),
-    ("--mask_path run", "unlearn", [], "mask", ["mask/mask.safetensors"]),
-    ("--mask_path file", "unlearn", ["--mask_path", "{tmp}/mask/mask.pth"], "mask", ["mask/mask.pth"]),
-    ("checkpoint", "resume", [], "out", ["out/checkpoint.safetensors"]),
-    ("cache of images", "train", [], "data", ["data/digits.npz"]),
-    ("cache of pictures", "pictures", [], "pictures", ["pictures/folder_16.npz", "pictures/folder_8.npz"]),
-    ("a picture", "pictures", [], "pictures", ["pictures/train/cat/0.png"]),
-    ("log.csv", "resume", [], "out", ["out/log.csv"]),
-    ("args.json", "mask", [], "original", ["original/args.json"]),
-    ("done.json", "unlearn", [], "original", ["original/done.json"]),
-    ("metrics.json", "table", [], "table", ["table/salun/metrics.json"]),
-    *(
-        (f"--model_path {end}", "unlearn", ["--model_path", f"{{tmp}}/x{end}"], None, [f"x{end}"])
-        for end in (".pth", ".ckpt", ".safetensors")
-    ),
-    *(
-        (f"train --model_path {end}", "tune", ["--model_path", f"{{tmp}}/x{end}"], None, [f"x{end}"])
-        for end in (".pth", ".ckpt", ".pt", "")
-    ),
+# Payloads go in place of every file of every run, and here: what reads it, command, more flags, files below the case's folder ($)
+HUB = "$/torch/hub/checkpoints/"
+FLAGGED = {"--model_path": ("unlearn", "tune"), "--mask_path": ("unlearn",), "--pretrained": ("resnet34",), "--classifier": ("evaluate",),
+           "--classifier_weights": ("resnet50",), "--inception_weights": ("inception",)}
+PLANTS = [(f"{name} {flag} {end}", name, f"{flag} $/x{end}", f"$/x{end}")
+          for flag, names in FLAGGED.items() for name in names for end in (".pth", ".ckpt", ".safetensors")]
+PLANTS += [
+    ("Inception in torch's cache", "inception", "", HUB + "weights-inception-2015-12-05-6726825d.pth"),
+    ("ResNet-34 in torch's cache", "resnet34", "", HUB + "resnet34-b627a593.pth"),
+    ("ResNet-50 in torch's cache", "resnet50", "", HUB + "resnet50-11ad3fa6.pth"),
+    ("a CLIP model", "clip", "--clip_model $/clip", "$/clip/open_clip_pytorch_model.bin $/clip/pytorch_model.bin"),
+    ("CIFAR-10's files", "cifar10", "--data_dir $", "$/cifar-10-batches-py/data_batch_1 $/cifar-10-batches-py/batches.meta"),
 ]
-JUDGES = [
-    ("classifier", "evaluate", [], "classifier", ["classifier/model.safetensors"]),
-    ("classifier named by a file", "evaluate", ["--classifier", "{tmp}/x.pth"], None, ["x.pth"]),
-    ("--inception_weights", "inception", ["--inception_weights", "{tmp}/x.pth"], None, ["x.pth"]),
-    ("Inception in torch's cache", "inception", [], None, ["torch/hub/checkpoints/weights-inception-2015-12-05-6726825d.pth"]),
-    ("a sample", "evaluate", [], "samples", ["samples/samples/0_00000.png", "samples/samples/0_0.png"]),
-]
-PLANTS = {
-    "Classification": [
-        *BOTH,
-        ("index file .npy", "npy", [], "lists", ["lists/rows.npy"]),
-        ("index file .txt", "txt", [], "lists", ["lists/rows.txt"]),
-        (
-            "CIFAR-10's files",
-            "train",
-            ["--dataset", "cifar10"],
-            "data",
-            [f"data/cifar-10-batches-py/{n}" for n in ("data_batch_1", "batches.meta")],
-        ),
-    ],
-    "DDPM": [
-        *BOTH,
-        *JUDGES,
-        *((f"--pretrained {end}", "resnet34", ["--pretrained", f"{{tmp}}/x{end}"], None, [f"x{end}"]) for end in (".pth", ".safetensors")),
-        ("ResNet-34 in torch's cache", "resnet34", [], None, ["torch/hub/checkpoints/resnet34-b627a593.pth"]),
-        ("weights of a sampled run", "sample", [], "original", ["original/model.safetensors"]),
-    ],
-    "SD": [
-        *(
-            case
-            for case in BOTH
-            if case[0] not in ("weights of a run", "weights with no ending of a run", "cache of images", "cache of pictures")
-        ),
-        *JUDGES,
-        *(
-            (f"{p} as {f}", "unlearn", [], "original", [f"original/model/{p}/{f}"])
-            for p, f in (
-                ("unet", "diffusion_pytorch_model.safetensors"),
-                ("unet", "diffusion_pytorch_model.bin"),
-                ("vae", "diffusion_pytorch_model.bin"),
-                ("text_encoder", "pytorch_model.bin"),
-                ("text_encoder", "model.safetensors"),
-                ("tokenizer", "vocab.json"),
-            )
-        ),
-        ("--classifier_weights", "resnet50", ["--classifier_weights", "{tmp}/x.pth"], None, ["x.pth"]),
-        ("ResNet-50 in torch's cache", "resnet50", [], None, ["torch/hub/checkpoints/resnet50-11ad3fa6.pth"]),
-        ("cache of latents", "mask", ["--data_dir", "{tmp}/data"], "data", ["data/cache/*"]),
-        ("a picture to forget", "forget_dir", [], "pictures", ["pictures/train/cat/0.png"]),
-        ("prompts", "prompts", [], "lists", ["lists/prompts.csv"]),
-        ("a CLIP model", "clip", ["--clip_model", "{tmp}/clip"], None, ["clip/open_clip_pytorch_model.bin", "clip/pytorch_model.bin"]),
-    ],
-}
+# In SD's models: pickles that weights could be read from, and parts that could name code of their own
+PICKLED = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "pytorch_model"}
+CODE = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "_evil", "pipeline", "auto_map")
 
 # ---------------------------------------------------------------------------------------------------------------- damage
 NUMBERS_AS_TEXT = ["-1", "0", "nan", "inf", "-inf", "", "x", "²", "1.5", "1e38", "1e308", "1e400", "18446744073709551616", "9" * 20]
 PATHS = ["", "absent", "fifo", "empty", "text", "loop", "/dev/null", "/proc/self/mem", "~nobody/x", "x" * 5000, "{classifier}", "{samples}"]
 TEXTS = ["", "nope", "../../x", "²", "--5", "-1", "99", "\udcff", "3,,4", "{", "{} {", "a {} and {}", "{:>99999999999}{}", "x" * 5000]
 CONTRADICTIONS = [
-    "--resume --overwrite",
-    "--save_dir {original}",
-    "--save_dir {original} --overwrite",
-    "--save_dir {original}/x --overwrite",
-]
-CONTRADICTIONS += ["--save_dir {data}", "--save_dir text", "--save_dir fifo/x", "--save_dir {mask} --resume", "--mask_path {original}"]
-CONTRADICTIONS += ["--model_path {mask}", "--model_path {other}", "--image_size 1", "--image_size 10000000", "--limit 1 --batch_size 1"]
-CONTRADICTIONS += [
-    "--forget_class 0 1 2 3 4 5 6 7 8 9",
-    "--retain_only",
-    "--seed 1 --seed",
-    "--device cuda --precision bf16",
-    "--nope",
-    "x",
+    "--resume --overwrite", "--save_dir {original}", "--save_dir {original} --overwrite", "--save_dir {original}/x --overwrite", "x",
+    "--nope", "--save_dir {data}", "--save_dir text", "--save_dir fifo/x", "--save_dir {mask} --resume", "--mask_path {original}",
+    "--seed 1 --seed", "--model_path {mask}", "--model_path {other}", "--image_size 1", "--image_size 10000000", "--retain_only",
+    "--limit 1 --batch_size 1", "--forget_class 0 1 2 3 4 5 6 7 8 9", "--device cuda --precision bf16",
 ]
 VALUES = [None, -1, 0, 1e400, 10**30, "x", "a\0b", [], {}, [None], {"x": [1]}, True]  # for a key of hand-edited JSON
-TEXT_FILES = [
-    b"",
-    b"[]",
-    b"null",
-    b"3",
-    b'"x"',
-    b"{}",
-    b"[{}]",
-    b"NaN",
-    b"{",
-    b"[" * 99999,
-    b"9" * 5000,
-    b"\xff\xfe\x00x",
-    b'{"a": 1} x',
-    b"\0",
-]
-CSV_FILES = [b"a,b\n1,2\n", b"file_name,text\nx\n", b"case_number,prompt,evaluation_seed\n", b"case_number,prompt,evaluation_seed\n1\n"]
-CSV_FILES += [f"case_number,prompt,evaluation_seed\n1,a,{value}\n".encode() for value in ("", "x", "1.5", "9" * 30, "-1", "nan")]
-CSV_FILES += ["file_name,text\né.png,é\n".encode(code) for code in ("latin-1", "utf-16")] + [b"file_name,text\n" + b"x" * 200_000, b'"\n']
-CSV_FILES += [
-    f"case_number,prompt,evaluation_seed,width\n1,a,1,{value}\n".encode() for value in ("0", "-8", "x", "8000000", str(2**63 - 8))
-]
-CSV_FILES += [
-    b"step,loss\nabc,1\n",
-    b"step\n1.0\n",
-    b"loss\n1\n",
-    b"step,step\n1,1,1,1\n",
-    b"../../x,text\n",
-    b"file_name,text\n../../x,a\n",
-]
+TEXT_FILES = [b"", b"[]", b"null", b"3", b'"x"', b"{}", b"[{}]", b"NaN", b"{", b"[" * 99999, b"9" * 5000, b"\xff\xfe\x00x", b"{} x", b"\0"]
+CASES = "case_number,prompt,evaluation_seed"
+CSV_FILES = [b"a,b\n1,2\n", b"file_name,text\nx\n", f"{CASES}\n".encode(), f"{CASES}\n1\n".encode(), b'"\n']
+CSV_FILES += [f"{CASES}\n1,a,{value}\n".encode() for value in ("", "x", "1.5", "9" * 30, "-1", "nan")]
+CSV_FILES += [f"{CASES},width\n1,a,1,{value}\n".encode() for value in ("0", "-8", "x", "8000000", str(2**63 - 8))]
+CSV_FILES += ["file_name,text\né.png,é\n".encode(code) for code in ("latin-1", "utf-16")] + [b"file_name,text\n../../x,a\n"]
+CSV_FILES += [b"step,loss\nabc,1\n", b"step\n1.0\n", b"loss\n1\n", b"step,step\n1,1,1,1\n", b"file_name,text\n" + b"x" * 200_000]
 ROWS = ["-1", "1000000000", "99999999999999999999", "1.5", "x", "", "1 1", "nan", "0x10", "²", "\0", "1,2"]
+# fmt: on
 
 
 def cut(path, share=0.5):
@@ -595,7 +463,7 @@ class Folder:
         import run_folder
         import trainer
 
-        if name != "Classification":
+        if name == "DDPM":
             importlib.import_module("diffusers")
         if name == "SD":
             from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel  # noqa: F401
@@ -686,10 +554,8 @@ class Folder:
             (self.home / "pictures" / place).mkdir(parents=True)
             for i in range(6):
                 Image.new("RGB", (16, 16), (40 * i, 90, 10)).save(self.home / "pictures" / place / f"{i}.png")
-        for folder, name, text in (
-            ("captions", "metadata.csv", "file_name,text\na.png,a cat\nb.png,a dog\n"),
-            ("lists", "rows.txt", "1 2 3\n"),
-        ):
+        captions = ("captions", "metadata.csv", "file_name,text\na.png,a cat\nb.png,a dog\n")
+        for folder, name, text in (captions, ("lists", "rows.txt", "1 2 3\n")):
             (self.home / folder).mkdir()
             (self.home / folder / name).write_text(text)
         for name in "ab":
@@ -715,7 +581,7 @@ class Folder:
         return {str(path): (stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in stats}
 
     def contents(self, folder):
-        """{file: what must be equal after a kill} of a run folder: tensors, pictures, metrics, without what a clock says."""
+        """{file: what must be equal after a kill} of a run folder: tensors, pictures, metrics but for clocks, and which files there are."""
         found = {}
 
         def timeless(value):
@@ -734,7 +600,7 @@ class Folder:
             elif name in ("done.json", "metrics.json"):
                 found[name] = timeless(json.loads(path.read_text()))
             else:
-                found[name] = None if name in ("args.json", "log.csv") else hashlib.sha256(path.read_bytes()).hexdigest()
+                found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix in (".png", ".gif") else "there"
         return found
 
     def go_on(self, part, end):
@@ -743,7 +609,7 @@ class Folder:
 
     # --------------------------------------------------------------------------------------------------------------- parts
     def kills(self, end):
-        jobs = {name: self.command(COMMANDS[self.name][name]) for name in KILLS[self.name]}
+        jobs = {name: self.command(COMMANDS[self.name][name]) for name in KILLED if name in COMMANDS[self.name]}
         for method in self.methods:
             flags = METHOD_FLAGS[self.name].get(method, METHOD_FLAGS[self.name]["*"]).split()
             mask = ["--mask_path", str(self.home / "mask")] if method in self.needs_mask else []
@@ -773,7 +639,7 @@ class Folder:
                 return  # it was faster
             os.kill(child[0], sent)
             result = self.wait(child)
-            if sent == signal.SIGINT and "Traceback (most" in result.text:
+            if sent == signal.SIGINT and f'{command[0]}.py", line' in result.text:
                 self.fails(f"SIGINT after {moment:.2f} s", command, result.last_line)
         self.counts["kills"] += 1
         result = self.call([*command, "--resume"], tmp)
@@ -807,6 +673,24 @@ class Folder:
         finally:
             argparse.ArgumentParser.parse_args = original
 
+    def read_files(self):
+        """(command, run, file of it) of every command that reads runs, one picture of a folder. A command with --resume reads `cut`."""
+        for name, text in COMMANDS[self.name].items():
+            places = re.findall(r"\{(\w+)\}(\S*)", text) + ([("cut", "")] if text.endswith("--resume") else [])
+            for run, rest in places:
+                source, seen = Path(f"{self.home / run}{rest}"), set()
+                for path in [source] if source.is_file() else sorted(source.rglob("*")):
+                    alike = (path.parent, path.suffix) if path.suffix == ".png" else path
+                    if not path.is_dir() and alike not in seen:
+                        seen.add(alike)
+                        yield name, run, path
+
+    def copy(self, run, path, tmp):
+        """Copy a run into tmp; returns (what changes in the commands, the copy of a file of it). `cut` becomes the run to write."""
+        folder = tmp / ("out" if run == "cut" else run)
+        shutil.copytree(self.home / run, folder)
+        return {run: folder}, folder / path.relative_to(self.home / run)
+
     def cases(self):
         """Groups of bad inputs, {group: [(command, run to copy or None, function that damages a file of the copy, label)]}."""
         groups = collections.defaultdict(list)
@@ -825,17 +709,9 @@ class Folder:
                     more = (["--method", method] if method else []) + [f"{flag}={text}" if flag else text]
                     groups[f"flag {script}"].append((name, more, None, None, flag))
             groups["contradictions"] += [(name, self.command(text), None, None, "") for text in CONTRADICTIONS]
-        for run, names in READERS[self.name].items():
-            source = self.home / ("cut" if run == "out" else run)
-            seen = set()
-            for path in [source] if source.is_file() else sorted(source.rglob("*")):
-                alike = (path.parent, path.suffix) if path.suffix == ".png" else path
-                if path.is_dir() or alike in seen:
-                    continue
-                seen.add(alike)
-                for label, damage in damages(path):
-                    for name in names:
-                        groups[f"file {path.suffix} {run}"].append((name, [], run, (path.relative_to(self.home), damage), label))
+        for name, run, path in self.read_files():
+            for label, damage in damages(path):
+                groups[f"file {path.suffix} {run}"].append((name, [], run, (path, damage), label))
         return groups
 
     def inputs(self, end):
@@ -855,16 +731,12 @@ class Folder:
         tmp, changed = self.scratch(), {}
         os.mkfifo(tmp / "fifo"), (tmp / "empty").mkdir(), (tmp / "text").write_text("hello"), (tmp / "loop").symlink_to("loop")
         if run:
-            top = run.split("/")[0]
-            source = damaged[0] if run != "out" else Path("out", *damaged[0].parts[1:])
-            copied = tmp / top
-            shutil.copytree(self.home / ("cut" if run == "out" else top), copied)
-            damaged[1](tmp / source)
-            changed = {top: copied}
-            label = f"{source} {label}"
+            changed, path = self.copy(run, damaged[0], tmp)
+            damaged[1](path)
+            label = f"{path.relative_to(tmp)} {label}"
         save = [] if name in UNSAVED or "--save_dir" in more else ["--save_dir", str(tmp / "out")]
         command = [*self.command(COMMANDS[self.name][name], **changed), *save, *more]
-        before = self.same_files(tmp / run.split("/")[0]) if run and run != "out" else {}
+        before = self.same_files(tmp / run) if run and run != "cut" else {}
         result = self.call(command, tmp)
         kind = result.kind
         if kind == "hang" and ((tmp / "out" / "log.csv").exists() or any((tmp / "out" / "samples").glob("*.png"))):
@@ -874,11 +746,15 @@ class Folder:
         if kind in ("hang", "traceback"):
             self.fails(f"{kind}: {label}", command, result.last_line)
         if kind in ("sentence", "traceback"):
-            after = self.same_files(tmp / run.split("/")[0]) if before else {}
-            if (tmp / "out" / "done.json").exists() or self.same_files(self.home) != originals or before != after:
+            after = self.same_files(tmp / run) if before else {}
+            if (tmp / "out" / "done.json").exists() or not before.items() <= after.items():
                 self.counts["inputs: changed what it read"] += 1
                 self.fails(f"a failure left done.json or changed what it read: {label}", command, result.last_line)
-                originals.clear(), originals.update(self.same_files(self.home))
+        now = self.same_files(self.home)
+        if not originals.items() <= now.items():  # new files are caches
+            self.counts["inputs: changed what it read"] += 1
+            self.fails(f"changed {', '.join(sorted(dict(originals.items() - now.items())))[:300]}: {label}", command, result.last_line)
+            originals.clear(), originals.update(now)
         shutil.rmtree(tmp)
 
     def races(self, end):
@@ -902,7 +778,7 @@ class Folder:
     def together(self, commands, tmp):
         children = []
         for command in commands:
-            children.append(self.start(command, tmp, often=True))
+            children.append(self.start(command, tmp))
             time.sleep(self.random.choice((0, 0, 0.02, 0.1)))
         return [self.wait(child, 2 * LIMIT) for child in children]
 
@@ -958,31 +834,46 @@ class Folder:
             if not (tmp / "ran").exists():
                 raise SystemExit(f"the payload {name} does not work, so its cases would say nothing")
             (tmp / "ran").unlink()
-        for label, name, more, run, places in PLANTS[self.name]:
-            for how in payloads(""):
-                if not self.go_on("payloads", end):
-                    return self.skipped.append(f"payloads from {label} on")
-                self.plant(f"{how} as {label}", name, more, run, places, lambda marker, how=how: payloads(marker)[how])
-        for how in ("unet", "vae", "text_encoder", "tokenizer", "_evil", "pipeline", "auto_map") if self.name == "SD" else ():
-            for run, place in (("original/model", "original/model"), ("original", "original/model")):
-                name = ["unlearn", "sample", "tune"][self.random.randrange(3)]
-                command = COMMANDS["SD"][name].replace("{original}", "{original}/model" if run != "original" else "{original}")
-                self.plant(f"code for {how} in {run}", command, [], "original", [place], lambda marker, how=how: evil_code(marker, how))
+        cases = [(f"{how} as {label}", name, more, None, files, how) for label, name, more, files in PLANTS for how in payloads("")]
+        cases += [("pickle of a part", "unlearn", "", ("original", f"model/{part}"), stem, "torch.save") for part, stem in PICKLED.items()]
+        cases += [
+            (f"code for {how}", name, "", ("original", "model"), how, None) for how in CODE for name in ("unlearn", "sample", "folder")
+        ]
+        seen = set()
+        for name, run, path in self.read_files():
+            if path not in seen:
+                seen.add(path)
+                cases += [(f"{how} as {path.name}", name, "", (run, path), None, how) for how in self.random.sample(list(payloads("")), 2)]
+        cases = [
+            case
+            for case in cases
+            if case[1] in COMMANDS[self.name] and (self.name == "SD" or not case[0].startswith(("code", "pickle of")))
+        ]
+        self.random.shuffle(cases)
+        for done, case in enumerate(cases):
+            if not self.go_on("payloads", end):
+                return self.skipped.append(f"payloads: {done} of {len(cases)}, for lack of time")
+            self.plant(*case)
 
-    def plant(self, label, name, more, run, places, make):
+    def plant(self, label, name, more, place, files, how):
+        """Plant a payload: at `files`, in place of a file of a run, or in a part of SD's model."""
         tmp = self.scratch()
         marker, changed = tmp / "marker", {}
-        if run:
-            shutil.copytree(self.home / ("cut" if run == "out" else run), tmp / run)
-            changed = {run: tmp / run}
-        for place in places:
-            path = tmp / place
-            path.parent.mkdir(parents=True, exist_ok=True)
+        paths = [Path(word.replace("$", str(tmp))) for word in (files or "").split() if not place]
+        if place:
+            path = place[1] if isinstance(place[1], Path) else self.home / place[0] / place[1]
+            changed, path = self.copy(place[0], path, tmp)
             if path.is_file():
                 path.unlink()
-            make(marker)(path)
-        command = self.command(COMMANDS[self.name].get(name, name), *(word.format(tmp=tmp) for word in more), **changed)
-        command += [] if name in UNSAVED else ["--save_dir", str(tmp / "out")]
+            elif how is not None:
+                (path / f"{files}.safetensors").unlink(missing_ok=True), (path / "model.safetensors").unlink(missing_ok=True)
+                path = path / f"{files}.bin"
+            paths = [path]
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (evil_code(marker, files) if how is None else payloads(marker)[how])(path)
+        save = [] if name in UNSAVED else ["--save_dir", str(tmp / "out")]
+        command = [*self.command(COMMANDS[self.name][name], **changed), *more.replace("$", str(tmp)).split(), *save]
         result = self.call(command, tmp, environment={"TORCH_HOME": str(tmp / "torch")})
         self.counts["payloads"] += 1
         self.counts[f"payloads: {result.kind}"] += 1
