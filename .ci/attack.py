@@ -41,7 +41,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-PARTS = {"payloads": 0.2, "races": 0.15, "kills": 0.3, "inputs": 0.35}  # in this order; the share of the time, what is left goes on
+PARTS = {"payloads": 0.15, "races": 0.2, "kills": 0.3, "inputs": 0.35}  # in this order; the share of the time, what is left goes on
 NUMBERS = {"kills": 24, "inputs": 160, "races": 12, "payloads": 1000}  # cases a folder; payloads: as many as there are
 LIMIT = 20  # seconds after which a command hangs
 MEMORY = 12 << 30  # bytes of address space for a child: a case that asks for everything must not take the machine down
@@ -514,12 +514,15 @@ class Folder:
             os._exit(status)
 
     def wait(self, child, limit=LIMIT):
-        pid, said, _ = child
-        end, hung = time.monotonic() + limit, False
+        """The Result of a child. It hangs after `limit` seconds in which it computed for half as long, or where it waits for something."""
+        (pid, said, _), hung, seen = child, False, -1
+        end = time.monotonic() + limit
         while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
             if time.monotonic() > end and not hung:
-                hung = True
-                with contextlib.suppress(ProcessLookupError):
+                computed = sum(map(int, Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13])) / os.sysconf("SC_CLK_TCK")
+                hung = computed > limit / 2 or computed == seen
+                seen, end = computed, end + 4  # on a crowded machine a child that goes on computing is given more time
+                if hung:
                     os.killpg(pid, signal.SIGKILL)
             time.sleep(0.01)
         return Result(os.waitstatus_to_exitcode(ended[1]), said.read_text(errors="replace") if said.exists() else "", hung)
@@ -618,7 +621,7 @@ class Folder:
         order = list(jobs)
         self.random.shuffle(order)
         for turn in itertools.count():
-            name = order[turn % len(order)]
+            name = order[turn // 2 % len(order)]
             if not self.go_on("kills", end) or turn > 20 * len(order):
                 break
             if name not in whole:
@@ -686,10 +689,14 @@ class Folder:
                         yield name, run, path
 
     def copy(self, run, path, tmp):
-        """Copy a run into tmp; returns (what changes in the commands, the copy of a file of it). `cut` becomes the run to write."""
+        """Copy a run into tmp; returns (what changes in the commands, the copy of a file of it). `cut` becomes the run to write.
+
+        The table is copied too: the commands of UNSAVED write into it.
+        """
         folder = tmp / ("out" if run == "cut" else run)
-        shutil.copytree(self.home / run, folder)
-        return {run: folder}, folder / path.relative_to(self.home / run)
+        for name, place in {"table": tmp / "table", run: folder}.items():
+            shutil.copytree(self.home / name, place)
+        return {"table": tmp / "table", run: folder}, folder / path.relative_to(self.home / run)
 
     def cases(self):
         """Groups of bad inputs, {group: [(command, run to copy or None, function that damages a file of the copy, label)]}."""
