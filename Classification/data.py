@@ -137,6 +137,8 @@ def forget_indices(train, labels, classes, forget_class=None, num_forget=None, i
 
 
 def read_indices(path):
+    if not path.is_file():
+        raise RunError(f"{path} does not exist, or is no file")
     try:
         values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.array([int(word) for word in path.read_text().split()])
     except (ValueError, EOFError, OverflowError, MemoryError) as error:

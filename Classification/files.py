@@ -96,7 +96,7 @@ def check_finite(tensors, what):
     """Raise RunError if a tensor of {name: tensor} holds NaN or infinite values. what: the file they are for or from."""
     for name, tensor in tensors.items():
         if tensor.dtype.is_floating_point and not torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all():
-            raise RunError(f"{what}: {name} holds NaN or infinite values")
+            raise RunError(f"{what}: NaN or infinite values in {name}")
 
 
 def write_tensors(path, tensors, metadata=None):

@@ -98,6 +98,8 @@ def decode(rows, size):
 
     images = np.empty((len(rows), size, size, 3), np.uint8)
     for i, (path, _) in enumerate(tqdm(rows, "decode", disable=None)):
+        if not os.path.isfile(path):
+            raise RunError(f"{path} is no file: remove it")
         try:
             with Image.open(path) as image:
                 images[i] = np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))

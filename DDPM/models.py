@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cli import RunError
-from files import check_shapes, read_tensors
+from files import check_finite, check_shapes, read_tensors
 
 TIMESTEPS = 1000
 NOISE = {"num_train_timesteps": TIMESTEPS, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}  # Ho et al. 2020
@@ -134,9 +134,7 @@ def load_weights(model, path):
     """Load model.safetensors into a model. Raises RunError when they do not fit or are not finite."""
     tensors, _ = read_tensors(path)
     check_shapes(path, *({name: tuple(tensor.shape) for name, tensor in state.items()} for state in (tensors, model.state_dict())))
-    bad = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
-    if bad:
-        raise RunError(f"{path} holds NaN or infinite values in {bad}")
+    check_finite(tensors, path)
     model.load_state_dict(tensors)
 
 

@@ -270,7 +270,11 @@ class RunFolder:
         if here.num_processes > 1 and len(here.gather(torch.tensor([state["step"]], device=here.device)).unique()) > 1:
             raise RunError(f"the processes see different checkpoints: {self.folder} must lie on a file system that they share")
         if self.is_main:
-            self._write_log([row for row in self._read_log() if None not in row.values() and int(row["step"]) <= state["step"]])
+            try:
+                rows = [row for row in self._read_log() if None not in row.values() and int(row["step"]) <= state["step"]]
+            except (KeyError, ValueError, TypeError, csv.Error) as error:
+                raise RunError(f"{self.folder}/log.csv is damaged ({error}): remove it to go on without") from error
+            self._write_log(rows)
         return (groups, state) if groups else None
 
     def continue_from(self, state):
