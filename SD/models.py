@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import safetensors
 import torch
 
 from cli import RunError
@@ -153,12 +154,21 @@ def refuse_code(folder):
 
 def from_folder(source):
     """diffusers' from_pretrained, its errors turned into one sentence."""
-    import safetensors
-    from diffusers import StableDiffusionPipeline
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel
 
     options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False, "use_safetensors": True}
     with quiet():
         try:
+            # Each part by itself: only then is it told what a file lacks, which transformers would fill at random
+            for name, cls in {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}.items():
+                options[name], told = cls.from_pretrained(source, subfolder=name, use_safetensors=True, output_loading_info=True)
+                for fault, key in {"lacks": "missing", "has the unknown": "unexpected", "has another shape of": "mismatched"}.items():
+                    odd = [
+                        tensor for tensor in told.get(f"{key}_keys", ()) if not str(tensor).endswith("position_ids")
+                    ]  # old files have it
+                    if odd:
+                        raise RunError(f"{source} is no whole pipeline: its {name} {fault} tensor {min(odd)}; make or fetch it again")
             return StableDiffusionPipeline.from_pretrained(source, **options).to(torch.float32)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
@@ -183,34 +193,65 @@ def quiet():
 
 
 def check(pipeline, source):
-    """Refuse a pipeline of another kind and weights that are not finite."""
+    """Refuse a pipeline of another kind, configs that do not fit each other, and weights that are not finite."""
     from diffusers import StableDiffusionPipeline
 
     if not isinstance(pipeline, StableDiffusionPipeline) or pipeline.unet.config.in_channels != pipeline.vae.config.latent_channels:
         raise RunError(f"{source} is no text-to-image model of Stable Diffusion 1.x or 2.x (inpainting and XL have other U-Nets)")
     if pipeline.scheduler.config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
         raise RunError(f"{source} predicts {pipeline.scheduler.config.prediction_type}: epsilon and v_prediction are known")
+    size, scale, text = pipeline.unet.config.sample_size, pipeline.vae.config.scaling_factor, pipeline.text_encoder.config
+    rules = {
+        f"noise schedule of {TIMESTEPS} steps": pipeline.scheduler.config.get("num_train_timesteps") == TIMESTEPS,
+        "whole number as the U-Net's sample_size": isinstance(size, int) and size > 0,
+        "positive number as the autoencoder's scaling_factor": isinstance(scale, (int, float)) and 0 < scale < float("inf"),
+        "tokenizer that fits its text encoder": (  # without its files transformers makes an empty one, for texts of any length
+            len(pipeline.tokenizer) <= text.vocab_size and pipeline.tokenizer.model_max_length <= text.max_position_embeddings
+        ),
+    }
+    for rule, kept in rules.items():
+        if not kept:
+            raise RunError(f"{source} has no {rule}: take a whole model of Stable Diffusion 1.x or 2.x")
+    check_finite(pipeline, source)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        bad = next((name for name, tensor in part.state_dict().items() if not torch.isfinite(tensor).all()), None)
-        if bad:
-            raise RunError(f"{source} holds NaN or infinite values in {type(part).__name__}'s {bad}")
         part.eval().requires_grad_(False)
     pipeline.unet.requires_grad_(True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
+def check_finite(model, source):
+    """RunError for NaN or infinite values in a pipeline, or in one part of it. source: what the message calls it."""
+    parts = [model] if isinstance(model, torch.nn.Module) else [model.unet, model.vae, model.text_encoder]
+    for part in parts:
+        bad = next((name for name, tensor in part.state_dict().items() if not torch.isfinite(tensor).all()), None)
+        if bad:
+            raise RunError(f"{source} holds NaN or infinite values in {type(part).__name__}'s {bad}: take another model, or lower --lr")
+
+
+def clean(folder, put_back=True):
+    """Remove what a killed save_pipeline() left beside a folder; put_back: but first put back what it had moved aside."""
+    partial, aside = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "aside"))
+    if put_back and aside.exists() and not folder.exists():
+        os.replace(aside, folder)
+    for path in (partial, aside):
+        shutil.rmtree(path, ignore_errors=True)
+    return partial, aside
+
+
 def save_pipeline(pipeline, folder):
-    """Write a diffusers folder, whole or not at all."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    """Write a diffusers folder of a pipeline or of one part, whole or not at all. Raises RunError for weights that are not finite."""
+    check_finite(pipeline, "what was trained")
+    partial, aside = clean(folder)
     try:
         with quiet():
             pipeline.save_pretrained(partial, safe_serialization=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():  # it holds the autoencoder, which a resumed run needs
+            os.replace(folder, aside)
         os.replace(partial, folder)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+    except (OSError, safetensors.SafetensorError) as error:
+        clean(folder)
         raise RunError(f"could not write {folder}: {error}") from error
 
 

@@ -88,14 +88,22 @@ def load_data(args, size):
 def train_autoencoder(pipeline, pictures, run_folder, accelerator, args):
     """Train the VAE on pictures and set its scaling factor to one over the latents' standard deviation (Rombach et al. 2022).
 
-    Kept in model/vae, where --resume finds it.
+    Kept in model/vae, where --resume finds it. The checkpoint before it tells the time and the images that it took.
     """
     vae, folder = pipeline.vae.to(accelerator.device).requires_grad_(True), run_folder.folder / "model" / "vae"
-    if args.resume and (folder / "config.json").is_file():
-        vae.load_state_dict(read_tensors(folder / "diffusion_pytorch_model.safetensors")[0])
-        vae.register_to_config(scaling_factor=read_json(folder / "config.json")["scaling_factor"])
+    groups, state = run_folder.last_checkpoint() or ({}, {"step": 0})
+    if (folder / "config.json").is_file():  # of a run that goes on: begin() has removed any other one
+        try:
+            vae.load_state_dict(read_tensors(folder / "diffusion_pytorch_model.safetensors")[0])
+            vae.register_to_config(scaling_factor=float(read_json(folder / "config.json")["scaling_factor"]))
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            raise RunError(f"{folder} is not the autoencoder of this run: start again with --overwrite") from error
         vae.requires_grad_(False).eval()
+        if groups:
+            run_folder.continue_from(state)
         return
+    if state["step"] > args.vae_steps:
+        raise RunError(f"{folder} is missing, for which the checkpoint of the U-Net was made: start again with --overwrite")
     images = data.Split(pictures[:], torch.zeros(len(pictures), dtype=torch.int64), "train")
     loop = Trainer(vae, run_folder, accelerator, seed=args.seed, batch_size=64, schedule="linear")
     for batch in loop.steps(args.vae_steps, 2e-3, images):
@@ -110,6 +118,7 @@ def train_autoencoder(pipeline, pictures, run_folder, accelerator, args):
     with torch.no_grad():
         means = torch.cat([vae.encode(data.to_float(part.to(accelerator.device))).latent_dist.mean for part in images.images.split(64)])
     vae.register_to_config(scaling_factor=1 / float(means.std()))
+    run_folder.checkpoint({"model": vae.state_dict()}, step=args.vae_steps)
     if accelerator.is_main_process:
         models.save_pipeline(vae, folder)
     accelerator.wait_for_everyone()
@@ -162,6 +171,9 @@ def main(argv=None):
     if not args.from_scratch:
         facts["parent"] = str(args.model_path)
     run_folder.begin(kind="train", method="retrain" if args.retain_only else "original", **facts)
+    if accelerator.is_main_process:
+        models.clean(run_folder.folder / "model", put_back=args.resume)
+    accelerator.wait_for_everyone()
 
     # Train
     run_folder.start_clock()
