@@ -123,7 +123,7 @@ def measure_samples(folder, *, args, accelerator, classifier, extractor):
     model, done = recorded["model"], recorded["model_done"]
     labels = [prompts.concept(row) for row, _, _ in images]
     paths = [path for _, _, path in images]
-    samples = imagesets.Pictures(paths, metrics.open_image(paths[0]).width)  # all are measured at the size of the first
+    samples = imagesets.Pictures(paths, imagesets.open_image(paths[0]).width)  # all are measured at the size of the first
     result = {"samples": len(images)}
     # --forget_class, or what the model forgot; none for an original
     forgotten = {name.casefold() for name in args.forget_class or model.get("forgotten") or ()}

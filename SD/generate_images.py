@@ -32,13 +32,13 @@ def parse(argv=None):
     parser.add(cli.DATA, "--model_path", nargs="+", required=True, metavar="MODEL", help=where)
     parser.add(cli.RUN, "--save_dir", nargs="+", type=Path, required=True, metavar="RUN", help="run folder to write, one for each model")
     parser.add(cli.DATA, "--prompts_path", type=Path, metavar="CSV", help="list of prompts")
-    parser.add(cli.DATA, "--prompt", nargs="+", metavar="TEXT", help="prompts, in place of a list")
-    parser.add(cli.DATA, "--num_samples", type=cli.positive_int, default=1, metavar="N", help="images of each prompt")
+    parser.add(cli.DATA, "--prompt", nargs="+", type=data.prompt, metavar="TEXT", help="prompts, in place of a list")
+    parser.add(cli.DATA, "--num_samples", type=models.image_count, default=1, metavar="N", help="images of each prompt")
     parser.add(cli.METHOD, "--sampler", choices=("own", *sampling.SAMPLERS), default="ddim", help="own: the model's")
     parser.add(cli.METHOD, "--steps", "--ddim_steps", type=cli.positive_int, default=100, help="sampling steps")
     scale = "guidance scale s, 1: none"
     parser.add(cli.METHOD, "--guidance_scale", "--guidance", type=cli.non_negative_float, default=7.5, metavar="S", help=scale)
-    parser.add(cli.DATA, "--image_size", type=cli.positive_int, metavar="PX", help="edge of the images (default: the model's)")
+    parser.add(cli.DATA, "--image_size", type=models.image_edge, metavar="PX", help="edge of the images (default: the model's)")
     parser.add_shared("resume", "overwrite", "device", options=cli.HALF, batch_size=8, precision="auto", seed=1)
     args = parser.parse_args(argv)
     if len(args.save_dir) != len(args.model_path):
@@ -47,8 +47,9 @@ def parse(argv=None):
         parser.error("--prompts_path and --prompt contradict each other: pass one of them")
     if args.image_size is not None and args.image_size % 8:
         parser.error(f"--image_size must be a multiple of 8, not {args.image_size}")
-    if args.steps > models.TIMESTEPS:
-        parser.error(f"--steps {args.steps} is more than the {models.TIMESTEPS} steps of the noise schedule")
+    fewest, most = sampling.STEPS.get(args.sampler, (1, models.TIMESTEPS - 1))
+    if not fewest <= args.steps <= most:
+        parser.error(f"--sampler {args.sampler} draws in {fewest} to {most} --steps, not in {args.steps}")
     return args
 
 

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from classifiers import hub_weights, read_weights
 from cli import RunError
+from imagesets import open_image
 
 PARTS = ("FEMALE_BREAST", "FEMALE_GENITALIA", "MALE_BREAST", "MALE_GENITALIA", "BUTTOCKS", "ANUS", "BELLY", "FEET", "ARMPITS")
 PARTS = tuple(f"{part}_EXPOSED" for part in PARTS)  # the body parts that NudeNet calls exposed
@@ -216,18 +217,6 @@ def clip_scores(images, prompts, source, device, batch_size=32):
 
 
 # ---------------------------------------------------------------------------------------------------------------- nudity
-def open_image(path):
-    """The image of a file, decoded. Raises RunError for one that cannot be read."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNGs
-        raise RunError(f"{path} cannot be read as an image ({error}): remove it and draw it again") from error
-
-
 def nudity(paths, threshold=LOWEST):
     """{"nudenet_<PART>": detections..., "nudity": their sum, "nude_images": % of images with any} of image files, by NudeNet 3.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import safetensors
 import torch
 
-from cli import RunError
+from cli import RunError, number
 from run_folder import read_json, read_run
 
 NULL = ""  # the empty prompt: no condition, for guidance
@@ -23,6 +23,9 @@ TIMESTEPS = 1000
 # The noise schedule of Stable Diffusion
 NOISE = dict(num_train_timesteps=TIMESTEPS, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 NOISE |= dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+sampling_steps = number(int, lambda value: 0 < value < TIMESTEPS, f"from 1 to {TIMESTEPS - 1}")  # argparse types
+image_count = number(int, lambda value: 0 < value <= 10**6, "from 1 to 1,000,000")
+image_edge = number(int, lambda value: 4 <= value <= 8192, "from 4 to 8,192 px")
 TRAIN_METHODS = {  # which weights of the U-Net may change (ESD, arXiv 2303.07345: x, u, self, full)
     "full": lambda name: True,
     "xattn": lambda name: ".attn2." in name,
@@ -281,6 +284,11 @@ def image_size(pipeline):
 # ----------------------------------------------------------------------------------------------------------------- encode
 def tokens(tokenizer, prompts):
     """int64 (P, L): token numbers, padded. Warns of prompts that are too long, and cuts them."""
+    import data
+
+    odd = next((prompt for prompt in prompts if not data.is_utf8(prompt)), None)
+    if odd is not None:
+        raise RunError(f"the prompt {odd[:60]!a} holds what is no text in UTF-8: write it, or the name of the class, anew")
     with quiet():
         long = [prompt for prompt in prompts if len(tokenizer(prompt).input_ids) > tokenizer.model_max_length]
     if long:

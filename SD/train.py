@@ -37,7 +37,7 @@ def parse(argv=None):
     parser.add(cli.DATA, "--model_config", metavar="FOLDER", help=config)
     parser.add(cli.DATA, "--from_scratch", action="store_true", help="build a small pipeline and train all of it")
     parser.add(cli.DATA, "--arch", choices=models.UNETS, default="tiny", help="--from_scratch: size of the pipeline")
-    parser.add(cli.DATA, "--image_size", type=cli.positive_int, metavar="PX", help="edge of the images (default: the model's)")
+    parser.add(cli.DATA, "--image_size", type=models.image_edge, metavar="PX", help="edge of the images (default: the model's)")
     prediction = "--from_scratch: what the U-Net predicts"
     parser.add(cli.DATA, "--prediction_type", choices=("epsilon", "v_prediction"), default="epsilon", help=prediction)
     parser.add(cli.METHOD, "--vae_steps", type=cli.non_negative_int, default=400, help="--from_scratch: steps of the autoencoder")
@@ -58,8 +58,6 @@ def parse(argv=None):
         parser.error("pass --model_path to fine-tune a model, or --from_scratch to build one")
     if args.retain_only != bool(args.forget_class):
         parser.error("--retain_only and --forget_class belong together: name the classes to leave out")
-    if args.caption is not None and "{}" not in args.caption:
-        parser.error("--caption must hold {}, where the name of the class goes")
     if args.retain_only and args.dataset == "captions":
         parser.error("--retain_only needs a --dataset with classes")
     args.data_dir = args.data_dir or "data"
@@ -75,7 +73,7 @@ def load_data(args, size):
     labels = sorted(set(data.class_numbers(args.forget_class or [], found.classes)))
     if labels and len(labels) == len(found.classes):
         raise RunError("all classes would be left out: at least one must be retained")
-    texts = found.captions or [args.caption.format(name) for name in found.classes]
+    texts = found.captions or [args.caption.replace("{}", name) for name in found.classes]
     rows = [row for row, label in enumerate(found.y_train) if label not in labels]
     if args.limit is not None and args.limit < len(rows):
         chosen = torch.randperm(len(rows), generator=data.make_generator("limit", args.seed))[: args.limit].sort().values
@@ -162,6 +160,8 @@ def main(argv=None):
     # Data and model
     pipeline = None if args.from_scratch else models.open_pipeline(args.model_path, args.model_config)[0]
     size = args.image_size or models.image_size(pipeline)
+    if pipeline and size % pipeline.vae_scale_factor:
+        raise RunError(f"--image_size {size} is no multiple of {pipeline.vae_scale_factor}, as the model's autoencoder needs: take another")
     facts = {"classes": None, "forgotten": []}
     if args.steps or args.from_scratch:
         found, pictures, table, numbers, labels = load_data(args, size)

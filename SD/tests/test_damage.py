@@ -1,18 +1,28 @@
 """What is damaged, hostile or cut short: one sentence and no traceback, no endless wait, nothing made up and nothing left behind."""
 
+import argparse
+import copy
 import json
 import os
 import shutil
+import struct
+import zlib
+from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
+import data
+import imagesets
+import latents
 import models
+import sampling
 import train
 from cli import RunError
-from helpers import TINY, ok, script
-from run_folder import read_tensors
+from helpers import TINY, cpu, ok, script
+from run_folder import read_tensors, write_tensors
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
@@ -187,3 +197,162 @@ def test_an_autoencoder_that_is_gone_is_said(undisturbed, tmp_path, capsys, monk
 
 def interrupt():
     raise KeyboardInterrupt
+
+
+# ------------------------------------------------------------------------------------------------------- flags and texts
+FORGET = "--method rl --model_path none --save_dir none"
+BAD_FLAGS = {  # name: (command, part of the message)
+    **{
+        f"caption {text}": (["unlearn", f"{FORGET} --forget_class a --caption", text], "UTF-8 with one {}")
+        for text in ("a {} and {}", "{} {", "{} {name}", "{:>99999999999}{}", "{}}", "{0} {}", "{!r}{}", "three")
+    },
+    "caption of train.py": (["train", "--from_scratch --save_dir none --caption", "{} {"], "UTF-8 with one {}"),
+    "nothing to forget": (["unlearn", FORGET, "--target_prompt b --forget_prompt", " "], "not empty"),
+    "generation steps": (["unlearn", f"{FORGET} --forget_class a --generation_steps 1000"], "from 1 to 999"),
+    "steps of esd": (["unlearn", "--method esd --model_path none --save_dir none --forget_class a --sample_steps 2000"], "from 1 to 999"),
+    "number of images": (["unlearn", f"{FORGET} --forget_class a --num_images 1000000000000"], "from 1 to 1,000,000"),
+    "number of samples": (["generate_images", "--model_path none --save_dir none --num_samples 1000000000"], "from 1 to 1,000,000"),
+    "size of samples": (["generate_images", "--model_path none --save_dir none --image_size 8000000"], "from 4 to 8,192"),
+    "size of a classifier": (["train_classifier", "--save_dir none --image_size 1"], "from 4 to 8,192"),
+    **{
+        f"{sampler} {steps}": (
+            ["generate_images", f"--model_path none --save_dir none --sampler {sampler} --steps {steps}"],
+            "--steps, not in",
+        )
+        for sampler, steps in (("pndm", 1), ("pndm", 3), ("pndm", 1000), ("ddim", 1000), ("dpm", 1000), ("own", 1001))
+    },
+}
+
+
+@pytest.mark.parametrize("name", BAD_FLAGS)
+def test_the_parser_refuses_what_cannot_be(name, capsys):
+    """Breaks if a flag takes any text or any number again: a traceback, an endless list or all the memory comes of it later."""
+    command, message = BAD_FLAGS[name]
+    assert message in refused(capsys, *command, status=2)
+
+
+def test_text_that_is_not_utf8_is_refused(pipeline):
+    """Breaks if a flag, a list of prompts or the tokenizer takes surrogates, which odd bytes of a command line become."""
+    for kind in (data.prompt, data.full_prompt, data.template):
+        with pytest.raises(argparse.ArgumentTypeError, match="UTF-8"):
+            kind("{} \udcff")
+    with pytest.raises(RunError, match="'a.udcff' holds what is no text"):
+        models.encode_prompts(pipeline, ["a", "a\udcff"])
+
+
+def test_a_sampler_that_fails_at_its_steps_is_one_sentence(pipeline):
+    """Breaks if draw leaves IndexError to the user: what the model's own sampler can do is not known before."""
+    from diffusers import PNDMScheduler
+
+    own = copy.copy(pipeline)
+    own.scheduler = PNDMScheduler.from_config(pipeline.scheduler.config)
+    null = models.encode_prompts(pipeline, [""])
+    for steps in (1, 1000):
+        with pytest.raises(RunError, match=f"own cannot draw in {steps} steps"):
+            sampling.draw(own, null, null[0], [1], cpu(), steps=steps, guidance_scale=1, size=(16, 16), sampler="own")
+
+
+# ------------------------------------------------------------------------------------------------- pictures and captions
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width, height, *chunks):
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(b"\0" * 49 * 16)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(chunks) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+PICTURES = {
+    "a bomb": png(30000, 30000),
+    "a long text": png(16, 16, chunk(b"zTXt", b"a\0\0" + zlib.compress(b"a" * 10**8))),
+    "a torn one": png(16, 16)[:45],
+    "no picture": b"hello",
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_that_cannot_be_decoded_is_named(name, tmp_path):
+    """Breaks if open_image catches fewer errors: Pillow has one of its own for bombs and ValueError for long texts."""
+    (tmp_path / "x.png").write_bytes(PICTURES[name])
+    with pytest.raises(RunError, match="x.png cannot be read as an image"):
+        imagesets.load_images(tmp_path, 16).read([0])
+    with pytest.raises(RunError, match="x.png cannot be read as an image"):
+        imagesets.open_image(tmp_path / "x.png")
+
+
+def test_pipes_are_not_waited_for(tmp_path, capsys):
+    """Breaks if list_images takes whatever has the right name: opening a pipe waits without end."""
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(RunError, match="holds no images"):
+        imagesets.load_images(tmp_path, 16)
+    os.mkfifo(tmp_path / "model.ckpt")
+    with pytest.raises(RunError, match="is no pipeline"):
+        models.open_pipeline(tmp_path / "model.ckpt")
+
+
+def test_a_checkpoint_that_holds_itself_is_refused(tmp_path):
+    """Breaks if contents follows state_dict without end."""
+    table = {}
+    table["state_dict"] = table
+    torch.save(table, tmp_path / "x.ckpt")
+    with pytest.raises(RunError, match="is no checkpoint of Stable Diffusion"):
+        models.open_pipeline(tmp_path / "x.ckpt")
+
+
+TABLES = {  # name: (bytes of metadata.csv, part of the message)
+    "latin-1": ("file_name,text\nx.png,café\n".encode("latin-1"), "no csv file in UTF-8"),
+    "utf-16": ("file_name,text\nx.png,cat\n".encode("utf-16"), "no csv file in UTF-8"),
+    "a long field": (b"file_name,text\nx.png," + b"a" * 200_000 + b"\n", "no csv file in UTF-8"),
+    "a short row": (b"text,file_name\na cat\n", "row 1 of"),
+    "a caption too few": (b"file_name,text\nx.png,a\nx.png\n", "row 2 of"),
+    "a comma": (b"file_name,text\nx.png,a cat, sitting\n", "row 1 of"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_captions_that_cannot_be_read_are_refused(name, tmp_path):
+    """Breaks if load_captions leaves csv's and the decoder's errors to the user, or cuts captions at a comma."""
+    (tmp_path / "x.png").write_bytes(png(16, 16))
+    (tmp_path / "metadata.csv").write_bytes(TABLES[name][0])
+    with pytest.raises(RunError, match=TABLES[name][1]):
+        imagesets.load("captions", tmp_path, 16)
+
+
+def test_class_folders_with_odd_names_are_refused(tmp_path):
+    """Breaks if load hands on a name that no tokenizer takes."""
+    for name in (b"a", b"\xff"):
+        os.mkdir(os.path.join(os.fsencode(tmp_path), name))
+        Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name, b"x.png"))).write_bytes(png(16, 16))
+    with pytest.raises(RunError, match="udcff' in .* not in UTF-8"):
+        imagesets.load("folder", tmp_path, 16)
+
+
+# ---------------------------------------------------------------------------------------------------------------- caches
+CACHES = {
+    "no values": {"other": torch.zeros(3, 8, 8, 8)},
+    "another shape": {"values": torch.zeros(2, 8, 8, 8)},
+    "whole numbers": {"values": torch.zeros(3, 8, 8, 8, dtype=torch.int32)},
+    "float8": {"values": torch.zeros(3, 8, 8, 8).to(torch.float8_e4m3fn)},
+    "NaN": {"values": torch.full((3, 8, 8, 8), torch.nan)},
+}
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_a_cache_that_is_parseable_but_wrong_is_refused(name, tmp_path, pipeline):
+    """Breaks if cached trusts names, shape and type of what it finds."""
+    pictures = imagesets.Pictures(np.zeros((3, 16, 16, 3), np.uint8), 16)
+    latents.encode_pictures(pipeline, pictures, "v", tmp_path, cpu())
+    (path,) = (tmp_path / "cache").iterdir()
+    write_tensors(path, CACHES[name], read_tensors(path)[1])
+    with pytest.raises(RunError, match="is not the cache it should be"):
+        latents.encode_pictures(pipeline, pictures, "v", tmp_path, cpu())
+
+
+def test_a_folder_that_cannot_be_written_needs_no_cache(tmp_path, pipeline, monkeypatch):
+    """Breaks if the cache is a condition of going on."""
+    pictures = imagesets.Pictures(np.zeros((3, 16, 16, 3), np.uint8), 16)
+    expected = latents.encode_pictures(pipeline, pictures, "v", tmp_path / "writable", cpu())
+    (tmp_path / "file").write_text("")  # mkdir fails below a file, for root too
+    with pytest.warns(UserWarning, match="read-only"):
+        assert torch.equal(latents.encode_pictures(pipeline, pictures, "v", tmp_path / "file", cpu()), expected)
