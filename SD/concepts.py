@@ -12,6 +12,7 @@ import imagesets
 import models
 from cli import RunError
 from latents import digest, encode_pictures, generated_moments, no_moments
+from prompts import class_rows
 
 CAPTION = "an image of a {}"  # the paper's, for Imagenette
 TRAINED_ON = ("dataset", "data_dir", "image_size", "caption")  # what a run of train.py knows of its data
@@ -101,7 +102,7 @@ def of_classes(flags, pipeline, recorded, shas, accelerator, needs):
     labels = sorted(set(data.class_numbers(flags["forget_class"], found.classes)))
     if len(labels) == len(found.classes):
         raise RunError("all classes would be forgotten: at least one must be retained")
-    table = [caption.replace("{}", name) for name in found.classes]
+    table = [row.prompt for row in class_rows(found.classes, caption)]
     target_prompts = flags["target_prompt"] or [table[data.next_retained(label, labels, len(table))] for label in labels]
     target_prompts = spread(target_prompts, len(labels))
     if len(target_prompts) != len(labels):

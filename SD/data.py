@@ -66,6 +66,14 @@ one_place = "text in UTF-8 with one {}, where the name of the class goes, and no
 template = number(str, lambda text: is_utf8(text) and text.count("{}") == text.count("{") == text.count("}") == 1, one_place)
 
 
+def check_recorded(source, recorded, **kinds):
+    """RunError unless what a run has recorded is of these kinds, {name: type}. What a list holds must be texts."""
+    for name, kind in kinds.items():
+        value = recorded.get(name)
+        if not isinstance(value, kind) or (isinstance(value, list) and not all(isinstance(part, str) for part in value)):
+            raise RunError(f"{source} has recorded {str(value)[:60]!r} as its {name}: it was edited or damaged; make it again")
+
+
 def derive_seed(*keys):
     """A seed of its own for each label and numbers, so that no purpose disturbs another."""
     return int.from_bytes(hashlib.sha256(repr(keys).encode()).digest()[:8], "little") >> 1

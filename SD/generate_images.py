@@ -61,8 +61,9 @@ def rows_of(args, recorded):
         return [prompts.Row(str(number), text, args.seed + number) for number, text in enumerate(args.prompt)]
     if not recorded.get("classes"):
         raise RunError(f"{recorded.get('save_dir', 'the model')} knows no classes: name prompts by --prompts_path or --prompt")
-    caption = recorded.get("concept", recorded)["caption"]
-    return prompts.class_rows(recorded["classes"], caption, args.seed)
+    known = recorded.get("concept") or recorded
+    data.check_recorded(args.model_path, known, caption=str)
+    return prompts.class_rows(recorded["classes"], known["caption"], args.seed)
 
 
 def seed_of(row, k):
@@ -70,11 +71,16 @@ def seed_of(row, k):
     return row.seed if k == 0 else data.derive_seed("sample", row.seed, k)
 
 
+def undrawn(rows, folder, count):
+    """[(row, k)] of the images that a folder lacks."""
+    return [(row, k) for row in rows for k in range(count) if not (folder / prompts.file_name(row, k)).is_file()]
+
+
 def draw_files(pipeline, rows, folder, accelerator, args):
     """Draw the images that `folder` lacks, each process its share, in batches of equal guidance and size."""
     texts = list(dict.fromkeys([*(row.prompt for row in rows), models.NULL]))
     embeddings = models.encode_prompts(pipeline, texts)
-    missing = [(row, k) for row in rows for k in range(args.num_samples) if not (folder / prompts.file_name(row, k)).is_file()]
+    missing = undrawn(rows, folder, args.num_samples)
     accelerator.wait_for_everyone()
     groups = {}
     for row, k in missing[accelerator.process_index :: accelerator.num_processes]:
@@ -126,6 +132,8 @@ def draw_from(args, run_folder, accelerator):
     pipeline.to(accelerator.device)
     draw_files(pipeline, rows, folder, accelerator, args)
     accelerator.wait_for_everyone()
+    for row, k in undrawn(rows, folder, args.num_samples) if accelerator.is_main_process else ():
+        raise RunError(f"{folder / prompts.file_name(row, k)} was not drawn: run the same command with --resume")
     count = len(rows) * args.num_samples
     run_folder.finish(f"{count:,} images, {run_folder.seconds():.0f} s", seconds=run_folder.seconds(), images=count)
 

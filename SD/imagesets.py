@@ -172,6 +172,8 @@ DATASETS = {"digits": load_digits, "imagenette": load_imagenette, "folder": load
 def load(name, data_dir, size):
     """Return a Dataset with images at `size` px. Raises RunError if data_dir does not hold it."""
     data_dir = Path(data_dir)
+    if name not in DATASETS or not 0 < size <= 8192:  # a run's args.json may say so
+        raise RunError(f"there are no images {str(name)[:60]!r} at {size} px: known are {', '.join(DATASETS)}, of up to 8192 px")
     if name in ("folder", "captions") and not data_dir.is_dir():
         raise RunError(f"--data_dir {data_dir} is no folder")
     found = DATASETS[name](data_dir, size)

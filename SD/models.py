@@ -15,6 +15,7 @@ from pathlib import Path
 import safetensors
 import torch
 
+import data
 from cli import RunError, number
 from run_folder import read_json, read_run
 
@@ -133,6 +134,8 @@ def open_pipeline(source, config=None):
     recorded = {}
     if (path / "args.json").is_file():
         path, recorded = read_run(path, "train", "unlearn")
+        texts = dict.fromkeys(("dataset", "data_dir", "caption"), str | None)
+        data.check_recorded(path, recorded, method=str, image_size=int | None, classes=list | None, concept=dict | None, **texts)
         path = path / "model"
     if path.exists() and not (path / "model_index.json").is_file():
         raise RunError(f"{path} is no pipeline: it holds no model_index.json, which a diffusers folder has")
@@ -284,8 +287,6 @@ def image_size(pipeline):
 # ----------------------------------------------------------------------------------------------------------------- encode
 def tokens(tokenizer, prompts):
     """int64 (P, L): token numbers, padded. Warns of prompts that are too long, and cuts them."""
-    import data
-
     odd = next((prompt for prompt in prompts if not data.is_utf8(prompt)), None)
     if odd is not None:
         raise RunError(f"the prompt {odd[:60]!a} holds what is no text in UTF-8: write it, or the name of the class, anew")
@@ -316,8 +317,6 @@ def encode_prompts(pipeline, prompts, batch_size=64):
 def encode_images(pipeline, images):
     """Moments (B, 2C, h, w), float32 on the CPU, of uint8 images (B, H, W, 3): mean and standard deviation of their latents, both times
     the VAE's scaling factor."""
-    import data
-
     vae = pipeline.vae
     latents = vae.encode(data.to_float(images.to(vae.device))).latent_dist
     return (torch.cat([latents.mean, latents.std], dim=1) * vae.config.scaling_factor).float().cpu()

@@ -14,15 +14,18 @@ import pytest
 import safetensors.torch
 import torch
 
+import classifiers
 import data
+import generate_images
 import imagesets
 import latents
 import models
+import prompts
 import sampling
 import train
 from cli import RunError
 from helpers import TINY, cpu, ok, script
-from run_folder import read_tensors, write_tensors
+from run_folder import read_tensors, write_json, write_tensors
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
@@ -356,3 +359,138 @@ def test_a_folder_that_cannot_be_written_needs_no_cache(tmp_path, pipeline, monk
     (tmp_path / "file").write_text("")  # mkdir fails below a file, for root too
     with pytest.warns(UserWarning, match="read-only"):
         assert torch.equal(latents.encode_pictures(pipeline, pictures, "v", tmp_path / "file", cpu()), expected)
+
+
+# ------------------------------------------------------------------------------------------------------- samples and runs
+def write_run(folder, files=(), done=None, **args):
+    """A finished run folder with an args.json."""
+    folder.mkdir()
+    write_json(folder / "args.json", {"save_dir": str(folder), **args})
+    write_json(folder / "done.json", done or {})
+    return folder
+
+
+SAMPLES = {"kind": "samples", "model": {}, "model_done": {}, "num_samples": 6, "sampler": "ddim", "steps": 3, "seed": 1}
+
+
+def write_samples(folder, **args):
+    """A run of generate_images.py: six images of each of three digits."""
+    found, rows = imagesets.load("digits", "none", 16), prompts.class_rows(["two", "three", "four"], "a {}")
+    write_run(folder, **SAMPLES | {"guidance_scale": 2.0} | args)
+    (folder / "samples").mkdir()
+    prompts.write_csv(folder / "samples" / "prompts.csv", rows)
+    for label, row in enumerate(rows, start=2):
+        for k, image in enumerate([place for place, known in enumerate(found.y_train) if known == label][:6]):
+            sampling.write_png(folder / "samples" / prompts.file_name(row, k), found.train[image])
+    return folder
+
+
+def write_classifier(folder, scale=1.0, **args):
+    shape = {"arch": "cnn", "num_classes": 10, "channels": 3}
+    write_run(folder, **{"kind": "classifier", "architecture": shape, "classes": imagesets.DIGITS} | args)
+    state = classifiers.build_classifier(**shape, seed=1).state_dict()
+    write_tensors(
+        folder / "model.safetensors", {name: tensor * scale if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    )
+    return folder
+
+
+def measure(classifier, *folders):
+    flags = "--features classifier --dataset digits --data_dir none --forget_class three"
+    return ("evaluate", "--sample_path", *folders, "--classifier", classifier, flags)
+
+
+def test_one_ruined_run_does_not_keep_the_others_from_being_measured(tmp_path, capsys):
+    """Breaks if evaluate.py stops at the first run that it cannot measure, says no more than one, or ends with status 0."""
+    runs = [write_samples(tmp_path / name) for name in ("torn", "good", "lacking")]
+    (runs[0] / "samples" / "0_0.png").write_bytes(b"torn")
+    (runs[2] / "samples" / "2_5.png").unlink()
+    command = measure(write_classifier(tmp_path / "classifier"), *runs, runs[1])
+    assert "lacking was not measured" in refused(capsys, *command)
+    assert [(run / "metrics.json").exists() for run in runs] == [False, True, False]
+    capsys.readouterr()
+    assert script(*command, "--resume") == 1
+    assert capsys.readouterr().err.count("error: ") == 2
+
+
+@pytest.mark.parametrize("scale", [0.0, 3e38, 1e20])
+def test_a_ruined_classifier_gives_metrics_or_one_sentence(scale, tmp_path, capsys):
+    """Breaks if logits are not looked at: torch-fidelity ends in an error of numpy's."""
+    command = measure(write_classifier(tmp_path / "classifier", scale), write_samples(tmp_path / "run"))
+    assert "NaN or infinite values" in refused(capsys, *command) and not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_samples_that_are_all_alike_give_metrics_or_one_sentence(tmp_path, capsys):
+    """Breaks if fidelity hands on what torch-fidelity raises, or a number that is none."""
+    run = write_samples(tmp_path / "run")
+    for path in (run / "samples").glob("*.png"):
+        path.write_bytes(png(16, 16))
+    if script(*measure(write_classifier(tmp_path / "classifier"), run)) == 0:
+        assert np.isfinite(json.loads((run / "metrics.json").read_text())["feature_distance"])
+    assert "Traceback" not in capsys.readouterr().err
+
+
+HOSTILE = {  # name: what a sample run's args.json says
+    "model": {"model": []},
+    "model_done": {"model_done": None},
+    "num_samples": {"num_samples": "3"},
+    "many samples": {"num_samples": 10**12},
+    "sampler": {"sampler": 3},
+    "guidance": {"guidance_scale": "x"},
+    "forgotten": {"model": {"forgotten": [[1]]}},
+    "method": {"model": {"method": "rl"}},
+    "concept": {"model": {"concept": [1]}},
+    "data set": {"model": {"dataset": "../../x", "forgotten": ["three"]}},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_samples_of_a_hand_edited_run_end_in_one_sentence(name, tmp_path, capsys):
+    """Breaks if load_samples takes an entry without a look at its type."""
+    command = measure(write_classifier(tmp_path / "classifier"), write_samples(tmp_path / "run", **HOSTILE[name]))
+    command = [word if name != "data set" else word.replace("--dataset digits ", "") for word in map(str, command)]
+    assert refused(capsys, *command).startswith("error: ") and not (tmp_path / "run" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("change", [{"architecture": []}, {"architecture": {"arch": "cnn"}}, {"classes": 3}, {"classes": [3] * 10}])
+def test_a_classifier_of_a_hand_edited_run_is_refused(change, tmp_path):
+    """Breaks if load_trained builds whatever it is told."""
+    with pytest.raises(RunError, match="recorded|architecture"):
+        classifiers.load_classifier(write_classifier(tmp_path / "classifier", **change), "cpu")
+
+
+TRAINED = dict(kind="train", method="original", dataset="digits", caption="a {}", image_size=16, classes=imagesets.DIGITS)
+EDITED = [
+    {"method": None},
+    {"caption": 3},
+    {"caption": "{0} {}x}{"},
+    {"caption": "a"},
+    {"dataset": "../x"},
+    {"dataset": []},
+    {"data_dir": 3},
+]
+EDITED += [{"image_size": 10**9}, {"image_size": "x"}, {"classes": 5}, {"classes": [3]}, {"caption": None, "classes": ["\ud800"]}]
+
+
+@pytest.mark.parametrize("change", EDITED, ids=str)
+def test_a_model_of_a_hand_edited_run_ends_in_one_sentence(change, pipeline, tmp_path, capsys):
+    """Breaks if open_pipeline hands on what args.json says without a look at its types."""
+    run = write_run(tmp_path / "model", **TRAINED | {"data_dir": str(tmp_path / "data")} | change)
+    models.save_pipeline(pipeline, run / "model")
+    for command in (
+        ("unlearn", "--method ga --forget_class three --steps 1 --lr 1e-9", "--model_path", run, "--save_dir", tmp_path / "run"),
+        ("generate_images", "--steps 1 --image_size 16", "--model_path", run, "--save_dir", tmp_path / "drawn"),
+    ):
+        capsys.readouterr()
+        status = script(*command, "--precision fp32 --overwrite")
+        error = capsys.readouterr().err
+        assert "Traceback" not in error and (status == 0 or error.count("error: ") == 1)
+
+
+def test_images_that_another_process_did_not_draw_are_missed(pipeline, tmp_path, capsys, monkeypatch):
+    """Breaks if done.json is written without a look at what all processes drew."""
+    models.save_pipeline(pipeline, tmp_path / "model")
+    command = ("generate_images", "--steps 1 --image_size 16 --precision fp32 --prompt a b --model_path", tmp_path / "model")
+    monkeypatch.setattr(generate_images, "draw_files", lambda *args: None)
+    assert "0_0.png was not drawn" in refused(capsys, *command, "--save_dir", tmp_path / "run")
+    assert not (tmp_path / "run" / "done.json").exists()
