@@ -362,11 +362,11 @@ def test_a_folder_that_cannot_be_written_needs_no_cache(tmp_path, pipeline, monk
 
 
 # ------------------------------------------------------------------------------------------------------- samples and runs
-def write_run(folder, files=(), done=None, **args):
+def write_run(folder, **args):
     """A finished run folder with an args.json."""
     folder.mkdir()
     write_json(folder / "args.json", {"save_dir": str(folder), **args})
-    write_json(folder / "done.json", done or {})
+    write_json(folder / "done.json", {})
     return folder
 
 
