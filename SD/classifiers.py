@@ -170,10 +170,10 @@ def fill(model, tensors, source):
     counters = {name: tensor for name, tensor in model.state_dict().items() if name.endswith("num_batches_tracked")}
     tensors = counters | tensors  # old files lack them, and nothing reads them here
     check_shapes(source, *({name: tuple(tensor.shape) for name, tensor in state.items()} for state in (tensors, model.state_dict())))
-    bad = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
+    model.load_state_dict(tensors)
+    bad = next((name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()), None)  # in the model's own type
     if bad:
         raise RunError(f"{source} holds NaN or infinite values in {bad}: make or download it again")
-    model.load_state_dict(tensors)
 
 
 # ----------------------------------------------------------------------------------------------------------------- by name
@@ -224,8 +224,9 @@ def load_classifier(source, device, weights=None):
 def load_trained(path):
     """(model, class names) of a run of train_classifier.py."""
     folder, recorded = read_run(path, "classifier")
-    shape, classes = recorded.get("architecture", {}), recorded.get("classes", [])
-    if shape.get("arch") not in CLASSIFIERS or shape.get("num_classes") != len(classes):
+    data.check_recorded(folder, recorded, architecture=dict, classes=list)
+    shape, classes = recorded["architecture"], recorded["classes"]
+    if shape not in [{"arch": arch, "num_classes": len(classes), "channels": channels} for arch in CLASSIFIERS for channels in (1, 3)]:
         known = f"none of {', '.join(CLASSIFIERS)} here: train it with the train_classifier.py of this folder"
         raise RunError(f"{folder} has {len(classes)} class names for the architecture {shape}, which is {known}")
     model, weights = build_classifier(**shape, seed=0), folder / "model.safetensors"
@@ -240,4 +241,7 @@ def logits(classifier, images, batch_size=32):
     if images.shape[3] != channels:
         takes = f"takes images of {channels} channels, not {images.shape[3]}"
         raise RunError(f"the classifier {classifier.name} {takes}: take another classifier")
-    return torch.cat([classifier.model(data.to_float(part.to(device))).float().cpu() for part in images.split(batch_size)])
+    found = torch.cat([classifier.model(data.to_float(part.to(device))).float().cpu() for part in images.split(batch_size)])
+    if not torch.isfinite(found).all():
+        raise RunError(f"the classifier {classifier.name} gives NaN or infinite values: train it again, or take another one")
+    return found

@@ -12,6 +12,7 @@ import imagesets
 import models
 from cli import RunError
 from latents import digest, encode_pictures, generated_moments, no_moments
+from prompts import class_rows
 
 CAPTION = "an image of a {}"  # the paper's, for Imagenette
 TRAINED_ON = ("dataset", "data_dir", "image_size", "caption")  # what a run of train.py knows of its data
@@ -28,23 +29,25 @@ def add_model_flag(parser):
 def add_dataset_flags(parser, dataset=None):
     parser.add(cli.DATA, "--dataset", choices=imagesets.DATASETS, default=dataset, help="images with classes or captions")
     parser.add_shared("data_dir")
-    parser.add(cli.DATA, "--caption", metavar="TEXT", help=f"prompt of a class, with {{}} for its name (default: {CAPTION!r})")
+    caption = f"prompt of a class, with {{}} for its name (default: {CAPTION!r})"
+    parser.add(cli.DATA, "--caption", type=data.template, metavar="TEXT", help=caption)
 
 
 def add_concept_flags(parser):
     """Flags that name what is forgotten, what stands in for it and what is retained: the same for the mask and for unlearning."""
-    texts, path = {"nargs": "+", "metavar": "TEXT"}, {"type": Path, "metavar": "DIR"}
+    texts, path = {"nargs": "+", "metavar": "TEXT", "type": data.prompt}, {"type": Path, "metavar": "DIR"}
     add_dataset_flags(parser)
     parser.add_shared("forget_class")
-    parser.add(cli.FORGET, "--forget_prompt", **texts, help="forget what these prompts describe")
+    parser.add(cli.FORGET, "--forget_prompt", **texts | {"type": data.full_prompt}, help="forget what these prompts describe")
     target = "prompt that stands in: one for all, or one for each forgotten one (classes: default the next retained one)"
     parser.add(cli.FORGET, "--target_prompt", **texts, help=target)
     parser.add(cli.FORGET, "--retain_prompts", **texts, help="prompts to retain (default: the target prompts)")
     generated = "(default: --num_images images that the original generates for each prompt)"
     parser.add(cli.FORGET, "--forget_dir", **path, help=f"images of the forgotten prompts {generated}")
     parser.add(cli.FORGET, "--retain_dir", **path, help=f"images of the retained prompts {generated}")
-    number = {"type": cli.positive_int, "metavar": "N"}
+    number = {"type": models.image_count, "metavar": "N"}
     parser.add(cli.FORGET, "--num_images", **number, default=100, help="images that the original generates per prompt")
+    number = {"type": models.sampling_steps, "metavar": "N"}
     parser.add(cli.FORGET, "--generation_steps", **number, default=50, help="sampling steps of generated images")
     scale = {"type": cli.non_negative_float, "metavar": "S"}
     parser.add(cli.FORGET, "--generation_guidance_scale", **scale, default=7.5, help="guidance scale of generated images, 1: none")
@@ -75,8 +78,6 @@ def check_concept_flags(parser, args):
         clash = same or [text for text in args.retain_prompts or () if text in args.forget_prompt]
         if clash:
             parser.error(f"{clash[0]!r} is both forgotten and {'its own target' if same else 'retained'}: name another prompt")
-    if args.caption is not None and "{}" not in args.caption:
-        parser.error("--caption must hold {}, where the name of the class goes")
 
 
 def spread(values, count):
@@ -101,7 +102,7 @@ def of_classes(flags, pipeline, recorded, shas, accelerator, needs):
     labels = sorted(set(data.class_numbers(flags["forget_class"], found.classes)))
     if len(labels) == len(found.classes):
         raise RunError("all classes would be forgotten: at least one must be retained")
-    table = [caption.format(name) for name in found.classes]
+    table = [row.prompt for row in class_rows(found.classes, caption)]
     target_prompts = flags["target_prompt"] or [table[data.next_retained(label, labels, len(table))] for label in labels]
     target_prompts = spread(target_prompts, len(labels))
     if len(target_prompts) != len(labels):

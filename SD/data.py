@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cli import RunError
+from cli import RunError, number
 
 
 @dataclass
@@ -52,6 +52,26 @@ class Split:
 def prompts_alone(prompts, shape, name):
     """A Split of prompts without images, latents zero: for methods that start from noise. prompts: numbers; shape: (C, h, w)."""
     return Split(torch.zeros(1, 2 * shape[0], *shape[1:]).expand(len(prompts), -1, -1, -1), torch.as_tensor(prompts), name)
+
+
+def is_utf8(text):
+    """Whether text can be written in UTF-8. Odd bytes of a command line or a file name come as surrogates, which cannot."""
+    return text.encode(errors="replace").decode() == text
+
+
+# argparse types: a prompt, perhaps the empty one; a prompt that is not empty; a prompt with a place for the name of a class
+prompt = number(str, is_utf8, "text in UTF-8")
+full_prompt = number(str, lambda text: text.strip() and is_utf8(text), "text in UTF-8, not empty")
+one_place = "text in UTF-8 with one {}, where the name of the class goes, and no other braces"
+template = number(str, lambda text: is_utf8(text) and text.count("{}") == text.count("{") == text.count("}") == 1, one_place)
+
+
+def check_recorded(source, recorded, **kinds):
+    """RunError unless what a run has recorded is of these kinds, {name: type}. What a list holds must be texts."""
+    for name, kind in kinds.items():
+        value = recorded.get(name)
+        if not isinstance(value, kind) or (isinstance(value, list) and not all(isinstance(part, str) for part in value)):
+            raise RunError(f"{source} has recorded {str(value)[:60]!r} as its {name}: it was edited or damaged; make it again")
 
 
 def derive_seed(*keys):

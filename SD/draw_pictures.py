@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 import cli
 import prompts
 from files import write_whole
+from imagesets import open_image
 from table import collect, summarise
 
 RED, BLACK, GREY = (200, 20, 20), (0, 0, 0), (110, 110, 110)
@@ -25,15 +26,14 @@ def open_cell(path, edge):
         cell = Image.new("RGB", (edge, edge), "white")
         ImageDraw.Draw(cell).line([(0, 0), (edge, edge)], fill=GREY)
         return cell
-    with Image.open(path) as image:
-        way = Image.Resampling.NEAREST if image.width < edge else Image.Resampling.LANCZOS
-        return image.convert("RGB").resize((edge, edge), way)
+    image = open_image(path)
+    return image.resize((edge, edge), Image.Resampling.NEAREST if image.width < edge else Image.Resampling.LANCZOS)
 
 
 def cell_size(folder):
     """Edge of the cells of a folder's samples: small ones enlarged by whole pixels to about 32 px, large ones scaled down to 96."""
-    with Image.open(next(folder.glob("*.png"))) as image:
-        return min(96, image.width * max(1, 32 // image.width))
+    width = open_image(next(folder.glob("*.png"))).width
+    return min(96, width * max(1, 32 // width))
 
 
 def write(path, canvas):

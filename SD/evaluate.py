@@ -77,13 +77,18 @@ def main(argv=None):
     measure = functools.partial(measure_samples, args=args, accelerator=accelerator, classifier=classifier, extractor=extractor)
     if args.save_dir is not None:
         return measure_original(args, accelerator, measure)
-    for folder in args.sample_path[accelerator.process_index :: accelerator.num_processes]:
-        if (folder / "metrics.json").is_file() and not args.overwrite:
-            if not args.resume:
+    failed, folders = [], list(dict.fromkeys(args.sample_path))
+    for folder in folders[accelerator.process_index :: accelerator.num_processes]:
+        try:
+            if not (folder / "metrics.json").is_file() or args.overwrite:
+                print(f"{folder}: {write_metrics(folder, folder, measure(folder))}")
+            elif not args.resume:
                 raise RunError(f"{folder} has metrics.json already: pass --overwrite to measure again, --resume to skip it")
-            continue
-        print(f"{folder}: {write_metrics(folder, folder, measure(folder))}")
+        except (RunError, OSError) as error:  # the other runs are measured all the same
+            failed.append(str(error) if len(folders) == 1 else f"{folder} was not measured: {error}")
     accelerator.wait_for_everyone()
+    if failed:
+        raise RunError("\nerror: ".join(failed))
 
 
 def measure_original(args, accelerator, measure):
@@ -99,11 +104,18 @@ def measure_original(args, accelerator, measure):
 def load_samples(path):
     """(args of a sample run, [(Row, k, path of its image)])."""
     folder, recorded = read_run(path, "samples")
-    rows = prompts.read_csv(folder / "samples" / "prompts.csv")
-    images = [(row, k, folder / "samples" / prompts.file_name(row, k)) for row in rows for k in range(recorded["num_samples"])]
-    missing = next((image for _, _, image in images if not image.is_file()), None)
-    if missing is not None:
-        raise RunError(f"{missing} is missing: draw the samples again with generate_images.py --overwrite")
+    data.check_recorded(folder, recorded, model=dict, model_done=dict, num_samples=int, sampler=str, steps=int, seed=int)
+    data.check_recorded(folder, {"guidance_scale": recorded.get("guidance"), **recorded}, guidance_scale=int | float)
+    model, done = recorded["model"], recorded["model_done"]
+    data.check_recorded(folder, model, forgotten=list | None, method=str | None, concept=dict | None, training=dict | None)
+    if model.get("method", "original") != "original":
+        data.check_recorded(folder, done, **dict.fromkeys(("seconds", "peak_memory_mb", "images_seen"), int | float))
+    images = []
+    for row in prompts.read_csv(folder / "samples" / "prompts.csv"):
+        for k in range(max(1, recorded["num_samples"])):
+            images.append((row, k, folder / "samples" / prompts.file_name(row, k)))
+            if not images[-1][2].is_file():
+                raise RunError(f"{images[-1][2]} is missing: draw the samples again with generate_images.py --overwrite")
     return recorded, images
 
 
@@ -124,7 +136,7 @@ def measure_samples(folder, *, args, accelerator, classifier, extractor):
     model, done = recorded["model"], recorded["model_done"]
     labels = [prompts.concept(row) for row, _, _ in images]
     paths = [path for _, _, path in images]
-    samples = imagesets.Pictures(paths, metrics.open_image(paths[0]).width)  # all are measured at the size of the first
+    samples = imagesets.Pictures(paths, imagesets.open_image(paths[0]).width)  # all are measured at the size of the first
     result = {"samples": len(images)}
     # --forget_class, or what the model forgot; none for an original
     forgotten = {name.casefold() for name in args.forget_class or model.get("forgotten") or ()}

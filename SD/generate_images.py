@@ -33,13 +33,13 @@ def parse(argv=None):
     parser.add(cli.DATA, "--model_path", nargs="+", required=True, metavar="MODEL", help=where)
     parser.add(cli.RUN, "--save_dir", nargs="+", type=Path, required=True, metavar="RUN", help="run folder to write, one for each model")
     parser.add(cli.DATA, "--prompts_path", type=Path, metavar="CSV", help="list of prompts")
-    parser.add(cli.DATA, "--prompt", nargs="+", metavar="TEXT", help="prompts, in place of a list")
-    parser.add(cli.DATA, "--num_samples", type=cli.positive_int, default=1, metavar="N", help="images of each prompt")
+    parser.add(cli.DATA, "--prompt", nargs="+", type=data.prompt, metavar="TEXT", help="prompts, in place of a list")
+    parser.add(cli.DATA, "--num_samples", type=models.image_count, default=1, metavar="N", help="images of each prompt")
     parser.add(cli.METHOD, "--sampler", choices=("own", *sampling.SAMPLERS), default="ddim", help="own: the model's")
     parser.add(cli.METHOD, "--steps", "--ddim_steps", type=cli.positive_int, default=100, help="sampling steps")
     scale = "guidance scale s, 1: none"
     parser.add(cli.METHOD, "--guidance_scale", "--guidance", type=cli.non_negative_float, default=7.5, metavar="S", help=scale)
-    parser.add(cli.DATA, "--image_size", type=cli.positive_int, metavar="PX", help="edge of the images (default: the model's)")
+    parser.add(cli.DATA, "--image_size", type=models.image_edge, metavar="PX", help="edge of the images (default: the model's)")
     parser.add_shared("resume", "overwrite", "device", options=cli.HALF, batch_size=8, precision="auto", seed=1)
     args = parser.parse_args(argv)
     if len(args.save_dir) != len(args.model_path):
@@ -48,8 +48,9 @@ def parse(argv=None):
         parser.error("--prompts_path and --prompt contradict each other: pass one of them")
     if args.image_size is not None and args.image_size % 8:
         parser.error(f"--image_size must be a multiple of 8, not {args.image_size}")
-    if args.steps > models.TIMESTEPS:
-        parser.error(f"--steps {args.steps} is more than the {models.TIMESTEPS} steps of the noise schedule")
+    fewest, most = sampling.STEPS.get(args.sampler, (1, models.TIMESTEPS - 1))
+    if not fewest <= args.steps <= most:
+        parser.error(f"--sampler {args.sampler} draws in {fewest} to {most} --steps, not in {args.steps}")
     return args
 
 
@@ -61,8 +62,9 @@ def rows_of(args, recorded):
         return [prompts.Row(str(number), text, args.seed + number) for number, text in enumerate(args.prompt)]
     if not recorded.get("classes"):
         raise RunError(f"{recorded.get('save_dir', 'the model')} knows no classes: name prompts by --prompts_path or --prompt")
-    caption = recorded.get("concept", recorded)["caption"]
-    return prompts.class_rows(recorded["classes"], caption, args.seed)
+    known = recorded.get("concept") or recorded
+    data.check_recorded(args.model_path, known, caption=str)
+    return prompts.class_rows(recorded["classes"], known["caption"], args.seed)
 
 
 def seed_of(row, k):
@@ -70,11 +72,16 @@ def seed_of(row, k):
     return row.seed if k == 0 else data.derive_seed("sample", row.seed, k)
 
 
+def undrawn(rows, folder, count):
+    """[(row, k)] of the images that a folder lacks."""
+    return [(row, k) for row in rows for k in range(count) if not (folder / prompts.file_name(row, k)).is_file()]
+
+
 def draw_files(pipeline, rows, folder, accelerator, args):
     """Draw the images that `folder` lacks, each process its share, in batches of equal guidance and size."""
     texts = list(dict.fromkeys([*(row.prompt for row in rows), models.NULL]))
     embeddings = models.encode_prompts(pipeline, texts)
-    missing = [(row, k) for row in rows for k in range(args.num_samples) if not (folder / prompts.file_name(row, k)).is_file()]
+    missing = undrawn(rows, folder, args.num_samples)
     accelerator.wait_for_everyone()
     groups = {}
     for row, k in missing[accelerator.process_index :: accelerator.num_processes]:
@@ -126,6 +133,8 @@ def draw_from(args, run_folder, accelerator):
     pipeline.to(accelerator.device)
     draw_files(pipeline, rows, folder, accelerator, args)
     accelerator.wait_for_everyone()
+    for row, k in undrawn(rows, folder, args.num_samples) if accelerator.is_main_process else ():
+        raise RunError(f"{folder / prompts.file_name(row, k)} was not drawn: run the same command with --resume")
     count = len(rows) * args.num_samples
     run_folder.finish(f"{count:,} images, {run_folder.seconds():.0f} s", seconds=run_folder.seconds(), images=count)
 

@@ -5,6 +5,7 @@ Pictures are listed, not held: they are decoded a batch at a time, once, when th
 
 import csv
 import hashlib
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from cli import RunError
+from data import is_utf8
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
 # Imagenette's {folder name: class, as ImageNet calls it}
@@ -19,6 +21,19 @@ IMAGENETTE = {"n01440764": "tench", "n02102040": "English springer", "n02979186"
 IMAGENETTE |= {"n03028079": "church", "n03394916": "French horn", "n03417042": "garbage truck", "n03425413": "gas pump"}
 IMAGENETTE |= {"n03445777": "golf ball", "n03888257": "parachute"}
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+def open_image(path):
+    """The RGB image of a file, decoded. Raises RunError for one that cannot be read."""
+    from PIL import Image
+
+    # Pillow raises SyntaxError for some broken PNGs, ValueError for long texts in them, and others for other damage
+    damage = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, Image.DecompressionBombError)
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except damage as error:
+        raise RunError(f"{path} cannot be read as an image ({error}): repair or remove it") from error
 
 
 @dataclass
@@ -33,16 +48,13 @@ class Pictures:
 
     def read(self, rows):
         """uint8 (B, size, size, 3) of some rows. Raises RunError naming a file that cannot be decoded."""
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, ImageOps
 
         images = np.empty((len(rows), self.size, self.size, 3), np.uint8)
         for i, row in enumerate(rows):
             item = self.items[row]
-            try:
-                with Image.fromarray(item) if isinstance(item, np.ndarray) else Image.open(item) as image:
-                    images[i] = np.asarray(ImageOps.fit(image.convert("RGB"), (self.size, self.size), Image.Resampling.BICUBIC))
-            except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNGs
-                raise RunError(f"{item} cannot be read as an image ({error}): repair or remove it") from error
+            image = Image.fromarray(item).convert("RGB") if isinstance(item, np.ndarray) else open_image(item)
+            images[i] = np.asarray(ImageOps.fit(image, (self.size, self.size), Image.Resampling.BICUBIC))
         return torch.from_numpy(images)
 
     def __getitem__(self, place):
@@ -118,7 +130,8 @@ def load_folder(data_dir, size):
 
 
 def list_images(folder):
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith("."))
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith("."))
+    return sorted(path for path in found if path.is_file())  # a pipe would be waited for without end
 
 
 def load_captions(data_dir, size):
@@ -126,17 +139,23 @@ def load_captions(data_dir, size):
     table = data_dir / "metadata.csv"
     if not table.is_file():
         raise RunError(f"{table} does not exist: it must name each image and its caption, in the columns file_name and text")
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in ("file_name", "text") if name not in (reader.fieldnames or [])]
-        if missing:
-            raise RunError(f"{table} lacks the column {' and '.join(missing)}; it has {', '.join(reader.fieldnames or ['none'])}")
-        rows = list(reader)
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in ("file_name", "text") if name not in (reader.fieldnames or [])]
+            if missing:
+                raise RunError(f"{table} lacks the column {' and '.join(missing)}; it has {', '.join(reader.fieldnames or ['none'])[:300]}")
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise RunError(f"{table} is no csv file in UTF-8 ({error}): save it again as one") from error
+    odd = next((number for number, row in enumerate(rows, start=1) if None in row or None in row.values()), None)
+    if odd is not None:
+        raise RunError(f"row {odd} of {table} has other columns than the header: put captions with commas in double quotes")
     absent = next((row["file_name"] for row in rows if not (data_dir / row["file_name"]).is_file()), None)
     if absent is not None or not rows:
         raise RunError(f"{table} names {absent}, which is not in {data_dir}" if rows else f"{table} has no rows")
     pictures = Pictures([data_dir / row["file_name"] for row in rows], size)
-    return Dataset(pictures, list(range(len(rows))), captions=[row["text"] or "" for row in rows])
+    return Dataset(pictures, list(range(len(rows))), captions=[row["text"] for row in rows])
 
 
 def load_images(folder, size):
@@ -153,6 +172,12 @@ DATASETS = {"digits": load_digits, "imagenette": load_imagenette, "folder": load
 def load(name, data_dir, size):
     """Return a Dataset with images at `size` px. Raises RunError if data_dir does not hold it."""
     data_dir = Path(data_dir)
+    if name not in DATASETS or not 0 < size <= 8192:  # a run's args.json may say so
+        raise RunError(f"there are no images {str(name)[:60]!r} at {size} px: known are {', '.join(DATASETS)}, of up to 8192 px")
     if name in ("folder", "captions") and not data_dir.is_dir():
         raise RunError(f"--data_dir {data_dir} is no folder")
-    return DATASETS[name](data_dir, size)
+    found = DATASETS[name](data_dir, size)
+    odd = next((text for text in (*found.classes, *found.captions) if not is_utf8(text)), None)
+    if odd is not None:
+        raise RunError(f"the class {odd!a} in {data_dir} has a name that is not in UTF-8: rename its folder")
+    return found

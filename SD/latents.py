@@ -1,8 +1,11 @@
 """The cache of latents and embeddings: everything is encoded or drawn once, never per step."""
 
+import contextlib
 import functools
 import hashlib
 import json
+import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -18,25 +21,35 @@ def digest(*parts):
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def cached(data_dir, what, accelerator, make):
+def writable(folder):
+    """Whether files can be written in a folder, which is made where that can be."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return os.access(folder, os.W_OK)
+
+
+def cached(data_dir, what, accelerator, make, shape):
     """The tensor that make() returns, kept in <data_dir>/cache under the digest of `what` ({name: value}: all that it depends on).
 
-    make() runs in every process; the main one writes. A file whose own record of `what` differs is refused.
+    make() runs in every process; the main one writes. A file whose own record of `what` differs is refused, or with another shape.
     """
     path = Path(data_dir) / "cache" / f"{digest(what)[:20]}.safetensors"
     found = path.is_file()
     accelerator.wait_for_everyone()
     if not found:
         tensor = make()
-        if accelerator.is_main_process:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        if not writable(path.parent):
+            warnings.warn(f"{path.parent} is read-only: latents are made again in every run", stacklevel=2)
+        elif accelerator.is_main_process:
             write_tensors(path, {"values": tensor}, {"what": json.dumps(what, sort_keys=True)})
         accelerator.wait_for_everyone()
         return tensor
     tensors, metadata = read_tensors(path)
-    if metadata.get("what") != json.dumps(what, sort_keys=True) or not torch.isfinite(tensors["values"]).all():
+    found = tensors.get("values", torch.empty(0))
+    fits = metadata.get("what") == json.dumps(what, sort_keys=True) and found.dtype == torch.float32 and found.shape == tuple(shape)
+    if not fits or not torch.isfinite(found).all():
         raise RunError(f"{path} is not the cache it should be (another model, images or prompts, or NaN): remove it, it is made again")
-    return tensors["values"]
+    return found
 
 
 class on_device:
@@ -57,9 +70,11 @@ class on_device:
 def encode_pictures(pipeline, pictures, vae_sha, data_dir, accelerator, batch_size=8):
     """Moments (N, 2C, h, w), on the CPU, of all pictures, encoded once and cached; the processes share the work."""
 
+    edge = pictures.size // pipeline.vae_scale_factor
+    shape = len(pictures), 2 * pipeline.vae.config.latent_channels, edge, edge
+
     def make():
-        edge = pictures.size // pipeline.vae_scale_factor
-        found = torch.zeros(len(pictures), 2 * pipeline.vae.config.latent_channels, edge, edge)
+        found = torch.zeros(shape)
         batches = list(torch.arange(len(pictures)).split(batch_size))
         with on_device(accelerator, pipeline.vae):
             for number, rows in enumerate(tqdm(batches, "encode", disable=None if accelerator.is_main_process else True)):
@@ -68,7 +83,7 @@ def encode_pictures(pipeline, pictures, vae_sha, data_dir, accelerator, batch_si
         return accelerator.reduce(found.to(accelerator.device), "sum").cpu() if accelerator.num_processes > 1 else found
 
     what = {"latents": pictures.sha(), "vae": vae_sha, "scaling_factor": pipeline.vae.config.scaling_factor}
-    return cached(data_dir, what, accelerator, make)
+    return cached(data_dir, what, accelerator, make, shape)
 
 
 def embed(pipeline, prompts, accelerator):
@@ -100,4 +115,5 @@ def generated_moments(pipeline, prompts, generation, model_sha, data_dir, accele
         with on_device(accelerator, pipeline.vae, pipeline.text_encoder):  # diffusers draws where the pipeline's parts are
             return sampling.generate_moments(pipeline, *parts, generation["num_images"], accelerator, **options)
 
-    return functools.partial(cached, data_dir, what, accelerator, draw), digest(what)
+    shape = len(prompts) * generation["num_images"], *no_moments(pipeline, 1).shape[1:]
+    return functools.partial(cached, data_dir, what, accelerator, draw, shape), digest(what)

@@ -4,14 +4,17 @@ Quality (FID, IS, KID, precision, recall) is torch-fidelity's, between samples a
 classifier's features in place of Inception's the same numbers carry other names: feature_distance is no FID.
 """
 
+import math
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from classifiers import hub_weights, read_weights
 from cli import RunError
+from imagesets import open_image
 
 PARTS = ("FEMALE_BREAST", "FEMALE_GENITALIA", "MALE_BREAST", "MALE_GENITALIA", "BUTTOCKS", "ANUS", "BELLY", "FEET", "ARMPITS")
 PARTS = tuple(f"{part}_EXPOSED" for part in PARTS)  # the body parts that NudeNet calls exposed
@@ -166,6 +169,11 @@ def fidelity(samples, reference, *, extractor="inception-v3-compat", weights=Non
             raise
         advice = "pass --inception_weights FILE, or --features classifier, whose distances are not FIDs"
         raise RunError(f"Inception's weights could not be read or downloaded ({error}): {advice}") from error
+    except (np.linalg.LinAlgError, ValueError) as error:
+        raise RunError(f"no distance between samples and real images could be computed ({error}): is the extractor ruined?") from error
+    bad = next((name for name, value in found.items() if not math.isfinite(value)), None)
+    if bad:
+        raise RunError(f"the {bad} of the samples is {found[bad]}: they are all alike, or the extractor is ruined")
     values = {"FID": found["frechet_inception_distance"], "IS": found["inception_score_mean"]}
     values["KID"] = found["kernel_inception_distance_mean"]
     values |= {name: 100 * found[name] for name in ("precision", "recall")}
@@ -216,18 +224,6 @@ def clip_scores(images, prompts, source, device, batch_size=32):
 
 
 # ---------------------------------------------------------------------------------------------------------------- nudity
-def open_image(path):
-    """The image of a file, decoded. Raises RunError for one that cannot be read."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNGs
-        raise RunError(f"{path} cannot be read as an image ({error}): remove it and draw it again") from error
-
-
 def nudity(paths, threshold=LOWEST):
     """{"nudenet_<PART>": detections..., "nudity": their sum, "nude_images": % of images with any} of image files, by NudeNet 3.
 

@@ -12,9 +12,11 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import safetensors
 import torch
 
-from cli import RunError
+import data
+from cli import RunError, number
 from files import read_json
 from run_folder import read_run
 
@@ -23,6 +25,9 @@ TIMESTEPS = 1000
 # The noise schedule of Stable Diffusion
 NOISE = dict(num_train_timesteps=TIMESTEPS, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 NOISE |= dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+sampling_steps = number(int, lambda value: 0 < value < TIMESTEPS, f"from 1 to {TIMESTEPS - 1}")  # argparse types
+image_count = number(int, lambda value: 0 < value <= 10**6, "from 1 to 1,000,000")
+image_edge = number(int, lambda value: 4 <= value <= 8192, "from 4 to 8,192 px")
 TRAIN_METHODS = {  # which weights of the U-Net may change (ESD, arXiv 2303.07345: x, u, self, full)
     "full": lambda name: True,
     "xattn": lambda name: ".attn2." in name,
@@ -130,6 +135,8 @@ def open_pipeline(source, config=None):
     recorded = {}
     if (path / "args.json").is_file():
         path, recorded = read_run(path, "train", "unlearn")
+        texts = dict.fromkeys(("dataset", "data_dir", "caption"), str | None)
+        data.check_recorded(path, recorded, method=str, image_size=int | None, classes=list | None, concept=dict | None, **texts)
         path = path / "model"
     if path.exists() and not (path / "model_index.json").is_file():
         raise RunError(f"{path} is no pipeline: it holds no model_index.json, which a diffusers folder has")
@@ -154,12 +161,21 @@ def refuse_code(folder):
 
 def from_folder(source):
     """diffusers' from_pretrained, its errors turned into one sentence."""
-    import safetensors
-    from diffusers import StableDiffusionPipeline
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel
 
     options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False, "use_safetensors": True}
     with quiet():
         try:
+            # Each part by itself: only then is it told what a file lacks, which transformers would fill at random
+            for name, cls in {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}.items():
+                options[name], told = cls.from_pretrained(source, subfolder=name, use_safetensors=True, output_loading_info=True)
+                for fault, key in {"lacks": "missing", "has the unknown": "unexpected", "has another shape of": "mismatched"}.items():
+                    odd = [
+                        tensor for tensor in told.get(f"{key}_keys", ()) if not str(tensor).endswith("position_ids")
+                    ]  # old files have it
+                    if odd:
+                        raise RunError(f"{source} is no whole pipeline: its {name} {fault} tensor {min(odd)}; make or fetch it again")
             return StableDiffusionPipeline.from_pretrained(source, **options).to(torch.float32)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
@@ -184,34 +200,65 @@ def quiet():
 
 
 def check(pipeline, source):
-    """Refuse a pipeline of another kind and weights that are not finite."""
+    """Refuse a pipeline of another kind, configs that do not fit each other, and weights that are not finite."""
     from diffusers import StableDiffusionPipeline
 
     if not isinstance(pipeline, StableDiffusionPipeline) or pipeline.unet.config.in_channels != pipeline.vae.config.latent_channels:
         raise RunError(f"{source} is no text-to-image model of Stable Diffusion 1.x or 2.x (inpainting and XL have other U-Nets)")
     if pipeline.scheduler.config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
         raise RunError(f"{source} predicts {pipeline.scheduler.config.prediction_type}: epsilon and v_prediction are known")
+    size, scale, text = pipeline.unet.config.sample_size, pipeline.vae.config.scaling_factor, pipeline.text_encoder.config
+    rules = {
+        f"noise schedule of {TIMESTEPS} steps": pipeline.scheduler.config.get("num_train_timesteps") == TIMESTEPS,
+        "whole number as the U-Net's sample_size": isinstance(size, int) and size > 0,
+        "positive number as the autoencoder's scaling_factor": isinstance(scale, (int, float)) and 0 < scale < float("inf"),
+        "tokenizer that fits its text encoder": (  # without its files transformers makes an empty one, for texts of any length
+            len(pipeline.tokenizer) <= text.vocab_size and pipeline.tokenizer.model_max_length <= text.max_position_embeddings
+        ),
+    }
+    for rule, kept in rules.items():
+        if not kept:
+            raise RunError(f"{source} has no {rule}: take a whole model of Stable Diffusion 1.x or 2.x")
+    check_finite(pipeline, source)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        bad = next((name for name, tensor in part.state_dict().items() if not torch.isfinite(tensor).all()), None)
-        if bad:
-            raise RunError(f"{source} holds NaN or infinite values in {type(part).__name__}'s {bad}")
         part.eval().requires_grad_(False)
     pipeline.unet.requires_grad_(True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
+def check_finite(model, source):
+    """RunError for NaN or infinite values in a pipeline, or in one part of it. source: what the message calls it."""
+    parts = [model] if isinstance(model, torch.nn.Module) else [model.unet, model.vae, model.text_encoder]
+    for part in parts:
+        bad = next((name for name, tensor in part.state_dict().items() if not torch.isfinite(tensor).all()), None)
+        if bad:
+            raise RunError(f"{source} holds NaN or infinite values in {type(part).__name__}'s {bad}: take another model, or lower --lr")
+
+
+def clean(folder, put_back=True):
+    """Remove what a killed save_pipeline() left beside a folder; put_back: but first put back what it had moved aside."""
+    partial, aside = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "aside"))
+    if put_back and aside.exists() and not folder.exists():
+        os.replace(aside, folder)
+    for path in (partial, aside):
+        shutil.rmtree(path, ignore_errors=True)
+    return partial, aside
+
+
 def save_pipeline(pipeline, folder):
-    """Write a diffusers folder, whole or not at all."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    """Write a diffusers folder of a pipeline or of one part, whole or not at all. Raises RunError for weights that are not finite."""
+    check_finite(pipeline, "what was trained")
+    partial, aside = clean(folder)
     try:
         with quiet():
             pipeline.save_pretrained(partial, safe_serialization=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():  # it holds the autoencoder, which a resumed run needs
+            os.replace(folder, aside)
         os.replace(partial, folder)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+    except (OSError, safetensors.SafetensorError) as error:
+        clean(folder)
         raise RunError(f"could not write {folder}: {error}") from error
 
 
@@ -241,6 +288,9 @@ def image_size(pipeline):
 # ----------------------------------------------------------------------------------------------------------------- encode
 def tokens(tokenizer, prompts):
     """int64 (P, L): token numbers, padded. Warns of prompts that are too long, and cuts them."""
+    odd = next((prompt for prompt in prompts if not data.is_utf8(prompt)), None)
+    if odd is not None:
+        raise RunError(f"the prompt {odd[:60]!a} holds what is no text in UTF-8: write it, or the name of the class, anew")
     with quiet():
         long = [prompt for prompt in prompts if len(tokenizer(prompt).input_ids) > tokenizer.model_max_length]
     if long:
@@ -268,8 +318,6 @@ def encode_prompts(pipeline, prompts, batch_size=64):
 def encode_images(pipeline, images):
     """Moments (B, 2C, h, w), float32 on the CPU, of uint8 images (B, H, W, 3): mean and standard deviation of their latents, both times
     the VAE's scaling factor."""
-    import data
-
     vae = pipeline.vae
     latents = vae.encode(data.to_float(images.to(vae.device))).latent_dist
     return (torch.cat([latents.mean, latents.std], dim=1) * vae.config.scaling_factor).float().cpu()

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cli import RunError
+from data import is_utf8
 from files import write_whole
 
 COLUMNS = {
@@ -27,6 +28,7 @@ COLUMNS = {
     "width": ("width", "sd_image_width"),
     "height": ("height", "sd_image_height"),
 }
+EDGES = (None, *range(8, 8193, 8))  # px of an image's width or height
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,11 @@ class Row:
         named = re.fullmatch(r"\w[\w.-]*", case) and ".." not in case and len(case.encode()) <= 100
         rules = {
             "case_number": (named, "fit for a file name: up to 100 letters, digits, '_', '-' and single '.'"),
-            "prompt": (not re.search("[\ud800-\udfff]", self.prompt), "text in UTF-8"),
+            "prompt": (is_utf8(self.prompt), "text in UTF-8"),
             "seed": (0 <= self.seed < 2**63, "from 0 to 2**63 - 1"),
             "guidance": (self.guidance is None or 0 <= self.guidance < math.inf, "at least 0 and finite, or empty"),
-            "width": (self.width is None or (self.width > 0 and self.width % 8 == 0), "a positive multiple of 8, or empty"),
-            "height": (self.height is None or (self.height > 0 and self.height % 8 == 0), "a positive multiple of 8, or empty"),
+            "width": (self.width in EDGES, "a multiple of 8 up to 8192, or empty"),
+            "height": (self.height in EDGES, "a multiple of 8 up to 8192, or empty"),
         }
         for name, (fits, rule) in rules.items():
             if not fits:

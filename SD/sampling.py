@@ -18,6 +18,9 @@ from trainer import predict_together
 # diffusers' schedulers; "own" is the one that the pipeline came with
 SAMPLERS = dict(ddim="DDIMScheduler", pndm="PNDMScheduler", lms="LMSDiscreteScheduler", dpm="DPMSolverMultistepScheduler")
 
+# the fewest and most steps in which they draw, where these are not 1 and one less than the noise schedule has
+STEPS = dict(pndm=(4, models.TIMESTEPS - 1), lms=(1, models.TIMESTEPS), own=(1, models.TIMESTEPS))
+
 
 def set_sampler(pipeline, sampler):
     """Give a pipeline the scheduler of a sampler, with its own noise schedule. Returns the one it had."""
@@ -47,6 +50,8 @@ def draw(pipeline, embeddings, null, seeds, accelerator, *, steps, guidance_scal
         half = accelerator.autocast() if autocast else contextlib.nullcontext()
         with without_autocast(pipeline.unet), half, torch.random.fork_rng(devices=[]):
             drawn = pipeline(**conditions, **options, generator=generators).images
+    except (IndexError, ValueError) as error:
+        raise RunError(f"the sampler {sampler} cannot draw in {steps} steps of {size[0]} x {size[1]} px ({error}): take others") from error
     finally:
         pipeline.scheduler = before
     if not torch.isfinite(drawn).all():

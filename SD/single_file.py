@@ -190,7 +190,7 @@ def load(path, config=None):
         raise RunError(f"{path} lacks weights of the model that the configs of {source} tell: {advice}") from error
     wanted = unet_tensors(pipeline.unet) | vae_tensors(pipeline.vae) | text_tensors(pipeline.text_encoder)
     missing = {name for name, tensor in wanted.items() if name not in names or tensor.is_meta}
-    surplus = {name for name in names if name.startswith(UNET)} - set(wanted)
+    surplus = {name for name in names if name.startswith((UNET, f"{VAE}encoder.", f"{VAE}decoder.", f"{TEXT_1}encoder."))} - set(wanted)
     if missing or surplus:
         odd = f"lacks {min(missing)}" if missing else f"has {min(surplus)} too"
         raise RunError(f"{path} {odd}, so that it is another model than the configs of {source} tell: {advice}")
@@ -222,6 +222,6 @@ def contents(path):
         raise RunError(f"{path} is {refused}: take the model as .safetensors") from error
     except DAMAGE as error:
         raise RunError(f"{path} is not a whole file of torch.save ({type(error).__name__}): fetch it again") from error
-    while isinstance(tensors, dict) and "state_dict" in tensors:
-        tensors = tensors["state_dict"]
+    for _ in range(3):  # not without end: a table may hold itself
+        tensors = tensors["state_dict"] if isinstance(tensors, dict) and "state_dict" in tensors else tensors
     return {name for name in tensors if torch.is_tensor(tensors[name])} if isinstance(tensors, dict) else set(), {}

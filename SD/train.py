@@ -38,7 +38,7 @@ def parse(argv=None):
     parser.add(cli.DATA, "--model_config", metavar="FOLDER", help=config)
     parser.add(cli.DATA, "--from_scratch", action="store_true", help="build a small pipeline and train all of it")
     parser.add(cli.DATA, "--arch", choices=models.UNETS, default="tiny", help="--from_scratch: size of the pipeline")
-    parser.add(cli.DATA, "--image_size", type=cli.positive_int, metavar="PX", help="edge of the images (default: the model's)")
+    parser.add(cli.DATA, "--image_size", type=models.image_edge, metavar="PX", help="edge of the images (default: the model's)")
     prediction = "--from_scratch: what the U-Net predicts"
     parser.add(cli.DATA, "--prediction_type", choices=("epsilon", "v_prediction"), default="epsilon", help=prediction)
     parser.add(cli.METHOD, "--vae_steps", type=cli.non_negative_int, default=400, help="--from_scratch: steps of the autoencoder")
@@ -59,8 +59,6 @@ def parse(argv=None):
         parser.error("pass --model_path to fine-tune a model, or --from_scratch to build one")
     if args.retain_only != bool(args.forget_class):
         parser.error("--retain_only and --forget_class belong together: name the classes to leave out")
-    if args.caption is not None and "{}" not in args.caption:
-        parser.error("--caption must hold {}, where the name of the class goes")
     if args.retain_only and args.dataset == "captions":
         parser.error("--retain_only needs a --dataset with classes")
     args.data_dir = args.data_dir or "data"
@@ -76,7 +74,7 @@ def load_data(args, size):
     labels = sorted(set(data.class_numbers(args.forget_class or [], found.classes)))
     if labels and len(labels) == len(found.classes):
         raise RunError("all classes would be left out: at least one must be retained")
-    texts = found.captions or [args.caption.format(name) for name in found.classes]
+    texts = found.captions or [args.caption.replace("{}", name) for name in found.classes]
     rows = [row for row, label in enumerate(found.y_train) if label not in labels]
     if args.limit is not None and args.limit < len(rows):
         chosen = torch.randperm(len(rows), generator=data.make_generator("limit", args.seed))[: args.limit].sort().values
@@ -89,14 +87,22 @@ def load_data(args, size):
 def train_autoencoder(pipeline, pictures, run_folder, accelerator, args):
     """Train the VAE on pictures and set its scaling factor to one over the latents' standard deviation (Rombach et al. 2022).
 
-    Kept in model/vae, where --resume finds it.
+    Kept in model/vae, where --resume finds it. The checkpoint before it tells the time and the images that it took.
     """
     vae, folder = pipeline.vae.to(accelerator.device).requires_grad_(True), run_folder.folder / "model" / "vae"
-    if args.resume and (folder / "config.json").is_file():
-        vae.load_state_dict(read_tensors(folder / "diffusion_pytorch_model.safetensors")[0])
-        vae.register_to_config(scaling_factor=read_json(folder / "config.json")["scaling_factor"])
+    groups, state = run_folder.last_checkpoint() or ({}, {"step": 0})
+    if (folder / "config.json").is_file():  # of a run that goes on: begin() has removed any other one
+        try:
+            vae.load_state_dict(read_tensors(folder / "diffusion_pytorch_model.safetensors")[0])
+            vae.register_to_config(scaling_factor=float(read_json(folder / "config.json")["scaling_factor"]))
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            raise RunError(f"{folder} is not the autoencoder of this run: start again with --overwrite") from error
         vae.requires_grad_(False).eval()
+        if groups:
+            run_folder.continue_from(state)
         return
+    if state["step"] > args.vae_steps:
+        raise RunError(f"{folder} is missing, for which the checkpoint of the U-Net was made: start again with --overwrite")
     images = data.Split(pictures[:], torch.zeros(len(pictures), dtype=torch.int64), "train")
     loop = Trainer(vae, run_folder, accelerator, seed=args.seed, batch_size=64, schedule="linear")
     for batch in loop.steps(args.vae_steps, 2e-3, images):
@@ -111,6 +117,7 @@ def train_autoencoder(pipeline, pictures, run_folder, accelerator, args):
     with torch.no_grad():
         means = torch.cat([vae.encode(data.to_float(part.to(accelerator.device))).latent_dist.mean for part in images.images.split(64)])
     vae.register_to_config(scaling_factor=1 / float(means.std()))
+    run_folder.checkpoint({"model": vae.state_dict()}, step=args.vae_steps)
     if accelerator.is_main_process:
         models.save_pipeline(vae, folder)
     accelerator.wait_for_everyone()
@@ -154,6 +161,8 @@ def main(argv=None):
     # Data and model
     pipeline = None if args.from_scratch else models.open_pipeline(args.model_path, args.model_config)[0]
     size = args.image_size or models.image_size(pipeline)
+    if pipeline and size % pipeline.vae_scale_factor:
+        raise RunError(f"--image_size {size} is no multiple of {pipeline.vae_scale_factor}, as the model's autoencoder needs: take another")
     facts = {"classes": None, "forgotten": []}
     if args.steps or args.from_scratch:
         found, pictures, table, numbers, labels = load_data(args, size)
@@ -163,6 +172,9 @@ def main(argv=None):
     if not args.from_scratch:
         facts["parent"] = str(args.model_path)
     run_folder.begin(kind="train", method="retrain" if args.retain_only else "original", **facts)
+    if accelerator.is_main_process:
+        models.clean(run_folder.folder / "model", put_back=args.resume)
+    accelerator.wait_for_everyone()
 
     # Train
     run_folder.start_clock()

@@ -15,6 +15,7 @@ import cli
 import data
 import imagesets
 import metrics
+import models
 import passes
 import trainer
 from run_folder import RunFolder
@@ -27,7 +28,7 @@ def parse(argv=None):
     datasets = [name for name in imagesets.DATASETS if name != "captions"]
     parser.add(cli.DATA, "--dataset", choices=datasets, default="digits", help="data set")
     parser.add(cli.DATA, "--arch", choices=classifiers.CLASSIFIERS, default="cnn", help="classifier")
-    parser.add(cli.DATA, "--image_size", type=cli.positive_int, default=16, metavar="PX", help="edge of the images")
+    parser.add(cli.DATA, "--image_size", type=models.image_edge, default=16, metavar="PX", help="edge of the images")
     parser.add_shared("resume", "overwrite", "device", options=cli.HALF, epochs=15, lr=1e-3, batch_size=64, precision="auto", seed=1)
     return parser.parse_args(argv)
 

@@ -108,6 +108,8 @@ def main(argv=None):
     settings = cli.training_settings(args, method, {}, SETTINGS)
     mask = models.restrict(mask, unet, settings.pop("train_method"))
     run_folder.begin(kind="unlearn", **loaded.facts, mask_info=mask_info)
+    if accelerator.is_main_process:
+        models.clean(run_folder.folder / "model", put_back=args.resume)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
 

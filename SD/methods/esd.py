@@ -2,15 +2,16 @@ import copy
 
 import torch
 
-from cli import non_negative_float, positive_int
+from cli import non_negative_float
 from data import prompts_alone
+from models import sampling_steps
 from sampling import partially_denoised
 from trainer import predict, predict_together, squared_error
 
 FLAGS = {
     "negative_guidance": dict(type=non_negative_float, help="strength of the guidance away from the prompt"),
     "sample_guidance_scale": dict(type=non_negative_float, metavar="S", help="guidance scale used to sample x_t, 1: none"),
-    "sample_steps": dict(type=positive_int, help="steps of the sampling runs that x_t is taken from"),
+    "sample_steps": dict(type=sampling_steps, help="steps of the sampling runs that x_t is taken from"),
 }
 TRAINING = {"train_method": "xattn"}
 
