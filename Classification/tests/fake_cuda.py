@@ -6,8 +6,8 @@
 Where a tensor lives is written on its storage, so views, Parameters and in-place operations share it. A function mode serves what
 Python asks for (`device=`, `.to`, `.cuda`, `.cpu`, `.numpy`), a dispatch mode checks every operation that PyTorch then runs, the backward
 pass included. As on a GPU, an operation fails that mixes devices, or draws on cuda with a generator of the CPU. Allowed are copies, CPU
-tensors without dimensions among numbers, and CPU indices of a cuda tensor. bf16 and fp16 autocast and fused optimizers are the CPU's, so
-all results are.
+tensors without dimensions among numbers, and CPU indices of a cuda tensor. Autocast and optimizers are the CPU's, so
+results are equal to the CPU's.
 
 It cannot show: what is fast, how much memory is needed, how CUDA rounds (TF32, cuDNN), BatchNorm over several GPUs, NCCL, generators on
 cuda, streams and pinned memory. It trusts operations that PyTorch puts together in C++: tensors that these make on their own count as
@@ -124,6 +124,8 @@ def destination(func, args, kwargs):
     """(function, args, "cuda", "cpu" or None) of a call: the device it names, which is the CPU in the call that PyTorch then gets."""
     if func in (torch.Tensor.cuda, torch.Tensor.cpu):
         return torch.Tensor.to, (args[0], CPU), "cuda" if func is torch.Tensor.cuda else "cpu"
+    if func is torch.Tensor.__deepcopy__:  # copies the storage, but not what is written on it
+        return func, args, "cuda" if on_cuda(args[0]) else None
     device = kwargs.get("device")
     if func is torch.Tensor.to and len(args) > 1 and device is None:
         device = args[1].device if isinstance(args[1], torch.Tensor) else None if isinstance(args[1], torch.dtype) else args[1]
@@ -148,7 +150,7 @@ def device(tensor):
 @contextlib.contextmanager
 def installed():
     """PyTorch as on a machine with one GPU, which is a fake."""
-    autocast = torch.autocast.__init__
+    autocast, optimizer = torch.autocast.__init__, torch.optim.Optimizer.__init__
     with contextlib.ExitStack() as stack:
 
         def patch(owner, **values):
@@ -162,6 +164,8 @@ def installed():
         patch(torch.cuda, get_device_capability=answer((8, 0)), get_device_name=answer("fake"), max_memory_allocated=answer(1 << 20))
         patch(torch.cuda, synchronize=answer(), empty_cache=answer(), reset_peak_memory_stats=answer(), set_device=answer())
         patch(torch.cuda, manual_seed_all=answer(), get_rng_state=lambda *_: torch.get_rng_state(), set_rng_state=answer())
+        plain = {"fused": None, "foreach": False}  # the CPU's way, to the last bit
+        patch(torch.optim.Optimizer, __init__=lambda self, parameters, defaults: optimizer(self, parameters, defaults | plain))
         patch(torch.autocast, __init__=lambda self, device_type, *rest, **kwargs: autocast(self, "cpu", *rest, **kwargs))
         patch(torch.Tensor, device=property(device), is_cuda=property(on_cuda), is_cpu=property(lambda t: device(t).type == "cpu"))
         dispatch = stack.enter_context(Dispatch())
