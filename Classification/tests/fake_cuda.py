@@ -83,7 +83,9 @@ def check_mixed(func, args, kwargs):
             is_index = name in INDEXING and argument.name == "indices" and on_cuda(args[0])
             is_number = tensor.dim() == 0 and not written and not isinstance(value, (list, tuple)) and name not in INDEXING[:1]
             if not on_cuda(tensor) and not is_index and not is_number:
-                raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({func})")
+                raise RuntimeError(
+                    f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({func})"
+                )
 
 
 class Function(TorchFunctionMode):
@@ -148,8 +150,8 @@ def device(tensor):
 
 
 @contextlib.contextmanager
-def installed():
-    """PyTorch as on a machine with one GPU, which is a fake."""
+def installed(fused=False):
+    """PyTorch as on a machine with one GPU, which is a fake. fused: leave optimizers as they are asked for; they round in their own way."""
     autocast, optimizer = torch.autocast.__init__, torch.optim.Optimizer.__init__
     with contextlib.ExitStack() as stack:
 
@@ -162,9 +164,11 @@ def installed():
 
         patch(torch.cuda, is_available=answer(True), device_count=answer(1), current_device=answer(0), is_bf16_supported=answer(True))
         patch(torch.cuda, get_device_capability=answer((8, 0)), get_device_name=answer("fake"), max_memory_allocated=answer(1 << 20))
+        patch(torch.cuda, is_current_stream_capturing=answer(False))
+        patch(torch.accelerator, current_accelerator=answer())  # streams, graphs and pinned memory, which nothing here needs
         patch(torch.cuda, synchronize=answer(), empty_cache=answer(), reset_peak_memory_stats=answer(), set_device=answer())
         patch(torch.cuda, manual_seed_all=answer(), get_rng_state=lambda *_: torch.get_rng_state(), set_rng_state=answer())
-        plain = {"fused": None, "foreach": False}  # the CPU's way, to the last bit
+        plain = {} if fused else {"fused": None, "foreach": False}  # the CPU's way, to the last bit
         patch(torch.optim.Optimizer, __init__=lambda self, parameters, defaults: optimizer(self, parameters, defaults | plain))
         patch(torch.autocast, __init__=lambda self, device_type, *rest, **kwargs: autocast(self, "cpu", *rest, **kwargs))
         patch(torch.Tensor, device=property(device), is_cuda=property(on_cuda), is_cpu=property(lambda t: device(t).type == "cpu"))
