@@ -96,6 +96,8 @@ class Function(TorchFunctionMode):
         self.dispatch = dispatch
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func.__name__ == "__get__":  # of a property: by far the most calls
+            return func(*args)
         kwargs = dict(kwargs or {})
         if func is torch.Tensor.backward:  # hooks and recomputed forward passes ask for devices as well
             with self, self.making(on_cuda(args[0])):
