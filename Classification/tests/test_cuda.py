@@ -62,8 +62,9 @@ def test_measures_equal_the_cpu(on_both, home):
     assert here == there and "UA" in here
 
 
+@pytest.mark.xfail(strict=True, reason="a checkpoint's optimizer state comes back contiguous, the weights are channels_last")
 def test_a_run_resumes_on_cuda(home, tmp_path, monkeypatch):
-    """Mutation: load the optimizer's state without its load_state_dict, so that it stays on the CPU."""
+    """Mutation: load the optimizer's state in another memory format than its parameters': fused optimizers do not look at strides."""
 
     def save_and_stop(self, save=trainer.Trainer._save_checkpoint):
         save(self)

