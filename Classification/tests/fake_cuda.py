@@ -9,9 +9,10 @@ pass included. As on a GPU, an operation fails that mixes devices, or draws on c
 tensors without dimensions among numbers, and CPU indices of a cuda tensor. Autocast and optimizers are the CPU's, so
 results are equal to the CPU's.
 
-It cannot show: what is fast, how much memory is needed, how CUDA rounds (TF32, cuDNN), BatchNorm over several GPUs, NCCL, generators on
-cuda, streams and pinned memory. It trusts operations that PyTorch puts together in C++: tensors that these make on their own count as
-cuda where an argument does. The gradient of a copy stays on the device of the copy.
+It cannot show: speed and memory, CUDA's own rounding (TF32, cuDNN), SyncBatchNorm, NCCL, generators on cuda, streams, pinned memory, that
+fused optimizers on CUDA refuse tensors of different strides (the CPU's mix up their entries), a gradient assigned on the wrong device.
+Operations that PyTorch puts together in C++ are trusted: what they make on their own counts as cuda where an argument does. Gradients
+do not travel back through a copy between devices.
 """
 
 import contextlib
@@ -80,8 +81,8 @@ def check_mixed(func, args, kwargs):
     for argument, value in [*zip(schema, args, strict=False), *((options[key], value) for key, value in kwargs.items())]:
         written = argument.alias_info is not None and argument.alias_info.is_write
         for tensor in tensors_in([value]):
-            is_index = name in INDEXING and argument.name == "indices" and on_cuda(args[0])
-            is_number = tensor.dim() == 0 and not written and not isinstance(value, (list, tuple)) and name not in INDEXING[:1]
+            is_index = name in INDEXING and argument.name == "indices"
+            is_number = tensor.dim() == 0 and not written and not isinstance(value, (list, tuple))
             if not on_cuda(tensor) and not is_index and not is_number:
                 raise RuntimeError(
                     f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({func})"
