@@ -252,11 +252,12 @@ def average_weights(model, ema):
 
 
 def load_optimizer(optimizer, tensors):
-    """Load {"<parameter number>.<key>": tensor} into an optimizer's state."""
-    values = {}
+    """Load {"<parameter number>.<key>": tensor} into an optimizer's state, in the parameters' memory format, which fused ones count on."""
+    parameters, values = [leaf for group in optimizer.param_groups for leaf in group["params"]], {}
     for name, tensor in tensors.items():
         i, key = name.split(".", 1)
-        values.setdefault(int(i), {})[key] = tensor
+        like = parameters[int(i)]
+        values.setdefault(int(i), {})[key] = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
     optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

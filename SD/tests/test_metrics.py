@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import fake_cuda
 import metrics
 from cli import RunError
 
@@ -231,6 +232,14 @@ def test_clip_scores_by_hand(clip):
     assert max(wanted) - min(wanted) > 1  # so that a swap would show
     one_by_one = metrics.clip_scores(images, prompts, clip, "cpu", batch_size=2)
     assert torch.allclose(found, one_by_one, atol=1e-3)  # mutation: let padding change the text's embedding
+
+
+def test_clip_scores_on_cuda(clip):
+    """Mutation: leave the processor's tensors on the CPU."""
+    prompts, images = ["a b", "c"], torch.randint(256, (2, 8, 8, 3), generator=torch.Generator(), dtype=torch.uint8)
+    with fake_cuda.installed():
+        there = metrics.clip_scores(images, prompts, str(clip), "cuda")
+    assert torch.equal(there, metrics.clip_scores(images, prompts, str(clip), "cpu"))
 
 
 def test_long_prompts_are_cut_off_and_grey_is_spread(clip):

@@ -1,0 +1,113 @@
+"""Every script with --device cuda on a GPU that is a fake: no device fault, and the CPU's results. Each test names a mutation."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import benchmark
+import fake_cuda
+import methods
+import models
+import trainer
+from files import read_tensors
+from helpers import FORGOTTEN, TINY, ok, script
+
+pytestmark = pytest.mark.slow
+SHORT = {"esd": "--replay 2", "sa": "--replay 2 --fisher_timesteps 2 --ewc 1e-4"}
+
+
+@pytest.fixture
+def on_both(tmp_path, monkeypatch):
+    """on_both(script, flags, file) -> what that file holds, {name: value}, as the CPU and as the fake GPU make it."""
+
+    def call(name, *flags, file="model.safetensors"):
+        ok(name, *flags, "--device cpu --save_dir", tmp_path / "cpu")
+        with fake_cuda.installed(), monkeypatch.context() as patch:
+            patch.setattr(torch, "channels_last", torch.contiguous_format)  # a GPU's format, in which convolutions round differently
+            ok(name, *flags, "--device cuda --save_dir", tmp_path / "cuda")
+        assert json.loads((tmp_path / "cuda" / "args.json").read_text())["computed_on"] == "cuda"
+        paths = [tmp_path / device / file for device in ("cpu", "cuda")]
+        return [json.loads(path.read_text()) if path.suffix == ".json" else read_tensors(path)[0] for path in paths]
+
+    return call
+
+
+def same(results):
+    here, there = results
+    return here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
+
+
+def pictures(folder):
+    return {path.name: np.array(Image.open(path)).astype(int) for path in sorted((folder / "samples").glob("*.png"))}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_equals_the_cpu(precision, on_both, home):
+    """Mutation: leave a batch's noise or timesteps, or the averaged weights, on the CPU."""
+    assert same(on_both("train", TINY, "--steps 4 --save_every 4 --data_dir", home / "data", "--precision", precision))
+
+
+def test_the_classifier_equals_the_cpu(on_both, home):
+    """Mutation: leave the labels on the CPU."""
+    flags = "--dataset digits --arch cnn --lr 3e-3 --head_lr_factor 1 --epochs 1 --precision fp32 --data_dir"
+    assert same(on_both("train_classifier", flags, home / "data"))
+
+
+def test_the_mask_equals_the_cpu(on_both, home):
+    """Mutation: leave the sum of the gradients on the CPU."""
+    assert same(on_both("generate_mask", "--model_path", home / "original", "--forget_class", FORGOTTEN, file="mask.safetensors"))
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_unlearning_equals_the_cpu(name, on_both, home):
+    """Mutation: leave the mask on the CPU, or make a new tensor without device=."""
+    mask = () if name in methods.TAKES_NO_MASK else ("--mask_path", home / "mask")
+    start = ("--method", name, "--model_path", home / "original", "--forget_class", FORGOTTEN, *mask)
+    assert same(on_both("unlearn", *start, "--steps 3", SHORT.get(name, ""), "--batch_size 16 --precision fp32"))
+
+
+@pytest.mark.parametrize("flags", ["--sampler ddim --eta 1", "--sampler ddpm --cond_scale 0 --precision bf16"])
+def test_samples_and_their_measures_equal_the_cpu(flags, home, tmp_path):
+    """Mutation: draw the noise of a step, or the timesteps, on the CPU; leave samples and classifier on two devices."""
+    flags = ("--model_path", home / "original", flags, "--steps 3 --num_per_class 3 --batch_size 30 --save_dir")
+    measure = ("--features classifier --num_reference 50 --classifier", home / "classifier", "--forget_class", FORGOTTEN, "--sample_path")
+    ok("sample", *flags, tmp_path / "cpu")
+    ok("evaluate", *measure, tmp_path / "cpu", "--save_dir", tmp_path / "cpu_measured")
+    with fake_cuda.installed():
+        ok("sample", *flags, tmp_path / "cuda", "--device cuda")
+        ok("evaluate", *measure, tmp_path / "cpu", "--save_dir", tmp_path / "cuda_measured", "--device cuda")
+    here, there = pictures(tmp_path / "cpu"), pictures(tmp_path / "cuda")
+    assert len(here) == 30 and here.keys() == there.keys() and all(np.abs(here[name] - there[name]).max() <= 1 for name in here)
+    here, there = ((tmp_path / f"{device}_measured" / "metrics.json").read_bytes() for device in ("cpu", "cuda"))
+    assert here == there
+
+
+def test_a_run_resumes_on_cuda(home, tmp_path, monkeypatch):
+    """Mutation: load the optimizer's state in another memory format than its parameters': fused optimizers do not look at strides."""
+
+    def save_and_stop(self, save=trainer.Trainer._save_checkpoint):
+        save(self)
+        raise KeyboardInterrupt
+
+    flags = ("train", TINY, "--steps 3 --device cuda --data_dir", home / "data", "--save_dir")
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
+    with fake_cuda.installed(fused=True):
+        ok(*flags, tmp_path / "whole")
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer.Trainer, "_save_checkpoint", save_and_stop)
+            assert script(*flags, tmp_path / "cut") != 0
+        ok(*flags, tmp_path / "cut", "--resume")
+    whole, cut = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert whole == cut
+
+
+def test_the_benchmark_runs_on_cuda(tmp_path, monkeypatch):
+    """Mutation: make the labels without device=."""
+    monkeypatch.setattr(benchmark, "paper_unet", lambda here: trainer.prepare(models.build_unet("tiny", 10, 3, 32, seed=0), here))
+    results = {}
+    with fake_cuda.installed(fused=True):
+        benchmark.unlearning_steps(results, trainer.make_accelerator("cuda", "fp32"), rounds=1, batch_size=2)
+    assert len(results) == 2
