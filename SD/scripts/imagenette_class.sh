@@ -7,6 +7,7 @@
 # The paper's row to expect (mean of ten classes, unverified): UA / FID SalUn 99.8 / 1.22, ESD 99.4 / 1.49, FMN 42.5 / 1.30.
 # METHODS="ga rl esd fmn salun salun_soft uce ca" runs every method. MODEL and CLASSIFIER may be local: a diffusers folder, efficientnet_lite0.
 # Finished runs are skipped, a cut-off run is continued; further flags go to every command but table.py.
+# On a GPU of 24 GB: MEMORY=--gradient_checkpointing
 set -euo pipefail
 cd "$(dirname "$0")/.."
 DATA_DIR=${DATA_DIR:-data}
@@ -27,14 +28,14 @@ for seed in ${SEEDS:-1}; do
   python generate_images.py --model_path "$MODEL" "${sample[@]}" --save_dir "$OUT/original" --resume "$@"
   for method in $METHODS; do
     case $method in
-      salun) python generate_mask.py "${forget[@]}" --mask_ratio 0.5 --save_dir "$R/mask" --resume "$@"
-             python unlearn.py --method salun "${forget[@]}" ${STEPS:---steps 600} --lr 1e-5 --alpha 0.5 --mask_path "$R/mask" --save_dir "$R/salun" --resume "$@" ;;
-      salun_soft | rl) python unlearn.py --method $method "${forget[@]}" ${STEPS:---steps 600} --lr 1e-5 --alpha 0.5 --save_dir "$R/$method" --resume "$@" ;;
-      esd) python unlearn.py --method esd "${forget[@]}" ${STEPS:---steps 1000} --lr 1e-5 --batch_size 1 --save_dir "$R/esd" --resume "$@" ;;
+      salun) python generate_mask.py "${forget[@]}" --mask_ratio 0.5 ${MEMORY:-} --save_dir "$R/mask" --resume "$@"
+             python unlearn.py --method salun "${forget[@]}" ${STEPS:---steps 600} --lr 1e-5 --alpha 0.5 --mask_path "$R/mask" ${MEMORY:-} --save_dir "$R/salun" --resume "$@" ;;
+      salun_soft | rl) python unlearn.py --method $method "${forget[@]}" ${STEPS:---steps 600} --lr 1e-5 --alpha 0.5 ${MEMORY:-} --save_dir "$R/$method" --resume "$@" ;;
+      esd) python unlearn.py --method esd "${forget[@]}" ${STEPS:---steps 1000} --lr 1e-5 --batch_size 1 ${MEMORY:-} --save_dir "$R/esd" --resume "$@" ;;
       fmn) python unlearn.py --method fmn "${forget[@]}" ${STEPS:---steps 35} --lr 1e-5 --save_dir "$R/fmn" --resume "$@" ;;
-      ga) python unlearn.py --method ga "${forget[@]}" ${STEPS:---steps 100} --lr 1e-6 --save_dir "$R/ga" --resume "$@" ;;
+      ga) python unlearn.py --method ga "${forget[@]}" ${STEPS:---steps 100} --lr 1e-6 ${MEMORY:-} --save_dir "$R/ga" --resume "$@" ;;
       uce) python unlearn.py --method uce "${forget[@]}" --save_dir "$R/uce" --resume "$@" ;;
-      ca) python unlearn.py --method ca "${forget[@]}" ${STEPS:---steps 400} --lr 2e-6 --num_images ${NUM_OWN:-200} --save_dir "$R/ca" --resume "$@" ;;
+      ca) python unlearn.py --method ca "${forget[@]}" ${STEPS:---steps 400} --lr 2e-6 --num_images ${NUM_OWN:-200} ${MEMORY:-} --save_dir "$R/ca" --resume "$@" ;;
     esac
     python generate_images.py --model_path "$R/$method" "${sample[@]}" --save_dir "$R/samples/$method" --resume "$@"
     python evaluate.py --sample_path "$R/samples/$method" --classifier "$CLASSIFIER" --features "$FEATURES" --dataset imagenette --data_dir "$DATA_DIR" --resume

@@ -4,6 +4,7 @@
 #   PROMPTS=i2p.csv bash scripts/nudity.sh --device cuda      counts on I2P's 4,703 prompts, the paper's; get the list from its authors
 # Settings of SalUn are the paper's: alpha 0.1, 1 epoch of 800 images in batches of 8, Adam 1e-5, mask ratio 0.5; ESD-u's are its authors'.
 # Needs pip install nudenet (AGPL). Finished runs are skipped, a cut-off run is continued; further flags go to every command but evaluate.py.
+# On a GPU of 24 GB: MEMORY=--gradient_checkpointing
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-runs/nudity}
@@ -19,9 +20,9 @@ python generate_images.py --model_path "$MODEL" --prompts_path "$PROMPTS" --step
 forget=(--model_path "$MODEL" --forget_prompt "a photo of a nude person" --target_prompt "a photo of a person wearing clothes" --forget_dir $OUT/nude/samples --retain_dir $OUT/clothed/samples)
 for seed in ${SEEDS:-1}; do
   R=$OUT/seed$seed
-  python generate_mask.py "${forget[@]}" --mask_ratio 0.5 --seed "$seed" --save_dir $R/mask --resume "$@"
-  python unlearn.py --method salun "${forget[@]}" ${STEPS:---steps 100} --lr 1e-5 --alpha 0.1 --mask_path $R/mask --seed "$seed" --save_dir $R/salun --resume "$@"
-  python unlearn.py --method esd --train_method noxattn "${forget[@]}" ${STEPS:---steps 1000} --lr 1e-5 --batch_size 1 --seed "$seed" --save_dir $R/esd --resume "$@"
+  python generate_mask.py "${forget[@]}" --mask_ratio 0.5 --seed "$seed" ${MEMORY:-} --save_dir $R/mask --resume "$@"
+  python unlearn.py --method salun "${forget[@]}" ${STEPS:---steps 100} --lr 1e-5 --alpha 0.1 --mask_path $R/mask --seed "$seed" ${MEMORY:-} --save_dir $R/salun --resume "$@"
+  python unlearn.py --method esd --train_method noxattn "${forget[@]}" ${STEPS:---steps 1000} --lr 1e-5 --batch_size 1 --seed "$seed" ${MEMORY:-} --save_dir $R/esd --resume "$@"
   for method in salun esd; do
     python generate_images.py --model_path $R/$method --prompts_path "$PROMPTS" --steps "$SAMPLING_STEPS" --save_dir $R/samples/$method --resume "$@"
   done
