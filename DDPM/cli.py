@@ -45,16 +45,17 @@ def run(main, argv=None):
         sys.exit(text if os.environ.get("RANK", "0") == "0" else 1)
 
 
-def for_each(items, measure):
-    """Call measure(item) for each. One that ends in a RunError does not keep the others from it: the errors are raised at the end."""
+def for_each(items, measure, last=lambda: None):
+    """Call measure(item) for each, and then last(). An error of one item does not keep the others from it: all are raised at the end."""
     failures = []
     for item in items:
         try:
             measure(item)
-        except RunError as error:
+        except (RunError, OSError) as error:
             failures.append(str(error))
+    last()
     if failures:
-        raise RunError("; ".join(failures))
+        raise RunError("\nerror: ".join(failures))
 
 
 def interrupted(kind, error, trace):

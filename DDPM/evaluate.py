@@ -71,8 +71,7 @@ def main(argv=None):
         run_folder.finish(message, seconds=run_folder.seconds()) if run_folder else print(f"{folder}: {message}")
 
     with tempfile.TemporaryDirectory() as cache:
-        cli.for_each(runs[accelerator.process_index :: accelerator.num_processes], measure)
-    accelerator.wait_for_everyone()
+        cli.for_each(runs[accelerator.process_index :: accelerator.num_processes], measure, accelerator.wait_for_everyone)
 
 
 def load_samples(paths, data_dir, accelerator):

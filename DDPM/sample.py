@@ -61,9 +61,8 @@ def main(argv=None):
     pairs = zip(args.model_path, args.save_dir, strict=True)
     each = [argparse.Namespace(**vars(args) | {"model_path": model_path, "save_dir": save_dir}) for model_path, save_dir in pairs]
     folders = [RunFolder.or_none(one, accelerator) for one in each]  # all are checked before any is drawn
-    for one, run_folder in zip(each, folders, strict=True):
-        if run_folder is not None:
-            draw_from(one, run_folder, accelerator)
+    todo = [(one, run_folder) for one, run_folder in zip(each, folders, strict=True) if run_folder is not None]
+    cli.for_each(todo, lambda pair: draw_from(*pair, accelerator))
 
 
 def draw_from(args, run_folder, accelerator):

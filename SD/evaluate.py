@@ -77,18 +77,15 @@ def main(argv=None):
     measure = functools.partial(measure_samples, args=args, accelerator=accelerator, classifier=classifier, extractor=extractor)
     if args.save_dir is not None:
         return measure_original(args, accelerator, measure)
-    failed, folders = [], list(dict.fromkeys(args.sample_path))
-    for folder in folders[accelerator.process_index :: accelerator.num_processes]:
-        try:
-            if not (folder / "metrics.json").is_file() or args.overwrite:
-                print(f"{folder}: {write_metrics(folder, folder, measure(folder))}")
-            elif not args.resume:
-                raise RunError(f"{folder} has metrics.json already: pass --overwrite to measure again, --resume to skip it")
-        except (RunError, OSError) as error:  # the other runs are measured all the same
-            failed.append(str(error) if len(folders) == 1 else f"{folder} was not measured: {error}")
-    accelerator.wait_for_everyone()
-    if failed:
-        raise RunError("\nerror: ".join(failed))
+
+    def measure_one(folder):
+        if not (folder / "metrics.json").is_file() or args.overwrite:
+            print(f"{folder}: {write_metrics(folder, folder, measure(folder))}")
+        elif not args.resume:
+            raise RunError(f"{folder} has metrics.json already: pass --overwrite to measure again, --resume to skip it")
+
+    folders = list(dict.fromkeys(args.sample_path))
+    cli.for_each(folders[accelerator.process_index :: accelerator.num_processes], measure_one, accelerator.wait_for_everyone)
 
 
 def measure_original(args, accelerator, measure):

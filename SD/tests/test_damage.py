@@ -406,7 +406,7 @@ def test_one_ruined_run_does_not_keep_the_others_from_being_measured(tmp_path, c
     (runs[0] / "samples" / "0_0.png").write_bytes(b"torn")
     (runs[2] / "samples" / "2_5.png").unlink()
     command = measure(write_classifier(tmp_path / "classifier"), *runs, runs[1])
-    assert "lacking was not measured" in refused(capsys, *command)
+    assert "2_5.png is missing" in refused(capsys, *command)
     assert [(run / "metrics.json").exists() for run in runs] == [False, True, False]
     capsys.readouterr()
     assert script(*command, "--resume") == 1
