@@ -162,13 +162,11 @@ def load_images(dataset, data_dir, image_size=None, device="cpu"):
         data_dir.mkdir(parents=True, exist_ok=True)
         names = ("x_train", "y_train", "x_test", "y_test", "classes")
         arrays = dict(zip(names, DATASETS[dataset].load(data_dir, size), strict=True)) | {"stamp": stamp}
-        arrays["sha"] = content_sha(arrays)
         if os.access(data_dir, os.W_OK):
             write_whole(cache, lambda partial: np.savez(partial.open("wb"), **arrays))
         else:
             warnings.warn(f"{data_dir} is read-only: its images are decoded again in every run", stacklevel=2)
     check_arrays(cache, arrays)
-    sha = str(arrays["sha"]) if "sha" in arrays else content_sha(arrays)
     kinds = {"x_train": np.uint8, "y_train": np.int64, "x_test": np.uint8, "y_test": np.int64}
     tensors = [torch.from_numpy(np.ascontiguousarray(arrays[name], kind)) for name, kind in kinds.items()]
     count = int(max(tensors[1].max(), tensors[3].max())) + 1
@@ -176,7 +174,7 @@ def load_images(dataset, data_dir, image_size=None, device="cpu"):
     if count > len(classes):
         raise RunError(f"{cache} has label {count - 1} but only {len(classes)} class names")
     x_train, y_train, x_test, y_test = (tensor.to(device) for tensor in tensors)
-    return Images(x_train, y_train, x_test, y_test, classes, sha)
+    return Images(x_train, y_train, x_test, y_test, classes, content_sha(arrays))
 
 
 def read_cache(cache):

@@ -4,12 +4,14 @@ This file carries the same text in Classification, DDPM and SD (`make check` fai
 holds: JSON and safetensors only. What was edited or damaged ends in a RunError that names the file.
 """
 
+import glob
 import hashlib
 import json
 import math
 import os
 import secrets
 import shutil
+import time
 from pathlib import Path
 
 import safetensors
@@ -29,6 +31,9 @@ LISTS = "classes forgotten num_per_class"
 def write_whole(path, write):
     """Call write(temporary path), then rename onto `path`, so that `path` is whole or absent even after a kill or a full disk."""
     path = Path(path)
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        if time.time() - old.stat().st_mtime > 24 * 3600:  # of a process that was killed
+            old.unlink(missing_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # no two processes write the same one
     try:
         write(partial)

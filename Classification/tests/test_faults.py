@@ -2,10 +2,12 @@
 
 import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -78,6 +80,15 @@ def test_two_processes_write_one_file_at_once(tmp_path):
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert not failed and [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+def test_half_a_cache_of_a_killed_process_goes_after_a_day(tmp_path):
+    """Mutation: leave it; remove that of a process that may still write."""
+    for name, age in (("old", 25), ("new", 1)):
+        (tmp_path / f".cache.{name}.partial").write_text("half")
+        os.utime(tmp_path / f".cache.{name}.partial", (time.time() - age * 3600,) * 2)
+    files.write_whole(tmp_path / "cache", lambda partial: partial.write_text("whole"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".cache.new.partial", "cache"]
 
 
 def killed():
