@@ -171,6 +171,7 @@ class RunFolder:
             print(f"no lock on {self.folder}: {error}. Do not start a second run on it", file=sys.stderr)
         if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):  # its holder has just removed it
             return self._lock()
+        cli.CLOSED_AT_END.callback(path.unlink, missing_ok=True)  # while it is still held
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

@@ -26,7 +26,7 @@ SHORT = {"esd": "--sample_steps 4", "ca": "--num_images 2 --generation_steps 2 -
 def on_both(tmp_path, monkeypatch):
     """on_both(script, flags, file) -> what that file holds, {name: value}, as the CPU and as the fake GPU make it."""
 
-    monkeypatch.setattr(latents, "cached", lambda data_dir, what, accelerator, make: make())  # each device is to encode for itself
+    monkeypatch.setattr(latents, "cached", lambda data_dir, what, accelerator, make, *rest: make())  # each device is to encode for itself
     monkeypatch.setattr(sampling, "draw", lambda *args, draw=sampling.draw, **options: draw(*args, **options | {"steps": 2}))
 
     def call(name, *flags, file=MODEL):
