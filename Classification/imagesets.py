@@ -8,6 +8,7 @@ it changes.
 import functools
 import hashlib
 import os
+import struct
 import warnings
 import zipfile
 import zlib
@@ -91,21 +92,30 @@ def load_folder(data_dir, image_size):
     return *decode(rows[0], image_size), *decode(rows[1], image_size), train.classes
 
 
+def open_image(path):
+    """The image of a file, decoded. Raises RunError for one that cannot be read."""
+    from PIL import Image
+
+    if not os.path.isfile(path):
+        raise RunError(f"{path} is no file: remove it")
+    # Pillow raises SyntaxError for some broken PNGs, ValueError for long texts in them, and others for other damage
+    damage = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, Image.DecompressionBombError)
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except damage as error:
+        raise RunError(f"{path} cannot be read as an image ({error}): repair or remove it") from error
+
+
 def decode(rows, size):
     """Return (uint8 images (N, size, size, 3), labels (N,)): shorter side scaled to `size`, then the centre cut out."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
     from tqdm import tqdm
 
     images = np.empty((len(rows), size, size, 3), np.uint8)
     for i, (path, _) in enumerate(tqdm(rows, "decode", disable=None)):
-        if not os.path.isfile(path):
-            raise RunError(f"{path} is no file: remove it")
-        try:
-            with Image.open(path) as image:
-                images[i] = np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
-        # Pillow raises SyntaxError or ValueError for some broken PNGs
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise RunError(f"{path} cannot be read as an image ({error}): repair or remove it") from error
+        images[i] = np.asarray(ImageOps.fit(open_image(path).convert("RGB"), (size, size), Image.Resampling.BICUBIC))
     return images, np.array([label for _, label in rows], np.int64)
 
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 import cli
 import sampling
 from files import write_whole
+from imagesets import open_image
 from table import collect, summarise
 
 RED, BLACK, GREY = (200, 20, 20), (0, 0, 0), (110, 110, 110)
@@ -25,8 +26,7 @@ def strip(folder, label, columns, edge):
     for index in range(columns):
         path, left = folder / sampling.file_name(label, index), index * (edge + GAP)
         if path.is_file():
-            with Image.open(path) as image:
-                row.paste(image.convert("RGB").resize((edge, edge), Image.Resampling.NEAREST), (left, 0))
+            row.paste(open_image(path).convert("RGB").resize((edge, edge), Image.Resampling.NEAREST), (left, 0))
         else:
             ImageDraw.Draw(row).line([(left, 0), (left + edge, edge)], fill=GREY)
     return row
@@ -34,8 +34,8 @@ def strip(folder, label, columns, edge):
 
 def cell_edge(folder, size):
     """Edge of a folder's samples, enlarged by whole pixels to about `size` px."""
-    with Image.open(next(folder.glob("*.png"))) as image:
-        return image.width * max(1, round(size / image.width))
+    width = open_image(next(folder.glob("*.png"))).width
+    return width * max(1, round(size / width))
 
 
 def before_after(path, original, unlearned, names, forgotten, method, columns=8, size=34):

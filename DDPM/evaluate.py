@@ -17,6 +17,7 @@ import torch
 
 import cli
 import data
+import imagesets
 import metrics
 import models
 import task
@@ -101,20 +102,13 @@ def load_classifier(path, accelerator):
 
 def read_samples(folder, shape):
     """Return (uint8 images (N, H, W, C), labels (N,)) of the PNGs in a sample folder, in the order of their names."""
-    from PIL import Image, UnidentifiedImageError
-
     matches = ((path, re.fullmatch(r"(\d+)_(\d+)\.png", path.name)) for path in folder.glob("*.png"))
     named = sorted((tuple(map(int, match.groups())), path) for path, match in matches if match)
     if not named:
         raise RunError(f"{folder} holds no samples named <class>_<index>.png: draw them with sample.py")
     images = np.empty((len(named), *shape), np.uint8)
     for i, (_, path) in enumerate(named):
-        try:
-            with Image.open(path) as image:
-                pixels = np.asarray(image)
-        # Pillow raises SyntaxError or ValueError for some broken PNGs
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise RunError(f"{path} cannot be read as an image ({error}): remove it and draw it again with sample.py --resume") from error
+        pixels = np.asarray(imagesets.open_image(path))
         pixels = pixels.reshape(*pixels.shape[:2], -1)
         if pixels.shape != shape:
             wanted = f"the model draws {shape} (height, width, channels)"
