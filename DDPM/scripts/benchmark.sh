@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Speed and memory: the masked step, the mask of the paper's U-Net, and 50 sampling steps against 1,000 on the digits of quickstart.sh.
+# Speed and memory: the masked step of the paper's U-Net, and 50 sampling steps against 1,000 on the digits of quickstart.sh.
 # Expect: the table "Speed and memory" of README.md, ratios within noise. About ten minutes on two CPU cores, when the quickstart has run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
