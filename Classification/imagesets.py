@@ -5,7 +5,6 @@ First use decodes a data set and keeps `<data_dir>/<dataset>.npz` with x_train, 
 it changes.
 """
 
-import functools
 import hashlib
 import os
 import struct
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 
 from cli import RunError
-from data import Split
+from data import Split, say
 from files import write_whole
 
 MOST_CLASSES = 1 << 20
@@ -70,22 +69,62 @@ def load_tiny_imagenet(data_dir, image_size):
     return *decode(train, 64), *decode(test, 64), wnids
 
 
-def load_folder(data_dir, image_size):
-    """A user's own images: <data_dir>/train/<class>/* with test/ or val/ next to it, or <data_dir>/<class>/*, a tenth held out to test."""
+def class_folders(root):
+    """Names of the class folders in a folder: hidden ones, and what macOS puts into archives, are none."""
+    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir()) if os.path.isdir(root) else []
+    return [name for name in names if not name.startswith((".", "__MACOSX"))]
+
+
+def find_splits(root):
+    """(training, test or None): folders of class folders. They are `root` and None where it holds the classes itself.
+
+    train/ or training/ beside test/, testing/, val/, valid/ or validation/, in any case. A class may be called so, too: a split holds at
+    least two class folders.
+    """
+    named = {name.casefold(): root / name for name in class_folders(root) if len(class_folders(root / name)) > 1}
+    train = next((named[name] for name in ("train", "training") if name in named), None)
+    test = next((named[name] for name in ("test", "testing", "val", "valid", "validation") if name in named), None)
+    if test and not train:
+        raise RunError(f"{root} holds {test.name} and no folder train beside it: add one, or name a folder of class folders")
+    return (train, test) if train else (root, None)
+
+
+def read_folder(root, allow_empty=False):
+    """torchvision's ImageFolder, links followed. Says which files it leaves out."""
     from torchvision.datasets import ImageFolder
 
-    root, read = Path(data_dir), functools.partial(ImageFolder, is_valid_file=lambda path: path.lower().endswith(IMAGE_ENDINGS))
-    train_root = root / "train" if (root / "train").is_dir() else root
-    test_root = next((root / name for name in ("test", "val") if (root / name).is_dir()), None) if train_root != root else None
-    train = read(train_root)
-    if len(train.classes) < 2:
-        raise RunError(f"{train_root} must hold at least two class folders of images; it holds {len(train.classes)}")
+    class Folder(ImageFolder):
+        def find_classes(self, directory):
+            names = class_folders(directory)
+            return names, {name: label for label, name in enumerate(names)}
+
+    def is_image(path):
+        image, hidden = path.lower().endswith(IMAGE_ENDINGS), os.path.basename(path).startswith(".")
+        others.extend([path] * (not image and not hidden))
+        return image and not hidden
+
+    others = []
+    found = Folder(root, is_valid_file=is_image, allow_empty=allow_empty)
+    if others:
+        say(f"{root}: {len(others):,} not read, as no images by their names. The first is {others[0]}")
+    return found
+
+
+def load_folder(data_dir, image_size):
+    """A user's own images: <data_dir>/train/<class>/* with test/ or val/ next to it, or <data_dir>/<class>/*, a tenth of each class held
+    out to test."""
+    train_root, test_root = find_splits(Path(data_dir))
+    if len(class_folders(train_root)) < 2:
+        raise RunError(f"{train_root} must hold at least two class folders of images; it holds {len(class_folders(train_root))}")
+    train = read_folder(train_root)
     if test_root is None:
-        order = np.random.default_rng(0).permutation(len(train))
-        held_out = set(order[: max(1, len(train) // 10)].tolist())
+        draw, held_out = np.random.default_rng(0), set()
+        for label in range(len(train.classes)):
+            mine = draw.permutation([i for i, number in enumerate(train.targets) if number == label])
+            held_out.update(mine[: max(len(mine) // 10, len(mine) > 1)].tolist())
         rows = [[row for i, row in enumerate(train.samples) if (i in held_out) == part] for part in (False, True)]
     else:
-        test = read(test_root, allow_empty=True)
+        test = read_folder(test_root, allow_empty=True)
         if unknown := set(test.classes) - set(train.classes):
             raise RunError(f"{test_root} has classes that {train_root} lacks: {', '.join(sorted(unknown))}")
         rows = [train.samples, [(path, train.class_to_idx[test.classes[label]]) for path, label in test.samples]]
@@ -93,8 +132,8 @@ def load_folder(data_dir, image_size):
 
 
 def open_image(path):
-    """The image of a file, decoded. Raises RunError for one that cannot be read."""
-    from PIL import Image
+    """The image of a file, decoded and upright, in 8 bits. Raises RunError for one that cannot be read."""
+    from PIL import Image, ImageOps
 
     if not os.path.isfile(path):
         raise RunError(f"{path} is no file: remove it")
@@ -102,8 +141,10 @@ def open_image(path):
     damage = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, Image.DecompressionBombError)
     try:
         with Image.open(path) as image:
-            image.load()
-            return image
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode[0] != "I":
+                return upright
+            return Image.fromarray((np.asarray(upright, np.float64) / 257).round().clip(0, 255).astype(np.uint8))  # 16 bits of grey
     except damage as error:
         raise RunError(f"{path} cannot be read as an image ({error}): repair or remove it") from error
 
@@ -113,9 +154,15 @@ def decode(rows, size):
     from PIL import Image, ImageOps
     from tqdm import tqdm
 
-    images = np.empty((len(rows), size, size, 3), np.uint8)
+    images, broken = np.empty((len(rows), size, size, 3), np.uint8), []
     for i, (path, _) in enumerate(tqdm(rows, "decode", disable=None)):
-        images[i] = np.asarray(ImageOps.fit(open_image(path).convert("RGB"), (size, size), Image.Resampling.BICUBIC))
+        try:
+            images[i] = np.asarray(ImageOps.fit(open_image(path).convert("RGB"), (size, size), Image.Resampling.BICUBIC))
+        except RunError as error:
+            broken.append(str(error))
+    if broken:
+        more = f" (and {len(broken) - 5} more)" if len(broken) > 5 else ""
+        raise RunError(f"{'; '.join(broken[:5])}{more}")
     return images, np.array([label for _, label in rows], np.int64)
 
 
@@ -224,6 +271,7 @@ def content_sha(arrays):
 
 def folder_stamp(data_dir):
     """Names, sizes and times of all images below a folder, hashed: a changed folder is decoded again."""
-    paths = [path for path in data_dir.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS]
-    rows = sorted((str(path.relative_to(data_dir)), path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
+    found = (os.path.join(folder, file) for folder, _, files in os.walk(data_dir, followlinks=True) for file in files)
+    paths = [path for path in found if path.lower().endswith(IMAGE_ENDINGS)]
+    rows = sorted((os.path.relpath(path, data_dir), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths)
     return hashlib.sha256(repr(rows).encode()).hexdigest()

@@ -29,10 +29,14 @@ def parse(argv=None):
     return parser.parse_args(argv)
 
 
+BELONGS = {"parent_sha": "start from different originals", "forget_sha": "forget different sets"}  # what runs of one seed must share
+
+
 def describe(recorded, seed, facts):
     """What metrics.json says of a model's run, but for the metrics. recorded: its args.json, {} for a model from elsewhere."""
     method = recorded.get("method", "original")
     row = {"method": method, "options": {}, "seed": seed, "facts": facts, "measured_on": None}
+    row |= {name: recorded.get(name) for name in BELONGS}
     if recorded.get("kind") == "unlearn":  # runs that differ in one of these flags are no repetitions of each other
         flags = "target_class train_method batch_size forget_batch_size optimizer momentum weight_decay schedule ema grad_clip"
         row["options"] = recorded["options"] | {name: recorded[name] for name in flags.split() if recorded.get(name) is not None}
@@ -50,14 +54,28 @@ def collect(folder, over_classes=False):
         run = read_json(path)
         if not isinstance(run, dict) or "facts" not in run:
             raise RunError(f"{path} was written by an earlier version: measure the run again with evaluate.py --overwrite")
-        runs.append(run)
+        runs.append(run | {"path": str(path.parent)})
     if not runs:
         raise RunError(f"no measured runs below {folder}: run evaluate.py first")
     for name in runs[0]["facts"]:
         values = facts_of(runs, name)
         if len(values) > 1 and not (over_classes and name == "forgotten"):
             raise RunError(f"{folder} holds runs that cannot stand in one table: {name} is {' and '.join(values)}")
+    check_belonging(runs, over_classes)
     return runs
+
+
+def check_belonging(runs, over_classes):
+    """Raise RunError unless all runs of a seed start from one original and forget one set. Runs that do not say so agree with all."""
+    for name, fault in BELONGS.items():
+        kinds = {}
+        for run in runs:
+            if run.get(name) and not (over_classes and name == "forget_sha"):
+                kinds.setdefault(run["seed"], {}).setdefault(run[name], []).append(run["path"])
+        for seed, found in kinds.items():
+            if len(found) > 1:
+                which = " against ".join(", ".join(paths) for paths in found.values())
+                raise RunError(f"these runs of seed {seed} {fault} and cannot stand in one table: {which}")
 
 
 def facts_of(runs, name):
@@ -151,6 +169,10 @@ def caption(rows, floor, runs):
             f"Noise floor: two retrained models have an average gap of {floor:.2f}, and means over {count} runs one of about "
             f"{floor / math.sqrt(count):.2f}. Smaller differences are noise."
         )
+    seeds = {seed for row in rows for seed in row["seeds"]}
+    for row in rows:
+        if missing := sorted(seeds - set(row["seeds"])):
+            lines.append(f"{row['name']} was not measured for seed {', '.join(map(str, missing))}.")
     return lines
 
 

@@ -171,7 +171,46 @@ def test_a_folder_of_images_and_its_changes(tmp_path):
     assert len(imagesets.load_images("folder", tmp_path, 16).x_train) == 9
     make_folder(tmp_path / "flat", {"a": 15, "b": 15})
     flat = imagesets.load_images("folder", tmp_path / "flat", 8)
-    assert len(flat.x_train) == 27 and len(flat.x_test) == 3
+    assert len(flat.x_train) == 28 and flat.y_test.tolist() == [0, 1]  # a tenth of each class
+
+
+def test_odd_folders_are_read_as_they_are_meant(tmp_path, capsys):
+    """Breaks if only `train` and `test` are splits, a class called train is one, links are not followed, or hidden files count."""
+    make_folder(tmp_path / "a" / "Training", {"cat": 3, "dog": 2})
+    make_folder(tmp_path / "a" / "Validation", {"cat": 1, "dog": 1})
+    assert len(imagesets.load_images("folder", tmp_path / "a", 8).x_test) == 2
+    make_folder(tmp_path / "b", {"plane": 4, "train": 4, "__MACOSX": 1, ".cache": 1})
+    (tmp_path / "b" / "train" / "._0.png").write_bytes(b"no picture")
+    (tmp_path / "b" / "train" / "notes.txt").write_text("no picture")
+    data.say.cache_clear()
+    found = imagesets.load_images("folder", tmp_path / "b", 8)
+    assert found.classes == ["plane", "train"] and len(found.x_train) == 6 and found.y_test.tolist() == [0, 1]
+    assert ": 1 not read" in (said := capsys.readouterr().err) and "notes.txt" in said
+    (tmp_path / "c").mkdir()
+    for name in ("plane", "train"):
+        (tmp_path / "c" / name).symlink_to(tmp_path / "b" / name)
+    assert len(imagesets.load_images("folder", tmp_path / "c", 8).x_train) == 6
+    Image.new("RGB", (8, 8)).save(tmp_path / "b" / "plane" / "new.png")
+    assert len(imagesets.load_images("folder", tmp_path / "c", 8).x_train) == 7
+    make_folder(tmp_path / "d" / "valid", {"cat": 1, "dog": 1})
+    with pytest.raises(RunError, match="no folder train beside it"):
+        imagesets.load_images("folder", tmp_path / "d", 8)
+
+
+def test_pictures_are_upright_in_8_bits_and_all_broken_ones_are_named(tmp_path):
+    """Breaks if EXIF's orientation is ignored, 16 bits are cut to 255, or decoding stops at the first broken picture."""
+    picture = Image.new("RGB", (16, 16))
+    picture.paste((255, 255, 255), (0, 0, 16, 8))  # white on top
+    turned, exif = picture.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    turned.save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)).save(tmp_path / "deep.png")
+    images, _ = imagesets.decode([(str(tmp_path / name), 0) for name in ("turned.png", "deep.png")], 16)
+    assert np.array_equal(images[0], np.asarray(picture)) and np.array_equal(images[1][..., 0].ravel(), np.arange(256))
+    for name in ("one.png", "two.png"):
+        (tmp_path / name).write_bytes(b"torn")
+    with pytest.raises(RunError, match=r"one.png cannot be read.*; .*two.png cannot be read"):
+        imagesets.decode([(str(tmp_path / name), 0) for name in ("one.png", "turned.png", "two.png")], 16)
 
 
 def test_bad_folders_and_caches_are_refused(tmp_path):

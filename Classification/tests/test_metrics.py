@@ -69,3 +69,31 @@ def test_runs_that_differ_in_a_training_flag_are_no_repetitions(tmp_path, capsys
     assert script("table", tmp_path) == 1 and "runs of ft differ in their flags" in capsys.readouterr().err
     ok("table", tmp_path, "--by_options")
     assert "| ft --lr 0.1 --batch_size 64 | 1 |" in (tmp_path / "table.md").read_text()
+
+
+def write_run(folder, method, seed, **more):
+    recorded = {"kind": "unlearn", "method": method, "options": {}, "mask_path": None, "machine": "m", "autocast": "no"}
+    row = table.describe(recorded | {"versions": {"torch": "2"}} | more, seed, {"data set": "digits"})
+    folder.mkdir(parents=True)
+    write_json(folder / "metrics.json", row | dict.fromkeys(metrics.GAP_COLUMNS, 50.0))
+
+
+@pytest.mark.parametrize("name", table.BELONGS)
+def test_runs_that_do_not_belong_together_make_no_table(name, tmp_path, capsys):
+    """Mutation: compare the facts only."""
+    for seed in (1, 2):
+        for method in ("retrain", "ft"):
+            write_run(tmp_path / method / str(seed), method, seed, parent_sha=f"p{seed}", forget_sha=f"f{seed}")
+    ok("table", tmp_path)
+    write_run(tmp_path / "odd", "rl", 2, **{"parent_sha": "p2", "forget_sha": "f2"} | {name: "other"})
+    assert script("table", tmp_path) == 1
+    error = capsys.readouterr().err
+    assert f"runs of seed 2 {table.BELONGS[name]}" in error and "ft/2" in error and "odd" in error and "ft/1" not in error
+
+
+def test_a_method_that_lacks_a_seed_is_named(tmp_path):
+    """Mutation: give the number of runs only."""
+    for method, seed in (("retrain", 1), ("retrain", 2), ("ft", 2)):
+        write_run(tmp_path / f"{method}{seed}", method, seed)
+    ok("table", tmp_path)
+    assert "ft was not measured for seed 1." in (tmp_path / "table.md").read_text()
