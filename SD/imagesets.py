@@ -5,6 +5,7 @@ Pictures are listed, not held: they are decoded a batch at a time, once, when th
 
 import csv
 import hashlib
+import os
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,14 +25,17 @@ DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 def open_image(path):
-    """The RGB image of a file, decoded. Raises RunError for one that cannot be read."""
-    from PIL import Image
+    """The RGB image of a file, decoded and upright, in 8 bits. Raises RunError for one that cannot be read."""
+    from PIL import Image, ImageOps
 
     # Pillow raises SyntaxError for some broken PNGs, ValueError for long texts in them, and others for other damage
     damage = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, Image.DecompressionBombError)
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode[0] == "I":  # 16 bits of grey
+                upright = Image.fromarray((np.asarray(upright, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+            return upright.convert("RGB")
     except damage as error:
         raise RunError(f"{path} cannot be read as an image ({error}): repair or remove it") from error
 
@@ -112,11 +116,30 @@ def load_imagenette(data_dir, size):
     return found
 
 
+def class_folders(root):
+    """Names of the class folders in a folder: hidden ones, and what macOS puts into archives, are none."""
+    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir()) if os.path.isdir(root) else []
+    return [name for name in names if not name.startswith((".", "__MACOSX"))]
+
+
+def find_splits(root):
+    """(training, test or None): folders of class folders. They are `root` and None where it holds the classes itself.
+
+    train/ or training/ beside test/, testing/, val/, valid/ or validation/, in any case. A class may be called so, too: a split holds at
+    least two class folders.
+    """
+    named = {name.casefold(): root / name for name in class_folders(root) if len(class_folders(root / name)) > 1}
+    train = next((named[name] for name in ("train", "training") if name in named), None)
+    test = next((named[name] for name in ("test", "testing", "val", "valid", "validation") if name in named), None)
+    if test and not train:
+        raise RunError(f"{root} holds {test.name} and no folder train beside it: add one, or name a folder of class folders")
+    return (train, test) if train else (root, None)
+
+
 def load_folder(data_dir, size):
     """A user's own images: <data_dir>/train/<class>/* with test/ or val/ next to it, or <data_dir>/<class>/*."""
-    train_root = data_dir / "train" if (data_dir / "train").is_dir() else data_dir
-    test_root = next((data_dir / name for name in ("test", "val") if (data_dir / name).is_dir()), None) if train_root != data_dir else None
-    classes = sorted(path.name for path in train_root.iterdir() if path.is_dir()) if train_root.is_dir() else []
+    train_root, test_root = find_splits(data_dir)
+    classes = class_folders(train_root)
     if len(classes) < 2:
         raise RunError(f"{train_root} must hold at least two class folders of images; it holds {len(classes)} folders")
     parts = []
@@ -130,7 +153,8 @@ def load_folder(data_dir, size):
 
 
 def list_images(folder):
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith("."))
+    paths = (Path(inside, name) for inside, _, names in os.walk(folder, followlinks=True) for name in names)
+    found = (path for path in paths if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith("."))
     return sorted(path for path in found if path.is_file())  # a pipe would be waited for without end
 
 
