@@ -682,7 +682,7 @@ class Folder:
             places = re.findall(r"\{(\w+)\}(\S*)", text) + ([("cut", "")] if text.endswith("--resume") else [])
             for run, rest in places:
                 source, seen = Path(f"{self.home / run}{rest}"), set()
-                for path in [source] if source.is_file() else sorted(source.rglob("*")):
+                for path in [source] if source.is_file() else sorted(source.rglob("[!.]*")):
                     alike = (path.parent, path.suffix) if path.suffix == ".png" else path
                     if not path.is_dir() and alike not in seen:
                         seen.add(alike)

@@ -178,7 +178,8 @@ def test_odd_folders_are_read_as_they_are_meant(tmp_path, capsys):
     """Breaks if only `train` and `test` are splits, a class called train is one, links are not followed, or hidden files count."""
     make_folder(tmp_path / "a" / "Training", {"cat": 3, "dog": 2})
     make_folder(tmp_path / "a" / "Validation", {"cat": 1, "dog": 1})
-    assert len(imagesets.load_images("folder", tmp_path / "a", 8).x_test) == 2
+    found = imagesets.load_images("folder", tmp_path / "a", 8)
+    assert found.classes == ["cat", "dog"] and len(found.x_train) == 5 and len(found.x_test) == 2
     make_folder(tmp_path / "b", {"plane": 4, "train": 4, "__MACOSX": 1, ".cache": 1})
     (tmp_path / "b" / "train" / "._0.png").write_bytes(b"no picture")
     (tmp_path / "b" / "train" / "notes.txt").write_text("no picture")
