@@ -283,7 +283,7 @@ def of_npz(path):
     changes = {name: (lambda array, name=name: array.astype(name)) for name in ("f4", "O", "u2", "u8", ">i8", "m8[s]", "U", "i1")}
     changes |= {"flat": lambda array: array.ravel(), "empty": lambda array: array[:0], "0-d": lambda array: np.array(0)}
     changes |= {"huge": lambda array: array.astype("i8") + 10**9, "negative": lambda array: array.astype("i8") - 100}
-    changes |= {"one": lambda array: array[:1], "other size": lambda array: np.concatenate([array, array], axis=array.ndim > 1)}
+    changes |= {"one": lambda array: array[:1], "other size": lambda array: np.concatenate([array, array], axis=int(array.ndim > 1))}
     with np.load(path) as file:
         names = [name for name in file if name != "stamp"]
 
