@@ -66,7 +66,8 @@ def measure_run(path, args, accelerator):
     done = read_json(folder / "done.json")
     cost = {"RTE": (done["seconds"] + done["mask_seconds"]) / 60, "changed": 100 * done["fraction_changed"]}
     measured = measure(loaded, args) | cost | {name: done[name] for name in ("peak_memory_mb", "images_seen")}
-    print(f"{folder}: {write_metrics(folder, recorded, loaded, measured, args)}")
+    if accelerator.is_main_process:
+        print(f"{folder}: {write_metrics(folder, recorded, loaded, measured, args)}")
 
 
 def measure_original(args, accelerator):
@@ -74,8 +75,10 @@ def measure_original(args, accelerator):
     run_folder = RunFolder(args, accelerator)
     loaded = task.load_task(args.model_path[0], task.forget_flags(args), accelerator, args.data_dir)
     run_folder.begin(kind="evaluation", method="original", **loaded.facts)
-    recorded = read_json(run_folder.folder / "args.json")
-    run_folder.finish(write_metrics(run_folder.folder, recorded, loaded, measure(loaded, args), args), seconds=0.0)
+    measured = measure(loaded, args)
+    if accelerator.is_main_process:
+        recorded = read_json(run_folder.folder / "args.json")
+        run_folder.finish(write_metrics(run_folder.folder, recorded, loaded, measured, args), seconds=0.0)
 
 
 def measure(loaded, args):

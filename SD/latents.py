@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 import models
@@ -34,7 +35,7 @@ def cached(data_dir, what, accelerator, make, shape):
     make() runs in every process; the main one writes. A file whose own record of `what` differs is refused, or with another shape.
     """
     path = Path(data_dir) / "cache" / f"{digest(what)[:20]}.safetensors"
-    found = path.is_file()
+    (found,) = broadcast_object_list([path.is_file()])  # one answer for all processes, whatever a network file system shows each
     accelerator.wait_for_everyone()
     if not found:
         tensor = make()

@@ -101,7 +101,9 @@ def main(argv=None):
     method, flags = METHODS[args.method], concepts.concept_flags(args)
     loaded = task.load_task(args.model_path, flags, accelerator, needs=cli.method_inputs(method))
     unet, prompts = loaded.pipeline.unet, loaded.prompts
-    before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in unet.named_parameters()}
+    before = {}  # on the main process, which compares and saves: copies for all would fill the memory
+    if accelerator.is_main_process:
+        before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in unet.named_parameters()}
     mask, mask_info = None, {}
     if args.mask_path is not None:
         mask, mask_info = masking.load(args.mask_path, dict(unet.named_parameters()), loaded.facts)
@@ -133,9 +135,10 @@ def main(argv=None):
     seconds = run_folder.seconds()
 
     # Save, after a check that no frozen weight moved
-    mask = mask and {name: part.cpu() for name, part in mask.items()}
-    changed = masking.check_change(before, {name: parameter.detach().cpu() for name, parameter in unet.named_parameters()}, mask)
+    changed = 0.0
     if accelerator.is_main_process:
+        mask = mask and {name: part.cpu() for name, part in mask.items()}
+        changed = masking.check_change(before, {name: parameter.detach().cpu() for name, parameter in unet.named_parameters()}, mask)
         models.save_pipeline(loaded.pipeline, run_folder.folder / "model")
         if args.single_file:
             single_file.export(loaded.pipeline, run_folder.folder / "model.safetensors")
