@@ -169,7 +169,7 @@ CODE = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "_evil", "pipel
 
 # ---------------------------------------------------------------------------------------------------------------- damage
 NUMBERS_AS_TEXT = ["-1", "0", "nan", "inf", "-inf", "", "x", "²", "1.5", "1e38", "1e308", "1e400", "18446744073709551616", "9" * 20]
-PATHS = ["", "absent", "fifo", "empty", "text", "loop", "/dev/null", "/proc/self/mem", "~nosuchuser/x", "x" * 5000, "{classifier}", "{samples}"]
+PATHS = ["", "absent", "fifo", "empty", "text", "loop", "/dev/null", "/proc/self/mem", "~none/x", "x" * 5000, "{classifier}", "{samples}"]
 TEXTS = ["", "nope", "../../x", "²", "--5", "-1", "99", "\udcff", "3,,4", "{", "{} {", "a {} and {}", "{:>99999999999}{}", "x" * 5000]
 CONTRADICTIONS = [
     "--resume --overwrite", "--save_dir {original}", "--save_dir {original} --overwrite", "--save_dir {original}/x --overwrite", "x",
