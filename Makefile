@@ -27,7 +27,7 @@ quickstart: $(VENV)/.installed  ## train, unlearn and compare on small real data
 test: $(VENV)/.installed check  ## all tests, about eight minutes on two CPU cores
 	+@$(TESTS)
 
-test-fast: $(VENV)/.installed check  ## the tests that are not marked slow, about a minute
+test-fast: $(VENV)/.installed check  ## the tests that are not marked slow, about a minute and a half
 	+@$(TESTS) SELECT='-m "not slow"'
 
 pytest-%:
