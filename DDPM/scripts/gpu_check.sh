@@ -18,7 +18,7 @@ for device in cpu "$DEVICE"; do
   python unlearn.py --model_path "$R/original" --mask_path "$R/mask_cpu" --forget_class 3 --steps 1 --batch_size 64 --precision fp32 --device "$device" --save_dir "$R/step_$on" >&2
 done
 for precision in bf16; do
-  python unlearn.py --model_path "$R/original" --mask_path "$R/mask_cpu" --forget_class 3 --steps 1 --batch_size 64 --precision "$precision" --device "$DEVICE" --save_dir "$R/step_$precision" >&2 || true
+  python unlearn.py --model_path "$R/original" --mask_path "$R/mask_cpu" --forget_class 3 --steps 1 --batch_size 64 --precision "$precision" --device "$DEVICE" --save_dir "$R/step_$precision" >&2
 done
 python - "$R" "$DEVICE" <<'END'
 import csv
