@@ -23,15 +23,8 @@ from table import describe
 
 def parse(argv=None):
     parser = cli.Parser(__doc__)
-    parser.add(
-        cli.DATA,
-        "--model_path",
-        nargs="+",
-        type=Path,
-        required=True,
-        metavar="RUN",
-        help="runs of unlearn.py (of train.py: with --save_dir)",
-    )
+    runs = dict(nargs="+", type=Path, required=True, metavar="RUN", help="runs of unlearn.py (of train.py: with --save_dir)")
+    parser.add(cli.DATA, "--model_path", **runs)
     parser.add_shared("save_dir", "data_dir")
     task.add_forget_flags(parser)
     held_out = "images that stand for data never seen; val to choose hyper-parameters"

@@ -52,7 +52,7 @@ def collect(folder, over_classes=False):
     runs = []
     for path in sorted(folder.rglob("metrics.json")):
         run = read_json(path)
-        if not isinstance(run, dict) or "facts" not in run:
+        if "facts" not in run:
             raise RunError(f"{path} was written by an earlier version: measure the run again with evaluate.py --overwrite")
         runs.append(run | {"path": str(path.parent)})
     if not runs:

@@ -3,7 +3,6 @@
 import argparse
 import datetime
 import math
-import os
 import time
 
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+import cli
 import data
 from cli import RunError
 from masking import SalientParameters, apply_where
@@ -30,18 +30,9 @@ SCHEDULES = {  # factor of the learning rate at progress 0 <= p < 1 through the 
 SETTINGS = dict(batch_size=256, forget_batch_size=None, optimizer="sgd", momentum=0.9, weight_decay=5e-4, schedule="constant")
 
 
-def check_launch():
-    """Raise RunError for what `accelerate launch` was told to do and this code does not do: it would be ignored silently."""
-    told = {name: os.environ.get(f"ACCELERATE_{name}", "").lower() for name in ("USE_FSDP", "USE_DEEPSPEED", "USE_MEGATRON_LM")}
-    told["GRADIENT_ACCUMULATION_STEPS"] = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    ignored = [name for name, value in told.items() if value not in ("", "false", "1")]
-    if ignored:
-        raise RunError(f"{' and '.join(ignored)} of accelerate's configuration is not supported: every process holds the whole model")
-
-
 def make_accelerator(device, precision):
     """An Accelerator on the device asked for, with bf16 autocast where `precision` is bf16, or auto and native to the device."""
-    check_launch()
+    cli.check_launch()
     if device == "cuda" and not torch.cuda.is_available():
         raise RunError("--device cuda: no CUDA device is available")
     on_cpu = device == "cpu" or not torch.cuda.is_available()

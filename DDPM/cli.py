@@ -22,7 +22,7 @@ class AlreadyDone(Exception):
     """--resume found a finished run. The script has nothing left to do and exits with status 0."""
 
 
-CLOSED_AT_END = contextlib.ExitStack()  # files and process groups, when run() ends
+CLOSED_AT_END = contextlib.ExitStack()  # locks of run folders: they end with run()
 
 
 def run(main, argv=None):
@@ -51,6 +51,8 @@ def for_each(items, measure, last=lambda: None):
     for item in items:
         try:
             measure(item)
+        except AlreadyDone as done:
+            print(done)
         except (RunError, OSError) as error:
             failures.append(str(error))
     last()
@@ -79,6 +81,15 @@ def sentence(error):
     with open(handle, "w", errors="replace") as file:
         traceback.print_exception(error, file=file)
     return f"unforeseen {type(error).__name__}, {what}; please report it with {path}"
+
+
+def check_launch():
+    """Raise RunError for what `accelerate launch` was told to do and this code does not do: it would be ignored silently."""
+    told = {name: os.environ.get(f"ACCELERATE_{name}", "").lower() for name in ("USE_FSDP", "USE_DEEPSPEED", "USE_MEGATRON_LM")}
+    told["GRADIENT_ACCUMULATION_STEPS"] = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    ignored = [name for name, value in told.items() if value not in ("", "false", "1")]
+    if ignored:
+        raise RunError(f"{' and '.join(ignored)} of accelerate's configuration is not supported: every process holds the whole model")
 
 
 # ---------------------------------------------------------------------------------------------------------------- types

@@ -3,13 +3,13 @@
 import argparse
 import datetime
 import math
-import os
 import time
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from tqdm import tqdm
 
+import cli
 import data
 import models
 from cli import RunError
@@ -28,18 +28,9 @@ SETTINGS = dict(batch_size=128, forget_batch_size=None, optimizer="adam", moment
 SETTINGS |= dict(grad_clip=1.0, ema=0.0)
 
 
-def check_launch():
-    """Raise RunError for what `accelerate launch` was told to do and this code does not do: it would be ignored silently."""
-    told = {name: os.environ.get(f"ACCELERATE_{name}", "").lower() for name in ("USE_FSDP", "USE_DEEPSPEED", "USE_MEGATRON_LM")}
-    told["GRADIENT_ACCUMULATION_STEPS"] = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    ignored = [name for name, value in told.items() if value not in ("", "false", "1")]
-    if ignored:
-        raise RunError(f"{' and '.join(ignored)} of accelerate's configuration is not supported: every process holds the whole model")
-
-
 def make_accelerator(device, precision):
     """An Accelerator on the device asked for, with bf16 autocast where `precision` is bf16, or auto and native to the device."""
-    check_launch()
+    cli.check_launch()
     if device == "cuda" and not torch.cuda.is_available():
         raise RunError("--device cuda: no CUDA device is available")
     on_cpu = device == "cpu" or not torch.cuda.is_available()

@@ -4,6 +4,7 @@ This file carries the same text in Classification, DDPM and SD (`make check` fai
 holds: JSON and safetensors only. What was edited or damaged ends in a RunError that names the file.
 """
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -32,8 +33,9 @@ def write_whole(path, write):
     """Call write(temporary path), then rename onto `path`, so that `path` is whole or absent even after a kill or a full disk."""
     path = Path(path)
     for old in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        if time.time() - old.stat().st_mtime > 24 * 3600:  # of a process that was killed
-            old.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # its process has just finished it
+            if time.time() - old.stat().st_mtime > 24 * 3600:  # of a process that was killed
+                old.unlink()
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # no two processes write the same one
     try:
         write(partial)

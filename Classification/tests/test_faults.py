@@ -83,6 +83,33 @@ def test_two_processes_write_one_file_at_once(tmp_path):
     assert not failed and [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
+def test_a_partial_file_may_go_while_another_process_looks_at_it(tmp_path, monkeypatch):
+    """Mutation: let the missing file end the run."""
+    (tmp_path / ".cache.0.partial").write_text("half")
+    stat = Path.stat
+
+    def finished_meanwhile(path, **options):
+        path.unlink(missing_ok=True) if path.name == ".cache.0.partial" else None
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", finished_meanwhile)
+    files.write_whole(tmp_path / "cache", lambda partial: partial.write_text("whole"))
+    assert (tmp_path / "cache").read_text() == "whole"
+
+
+def test_a_finished_item_does_not_end_the_others(capsys):
+    """Mutation: let AlreadyDone through: the script would end there, with status 0."""
+    seen = []
+
+    def measure(item):
+        seen.append(item)
+        if item == 1:
+            raise cli.AlreadyDone("run is finished already")
+
+    cli.for_each([1, 2], measure)
+    assert seen == [1, 2] and "finished already" in capsys.readouterr().out
+
+
 def test_half_a_cache_of_a_killed_process_goes_after_a_day(tmp_path):
     """Mutation: leave it; remove that of a process that may still write."""
     for name, age in (("old", 25), ("new", 1)):
