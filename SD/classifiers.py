@@ -13,7 +13,7 @@ from torch import nn
 import data
 import models
 from cli import RunError
-from files import check_shapes, read_tensors
+from files import check_finite, check_shapes, read_tensors
 from run_folder import read_run
 
 CROP = 224  # px, what ImageNet networks see
@@ -171,9 +171,7 @@ def fill(model, tensors, source):
     tensors = counters | tensors  # old files lack them, and nothing reads them here
     check_shapes(source, *({name: tuple(tensor.shape) for name, tensor in state.items()} for state in (tensors, model.state_dict())))
     model.load_state_dict(tensors)
-    bad = next((name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()), None)  # in the model's own type
-    if bad:
-        raise RunError(f"{source} holds NaN or infinite values in {bad}: make or download it again")
+    check_finite(model.state_dict(), source)  # in the model's own type
 
 
 # ----------------------------------------------------------------------------------------------------------------- by name

@@ -17,7 +17,7 @@ import torch
 
 import data
 from cli import RunError, number
-from files import read_json
+from files import check_finite, read_json
 from run_folder import read_run
 
 NULL = ""  # the empty prompt: no condition, for guidance
@@ -167,13 +167,12 @@ def from_folder(source):
     options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False, "use_safetensors": True}
     with quiet():
         try:
-            # Each part by itself: only then is it told what a file lacks, which transformers would fill at random
+            # Each part by itself: only then is it told what a file lacks, which transformers would fill at random. The position_ids of old
+            # files are no weights.
             for name, cls in {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}.items():
                 options[name], told = cls.from_pretrained(source, subfolder=name, use_safetensors=True, output_loading_info=True)
                 for fault, key in {"lacks": "missing", "has the unknown": "unexpected", "has another shape of": "mismatched"}.items():
-                    odd = [
-                        tensor for tensor in told.get(f"{key}_keys", ()) if not str(tensor).endswith("position_ids")
-                    ]  # old files have it
+                    odd = [str(tensor) for tensor in told.get(f"{key}_keys", ()) if not str(tensor).endswith("position_ids")]
                     if odd:
                         raise RunError(f"{source} is no whole pipeline: its {name} {fault} tensor {min(odd)}; make or fetch it again")
             return StableDiffusionPipeline.from_pretrained(source, **options).to(torch.float32)
@@ -219,7 +218,7 @@ def check(pipeline, source):
     for rule, kept in rules.items():
         if not kept:
             raise RunError(f"{source} has no {rule}: take a whole model of Stable Diffusion 1.x or 2.x")
-    check_finite(pipeline, source)
+    check_parts(pipeline, source)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.eval().requires_grad_(False)
     pipeline.unet.requires_grad_(True)
@@ -227,13 +226,10 @@ def check(pipeline, source):
     return pipeline
 
 
-def check_finite(model, source):
-    """RunError for NaN or infinite values in a pipeline, or in one part of it. source: what the message calls it."""
-    parts = [model] if isinstance(model, torch.nn.Module) else [model.unet, model.vae, model.text_encoder]
-    for part in parts:
-        bad = next((name for name, tensor in part.state_dict().items() if not torch.isfinite(tensor).all()), None)
-        if bad:
-            raise RunError(f"{source} holds NaN or infinite values in {type(part).__name__}'s {bad}: take another model, or lower --lr")
+def check_parts(model, source):
+    """files.check_finite() of a pipeline, or of one part of it. source: what the message calls it."""
+    for part in [model] if isinstance(model, torch.nn.Module) else [model.unet, model.vae, model.text_encoder]:
+        check_finite({f"{type(part).__name__}'s {name}": tensor for name, tensor in part.state_dict().items()}, source)
 
 
 def clean(folder, put_back=True):
@@ -248,7 +244,7 @@ def clean(folder, put_back=True):
 
 def save_pipeline(pipeline, folder):
     """Write a diffusers folder of a pipeline or of one part, whole or not at all. Raises RunError for weights that are not finite."""
-    check_finite(pipeline, "what was trained")
+    check_parts(pipeline, "what was trained is not saved, start again with a lower --lr")
     partial, aside = clean(folder)
     try:
         with quiet():

@@ -192,7 +192,7 @@ def test_an_autoencoder_that_is_gone_is_said(undisturbed, tmp_path, capsys, monk
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr("trainer.CHECKPOINT_SECONDS", -1)
-        patch.setattr(models, "check_finite", lambda model, source: None if isinstance(model, torch.nn.Module) else interrupt())
+        patch.setattr(models, "check_parts", lambda model, source: None if isinstance(model, torch.nn.Module) else interrupt())
         assert script(*from_scratch(undisturbed / "data", run)) != 0
     shutil.rmtree(run / "model")
     assert "vae is missing" in refused(capsys, *from_scratch(undisturbed / "data", run, "--resume"))
