@@ -177,7 +177,7 @@ class Batch:
         return values.mean() * self.weight
 
     def draw(self, high):
-        return torch.randint(high, (self.size,), generator=self.noise)[self.part].to(self.labels.device)
+        return to_device(torch.randint(high, (self.size,), generator=self.noise)[self.part], self.labels.device)
 
 
 def epoch_batches(split, batch_size, noise, augment=None, rank=0, world=1):
@@ -192,11 +192,11 @@ def epoch_batches(split, batch_size, noise, augment=None, rank=0, world=1):
         weight = (stop - start) * world / len(order)
         # A process without a sample of its own takes one with weight 0, so that every process takes part in every step
         part = slice(start, stop) if stop > start else slice(0, 1)
-        positions = order[part].to(split.images.device)
+        positions = to_device(order[part], split.images.device)
         shifts = flips = None
         if augment is not None:
-            shifts = torch.randint(2 * augment.crop + 1, (2, len(order)), generator=noise)[:, part].to(split.images.device)
-            flips = (torch.rand(len(order), generator=noise) < 0.5)[part].to(split.images.device) if augment.flip else None
+            shifts = to_device(torch.randint(2 * augment.crop + 1, (2, len(order)), generator=noise)[:, part], split.images.device)
+            flips = to_device((torch.rand(len(order), generator=noise) < 0.5)[part], split.images.device) if augment.flip else None
         images = to_float(shift_and_flip(split.images[positions], shifts, flips, augment))
         yield Batch(images, split.labels[positions], positions, len(order), weight, part, noise)
 
@@ -215,6 +215,11 @@ def shift_and_flip(images, shifts, flips, source):
     columns = columns + shifts[1][:, None]
     batch = torch.arange(count, device=images.device)[:, None, None]
     return padded[batch, rows[:, :, None], columns[:, None, :]]
+
+
+def to_device(tensor, device):
+    """The tensor on a device. Copies to a GPU come from pinned memory, so that neither the CPU nor the GPU waits for the other."""
+    return tensor.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" and tensor.is_cpu else tensor.to(device)
 
 
 def to_float(images):

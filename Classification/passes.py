@@ -30,6 +30,11 @@ def predict_logits(model, split, batch_size=1000):
     return outputs
 
 
+def loss_scale(accelerator, batches):
+    """Factor on the loss of one of `batches` parts of a whole pass: float16 would round its small gradients to 0."""
+    return 2.0 ** math.ceil(10 + math.log2(batches)) if accelerator.mixed_precision == "fp16" else 1.0
+
+
 def mean_gradient(model, split, accelerator, batch_size=256):
     """Gradient of the mean cross-entropy over a whole split, {name: tensor}. Its magnitude is SalUn's saliency.
 
@@ -37,21 +42,23 @@ def mean_gradient(model, split, accelerator, batch_size=256):
     """
     model.eval()
     model.zero_grad(set_to_none=True)
+    scale = loss_scale(accelerator, len(split) / batch_size)
     mine = split.take(torch.arange(len(split)).tensor_split(accelerator.num_processes)[accelerator.process_index])
     batches = tqdm(plain_batches(mine, batch_size), "gradient", math.ceil(len(mine) / batch_size), disable=None, mininterval=1)
     for images, labels in batches:
-        (F.cross_entropy(model(images), labels, reduction="sum") / len(split)).backward()
-    gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+        (F.cross_entropy(model(images), labels, reduction="sum") / len(split) * scale).backward()
+    gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad / scale for name, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)
     return {name: accelerator.reduce(tensor, "sum") for name, tensor in gradient.items()}
 
 
 @contextlib.contextmanager
 def without_autocast(model):
-    """While entered, the model's forward pass is its class's own, without the autocast that prepare() gave it."""
+    """While entered, the model's forward pass is its class's own, without the autocast that prepare() gave it and not compiled."""
     prepared = model.__dict__.pop("forward", None)
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         if prepared is not None:
             model.forward = prepared

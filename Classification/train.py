@@ -28,7 +28,7 @@ def parse(argv=None):
     step = "learning rate over the run; step: x0.1 at 91/182 and 136/182 of it"
     choices = {"optimizer": dict(choices=trainer.OPTIMIZERS), "schedule": dict(choices=trainer.SCHEDULES, help=step)}
     parser.add_shared(options=choices, optimizer="sgd", momentum=0.9, weight_decay=5e-4, schedule="step")
-    parser.add_shared("limit", "resume", "overwrite", "device", "precision", lr=0.1, epochs=182, batch_size=256, seed=1)
+    parser.add_shared("limit", "resume", "overwrite", "device", "precision", "compile", lr=0.1, epochs=182, batch_size=256, seed=1)
     return parser.parse_args(argv)
 
 
@@ -49,6 +49,8 @@ def main(argv=None):
     if args.model_path is not None:
         models.load_weights(model, args.model_path / "model.safetensors" if args.model_path.is_dir() else args.model_path)
     model = trainer.prepare(model, accelerator)
+    if args.compile:
+        model.compile()
 
     # Train
     run_folder.begin(kind="train", method="original", architecture=shape, classes=images.classes, data_sha=images.sha)

@@ -31,20 +31,23 @@ SETTINGS = dict(batch_size=256, forget_batch_size=None, optimizer="sgd", momentu
 
 
 def make_accelerator(device, precision):
-    """An Accelerator on the device asked for, with bf16 autocast where `precision` is bf16, or auto and native to the device."""
+    """An Accelerator on the device asked for, with autocast in bf16 or fp16 where `precision` says so, or auto and bf16 is native."""
     cli.check_launch()
     if device == "cuda" and not torch.cuda.is_available():
         raise RunError("--device cuda: no CUDA device is available")
     on_cpu = device == "cpu" or not torch.cuda.is_available()
+    if on_cpu and precision == "fp16":
+        raise RunError("--precision fp16 needs a GPU: take bf16 or fp32")
     if on_cpu:
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         native = bool(capabilities.get("avx512_bf16") or capabilities.get("bf16"))
     else:
         native = torch.cuda.get_device_capability()[0] >= 8
-    bf16 = precision == "bf16" or (precision == "auto" and native)
-    torch.backends.cudnn.allow_tf32 = bf16  # fp32 is fp32: convolutions would round to 10 bits
+    half = {"auto": "bf16" if native else "no", "fp32": "no"}.get(precision, precision)
+    torch.backends.cudnn.allow_tf32 = half != "no"  # fp32 is fp32: convolutions would round to 10 bits
+    torch.backends.cudnn.benchmark = True  # shapes stay the same from step to step
     patient = InitProcessGroupKwargs(timeout=datetime.timedelta(hours=12))  # one process may decode, draw or measure for hours
-    return Accelerator(cpu=on_cpu, mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[patient])
+    return Accelerator(cpu=on_cpu, mixed_precision=half, kwargs_handlers=[patient])
 
 
 def prepare(model, accelerator):
@@ -116,7 +119,7 @@ class Trainer:
 
     def _make_optimizer(self):
         options = {"momentum": self.settings.momentum} if self.settings.optimizer == "sgd" else {}
-        fused = True if self.accelerator.device.type == "cuda" else None
+        fused = True if self.accelerator.device.type == "cuda" and self.accelerator.scaler is None else None
         settings, parameters = self.settings, self.trained.values()
         return OPTIMIZERS[settings.optimizer](parameters, self.lr, weight_decay=settings.weight_decay, fused=fused, **options)
 
@@ -150,12 +153,17 @@ class Trainer:
             raise RunError("trainer.step() was called without a loss term: pass at least one, by name")
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * SCHEDULES[self.settings.schedule](self.steps_done / self.total)
-        sum(terms.values()).backward()
+        loss, scaler = sum(terms.values()), self.accelerator.scaler  # fp16 alone has a scaler, against underflow of the gradients
+        (loss if scaler is None else scaler.scale(loss)).backward()
         if not self.stepped:
             check_gradients(self.trained)
             self.stepped = True
         average_gradients(self.trained.values(), self.accelerator)
-        self.optimizer.step()
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)
+            scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps_done += 1
         if self.after_step is not None:

@@ -35,7 +35,7 @@ def parse(argv=None):
     choices = {"optimizer": dict(choices=trainer.OPTIMIZERS, help=optimizer)}
     choices["schedule"] = dict(choices=trainer.SCHEDULES, help="learning rate over the run (default: constant; retrain: the original's)")
     parser.add_shared(*SETTINGS, options=choices)
-    parser.add_shared("resume", "overwrite", "device", "precision", seed=1)
+    parser.add_shared("resume", "overwrite", "device", "precision", "compile", seed=1)
     args = parser.parse_args(argv)
     task.check_forget_flags(parser, args)
     args.options = cli.method_options(parser, args, METHODS)
@@ -54,6 +54,8 @@ def main(argv=None):
     # The original model, the forget and the retain set, the mask
     loaded = task.load_task(args.model_path, task.forget_flags(args), accelerator, args.data_dir)
     model, trained = loaded.model, loaded.training
+    if args.compile:
+        model.compile()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     mask, mask_info = masking.load(args.mask_path, before, loaded.facts) if args.mask_path else (None, {})
     if args.method == "retrain" and not trained["epochs"] and None in (args.epochs, args.lr):

@@ -75,6 +75,8 @@ def sentence(error):
     what = " ".join(str(error).split())[:200]
     if type(error).__name__ in ("OutOfMemoryError", "MemoryError", "_ArrayMemoryError") or "can't allocate memory" in what:
         return f"out of memory ({what}): lower --batch_size"
+    if type(error).__name__ in ("InductorError", "BackendCompilerFailed"):
+        return f"torch.compile failed ({what}): leave out --compile, or install a C++ compiler"
     if os.environ.get("SALUN_DEBUG"):
         raise error
     handle, path = tempfile.mkstemp(prefix="salun-", suffix=".log")
@@ -143,12 +145,13 @@ FLAGS = {  # name: (group, other spellings, options of add_argument)
     "save_dir": (RUN, [], dict(type=Path, metavar="RUN", help="run folder to write")),
     "seed": (RUN, [], dict(type=seed, help="seed of initialisation, order, augmentation and noise")),
     "device": (RUN, [], dict(choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")),
-    "precision": (RUN, [], dict(choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 autocast where it is native")),
+    "precision": (RUN, [], dict(choices=("auto", "fp32", "bf16", "fp16"), default="auto",
+                               help="autocast; auto: bf16 where it is native, else fp32; fp16: GPUs only")),
+    "compile": (RUN, [], dict(action="store_true", help="torch.compile the model: some minutes to start, then faster steps on a GPU")),
     "resume": (RUN, [], dict(action="store_true", help="continue this run where it stopped; a finished run is left alone")),
     "overwrite": (RUN, [], dict(action="store_true", help="replace the run in --save_dir")),
 }
 # fmt: on
-HALF = {"precision": dict(choices=("auto", "fp32", "bf16", "fp16"), help="auto: bf16 where it is native; fp16: GPUs only")}  # SD's
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

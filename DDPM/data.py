@@ -156,6 +156,11 @@ def forget_sha(indices):
     return hashlib.sha256(indices.sort().values.numpy().astype("<i8").tobytes()).hexdigest()
 
 
+def to_device(tensor, device):
+    """The tensor on a device. Copies to a GPU come from pinned memory, so that neither the CPU nor the GPU waits for the other."""
+    return tensor.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" and tensor.is_cpu else tensor.to(device)
+
+
 def to_float(x):
     """uint8 (B, H, W, C) to float (B, C, H, W) in [-1, 1]."""
     return x.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
@@ -221,11 +226,11 @@ class Stream:
         uniform, mirrored = torch.rand(size, generator=draw), torch.rand(size, generator=draw) < 0.5
         _, height, width, channels = self.split.images.shape
         noise = torch.randn(size, channels, height, width, generator=draw)
-        positions = self.positions(step)[part].to(device)
+        positions = to_device(self.positions(step)[part], device)
         images = to_float(self.split.images[positions])
         if self.flip:
-            images = torch.where(mirrored[part].to(device).view(-1, 1, 1, 1), images.flip(3), images)
-        values = (value[part].to(device) for value in (t, noise, uniform))
+            images = torch.where(to_device(mirrored[part], device).view(-1, 1, 1, 1), images.flip(3), images)
+        values = (to_device(value[part], device) for value in (t, noise, uniform))
         return Batch(images, self.split.labels[positions], *values, weight=(last - first) * self.world / size)
 
 
@@ -242,4 +247,4 @@ def whole_pass(split, batch_size, seed, timesteps, number=0, rank=0, world=1):
         part = split.take(positions)
         images = to_float(part.images)
         noise = torch.stack([torch.randn(images.shape[1:], generator=make_generator("noise", seed, number, int(i))) for i in positions])
-        yield images, part.labels, t[positions].to(images.device), noise.to(images.device)
+        yield images, part.labels, to_device(t[positions], images.device), to_device(noise, images.device)

@@ -1,6 +1,7 @@
 """Evaluation-mode passes over a split: mean gradient and Fisher diagonal."""
 
 import contextlib
+import math
 
 import torch
 from tqdm import tqdm
@@ -14,13 +15,19 @@ FISHER_BATCH = 64  # timesteps of an image that go through the model together
 
 @contextlib.contextmanager
 def without_autocast(model):
-    """While entered, the model's forward pass is its class's own, without the autocast that prepare() gave it."""
+    """While entered, the model's forward pass is its class's own, without the autocast that prepare() gave it and not compiled."""
     prepared = model.__dict__.pop("forward", None)
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         if prepared is not None:
             model.forward = prepared
+
+
+def loss_scale(accelerator, batches):
+    """Factor on the loss of one of `batches` parts of a whole pass: float16 would round its small gradients to 0."""
+    return 2.0 ** math.ceil(10 + math.log2(batches)) if accelerator.mixed_precision == "fp16" else 1.0
 
 
 def mean_gradient(model, split, accelerator, *, passes, batch_size, seed):
@@ -31,13 +38,13 @@ def mean_gradient(model, split, accelerator, *, passes, batch_size, seed):
     """
     model.eval()
     model.zero_grad(set_to_none=True)
-    here = (accelerator.process_index, accelerator.num_processes)
+    here, scale = (accelerator.process_index, accelerator.num_processes), loss_scale(accelerator, passes * len(split) / batch_size)
     for number in range(passes):
         batches = data.whole_pass(split, batch_size, seed, models.TIMESTEPS, number, *here)
         for images, labels, t, noise in tqdm(batches, "gradient", disable=None):
             prediction = predict_noise(model, models.noisy_images(images, noise, t), t, labels)
-            (squared_error(prediction, noise).sum() / (passes * len(split))).backward()
-    gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+            (squared_error(prediction, noise).sum() / (passes * len(split)) * scale).backward()
+    gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad / scale for name, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)
     return {name: accelerator.reduce(tensor, "sum") for name, tensor in gradient.items()}
 

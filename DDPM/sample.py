@@ -33,7 +33,7 @@ def parse(argv=None):
     cond_scale = "weight w of classifier-free guidance, 0: none"
     parser.add(cli.METHOD, "--cond_scale", "--guidance", type=cli.non_negative_float, default=2.0, metavar="W", help=cond_scale)
     parser.add(cli.METHOD, "--eta", type=cli.non_negative_float, default=0.0, help="ddim: noise at every step, 1: as much as ddpm")
-    parser.add_shared("resume", "overwrite", "device", batch_size=128, precision="fp32", seed=1)
+    parser.add_shared("resume", "overwrite", "device", "compile", batch_size=128, precision="fp32", seed=1)
     args = parser.parse_args(argv)
     if len(args.save_dir) != len(args.model_path):
         parser.error(f"{len(args.model_path)} models need as many --save_dir, not {len(args.save_dir)}")
@@ -69,6 +69,8 @@ def draw_from(args, run_folder, accelerator):
     """All images of one model, into one run folder."""
     # Model
     model, folder, recorded = task.load_model(args.model_path, accelerator)
+    if args.compile:
+        model.compile()
     classes = data.Classes(recorded["classes"])
     keys = keys_of(args, classes.names)
     facts = {"parent": str(folder), "parent_sha": file_sha(folder / "model.safetensors")}

@@ -36,7 +36,7 @@ def parse(argv=None):
     parser.add(cli.METHOD, "--class_dropout", type=cli.share, default=0.1, help=class_dropout)
     parser.add_shared(ema=0.9999, grad_clip=1.0)
     parser.add(cli.RUN, "--save_every", type=cli.positive_int, metavar="N", help="draw a grid of samples every N steps")
-    parser.add_shared("limit", "resume", "overwrite", "device", "precision", seed=1)
+    parser.add_shared("limit", "resume", "overwrite", "device", "precision", "compile", seed=1)
     args = parser.parse_args(argv)
     if args.retain_only != bool(args.forget_class):
         parser.error("--retain_only and --forget_class belong together: name the classes to leave out")
@@ -58,6 +58,8 @@ def main(argv=None):
     if args.model_path is not None:
         models.load_weights(model, args.model_path / "model.safetensors" if args.model_path.is_dir() else args.model_path)
     model = trainer.prepare(model, accelerator)
+    if args.compile:
+        model.compile()
     facts = {"architecture": shape, "classes": classes.names, "forgotten": list(classes.forgotten)}
     facts["data_sha"] = images.sha
     if args.retain_only:

@@ -29,20 +29,23 @@ SETTINGS |= dict(grad_clip=1.0, ema=0.0)
 
 
 def make_accelerator(device, precision):
-    """An Accelerator on the device asked for, with bf16 autocast where `precision` is bf16, or auto and native to the device."""
+    """An Accelerator on the device asked for, with autocast in bf16 or fp16 where `precision` says so, or auto and bf16 is native."""
     cli.check_launch()
     if device == "cuda" and not torch.cuda.is_available():
         raise RunError("--device cuda: no CUDA device is available")
     on_cpu = device == "cpu" or not torch.cuda.is_available()
+    if on_cpu and precision == "fp16":
+        raise RunError("--precision fp16 needs a GPU: take bf16 or fp32")
     if on_cpu:
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         native = bool(capabilities.get("avx512_bf16") or capabilities.get("bf16"))
     else:
         native = torch.cuda.get_device_capability()[0] >= 8
-    bf16 = precision == "bf16" or (precision == "auto" and native)
-    torch.backends.cudnn.allow_tf32 = bf16  # fp32 is fp32: convolutions would round to 10 bits
+    half = {"auto": "bf16" if native else "no", "fp32": "no"}.get(precision, precision)
+    torch.backends.cudnn.allow_tf32 = half != "no"  # fp32 is fp32: convolutions would round to 10 bits
+    torch.backends.cudnn.benchmark = True  # shapes stay the same from step to step
     patient = InitProcessGroupKwargs(timeout=datetime.timedelta(hours=12))  # one process may decode, draw or measure for hours
-    return Accelerator(cpu=on_cpu, mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[patient])
+    return Accelerator(cpu=on_cpu, mixed_precision=half, kwargs_handlers=[patient])
 
 
 def prepare(model, accelerator):
@@ -152,7 +155,7 @@ class Trainer:
             groups.setdefault(lr_factors.get(name, 1.0), []).append(leaf)
         groups = [{"params": part, "factor": factor} for factor, part in groups.items()]
         options = {"momentum": self.settings.momentum} if self.settings.optimizer == "sgd" else {}
-        fused = True if self.accelerator.device.type == "cuda" else None
+        fused = True if self.accelerator.device.type == "cuda" and self.accelerator.scaler is None else None
         return OPTIMIZERS[self.settings.optimizer](groups, self.lr, weight_decay=self.settings.weight_decay, fused=fused, **options)
 
     def step(self, **terms):
@@ -165,18 +168,21 @@ class Trainer:
     def gradients(self, term, retain_graph=False):
         """The gradient of a loss term, a tensor for each salient parameter, averaged over processes."""
         self._backward(term, retain_graph)
-        found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in self.salient.parameters()]
+        scale = 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
+        found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad / scale for leaf in self.salient.parameters()]
         self.optimizer.zero_grad(set_to_none=True)
         return found
 
     def apply(self, gradients, **terms):
         """One step of the optimizer along `gradients`, made of those of gradients(). The terms are logged by their names."""
+        scale = 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
         for leaf, gradient in zip(self.salient.parameters(), gradients, strict=True):
-            leaf.grad = gradient
+            leaf.grad = gradient * scale  # as the scaler expects it, which skips the step if one is infinite
         self._update(terms)
 
     def _backward(self, loss, retain_graph=False):
-        loss.backward(retain_graph=retain_graph)
+        scaler = self.accelerator.scaler  # fp16 alone has a scaler, against underflow of the gradients
+        (loss if scaler is None else scaler.scale(loss)).backward(retain_graph=retain_graph)
         if not self.stepped:
             check_gradients(self.salient.tensors)
         average_gradients(self.salient.parameters(), self.accelerator)
@@ -186,9 +192,16 @@ class Trainer:
         rate = self.lr * SCHEDULES[self.settings.schedule](progress)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group["factor"] * SCHEDULES[self.settings.schedule](progress)
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
         if self.settings.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.salient.parameters(), self.settings.grad_clip)
-        self.optimizer.step()
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)
+            scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.stepped = True
         if self.after_step is not None:

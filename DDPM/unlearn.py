@@ -35,7 +35,7 @@ def parse(argv=None):
     choices["batch_size"] = dict(help="samples per step, over all processes (default: 128; retrain: the original's)")
     parser.add_shared(*trainer.SETTINGS, options=choices)
     parser.add(cli.RUN, "--save_every", type=cli.positive_int, metavar="N", help="draw the forgotten classes every N steps, for fading.gif")
-    parser.add_shared("resume", "overwrite", "device", "precision", seed=1)
+    parser.add_shared("resume", "overwrite", "device", "precision", "compile", seed=1)
     args = parser.parse_args(argv)
     args.options = cli.method_options(parser, args, METHODS)
     if args.target_class is not None and "targets" not in cli.method_inputs(METHODS[args.method]):
@@ -55,6 +55,8 @@ def main(argv=None):
     # The original model, the forget and the retain set, the mask
     loaded = task.load_task(args.model_path, args.forget_class, accelerator, args.data_dir)
     model, trained = loaded.model, loaded.training
+    if args.compile:
+        model.compile()
     targets = data.targets(loaded.classes, args.target_class)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     mask, mask_info = masking.load(args.mask_path, before, loaded.facts) if args.mask_path else (None, {})

@@ -67,7 +67,7 @@ def parse(argv=None):
     parser.add(cli.RUN, "--part", choices=PARTS, help="measure this part of the full-size check alone, in this process")
     divide = "divide the widths of the full-size U-Net, for a quick look"
     parser.add(cli.RUN, "--divide", type=cli.positive_int, default=1, help=divide)
-    parser.add_shared("device", options=cli.HALF, precision="auto")
+    parser.add_shared("device", precision="auto")
     return parser.parse_args(argv)
 
 

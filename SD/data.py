@@ -44,8 +44,8 @@ class Split:
     def load(self, positions, normal):
         """Images (B, C, H, W) in [-1, 1], or latents mean + std * normal."""
         if self.of_pixels:
-            return to_float(self.images[positions].to(normal.device))
-        mean, std = self.images[positions].to(normal.device).chunk(2, dim=1)
+            return to_float(to_device(self.images[positions], normal.device))
+        mean, std = to_device(self.images[positions], normal.device).chunk(2, dim=1)
         return mean + std * normal
 
 
@@ -123,6 +123,11 @@ def next_retained(label, forgotten, count):
     return next(other % count for other in range(label + 1, label + count) if other % count not in forgotten)
 
 
+def to_device(tensor, device):
+    """The tensor on a device. Copies to a GPU come from pinned memory, so that neither the CPU nor the GPU waits for the other."""
+    return tensor.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" and tensor.is_cpu else tensor.to(device)
+
+
 def to_float(images):
     """uint8 (B, H, W, C) to float (B, C, H, W) in [-1, 1]."""
     return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
@@ -183,9 +188,9 @@ class Stream:
         t = torch.cat([half, self.timesteps - 1 - half])[:size]
         uniform = torch.rand(size, generator=draw)
         noise, normal = (torch.randn(size, *self.split.shape, generator=draw) for _ in range(2))
-        t, uniform, noise, normal = (value[part].to(self.device) for value in (t, uniform, noise, normal))
+        t, uniform, noise, normal = (to_device(value[part], self.device) for value in (t, uniform, noise, normal))
         positions, weight = self.positions(step)[part], (last - first) * self.world / size
-        labels = self.split.labels[positions].to(self.device)
+        labels = to_device(self.split.labels[positions], self.device)
         return Batch(self.split.load(positions, normal), labels, t, noise, uniform, weight, step)
 
 
@@ -200,5 +205,5 @@ def whole_pass(split, batch_size, seed, timesteps, device, number=0, rank=0, wor
     t = (timesteps * places / count).long().clamp_max(timesteps - 1)
     for positions in torch.arange(count).tensor_split(world)[rank].split(batch_size):
         draws = [torch.randn(2, *split.shape, generator=make_generator("noise", seed, number, int(i))) for i in positions]
-        noise, normal = torch.stack(draws).to(device).unbind(1)
-        yield split.load(positions, normal), split.labels[positions].to(device), t[positions].to(device), noise
+        noise, normal = to_device(torch.stack(draws), device).unbind(1)
+        yield split.load(positions, normal), to_device(split.labels[positions], device), to_device(t[positions], device), noise

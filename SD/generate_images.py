@@ -40,7 +40,7 @@ def parse(argv=None):
     scale = "guidance scale s, 1: none"
     parser.add(cli.METHOD, "--guidance_scale", "--guidance", type=cli.non_negative_float, default=7.5, metavar="S", help=scale)
     parser.add(cli.DATA, "--image_size", type=models.image_edge, metavar="PX", help="edge of the images (default: the model's)")
-    parser.add_shared("resume", "overwrite", "device", options=cli.HALF, batch_size=8, precision="auto", seed=1)
+    parser.add_shared("resume", "overwrite", "device", "compile", batch_size=8, precision="auto", seed=1)
     args = parser.parse_args(argv)
     if len(args.save_dir) != len(args.model_path):
         parser.error(f"{len(args.model_path)} models need as many --save_dir, not {len(args.save_dir)}")
@@ -130,6 +130,8 @@ def draw_from(args, run_folder, accelerator):
     # Draw
     run_folder.start_clock()
     pipeline.to(accelerator.device)
+    if args.compile:
+        pipeline.unet.compile()
     draw_files(pipeline, rows, folder, accelerator, args)
     accelerator.wait_for_everyone()
     for row, k in undrawn(rows, folder, args.num_samples) if accelerator.is_main_process else ():

@@ -264,7 +264,9 @@ def sha(*modules):
     for module in modules:
         for name, tensor in sorted(module.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy() if tensor.dim() else str(tensor.item()).encode())
+            digest.update(
+                tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy() if tensor.dim() else str(tensor.item()).encode()
+            )
     return digest.hexdigest()
 
 

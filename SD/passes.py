@@ -1,6 +1,7 @@
 """The evaluation-mode pass over a split: the gradient of the forget loss."""
 
 import contextlib
+import math
 
 import torch
 from tqdm import tqdm
@@ -12,13 +13,19 @@ from trainer import predict, predict_together, squared_error, training_target
 
 @contextlib.contextmanager
 def without_autocast(model):
-    """While entered, the model's forward pass is its class's own, without the autocast that prepare() gave it."""
+    """While entered, the model's forward pass is its class's own, without the autocast that prepare() gave it and not compiled."""
     prepared = model.__dict__.pop("forward", None)
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         if prepared is not None:
             model.forward = prepared
+
+
+def loss_scale(accelerator, batches):
+    """Factor on the loss of one of `batches` parts of a whole pass: float16 would round its small gradients to 0."""
+    return 2.0 ** math.ceil(10 + math.log2(batches)) if accelerator.mixed_precision == "fp16" else 1.0
 
 
 def mean_gradient(unet, scheduler, split, embeddings, accelerator, *, cond_scale, passes, batch_size, seed):
@@ -30,7 +37,7 @@ def mean_gradient(unet, scheduler, split, embeddings, accelerator, *, cond_scale
     """
     unet.eval()
     unet.zero_grad(set_to_none=True)
-    here = (accelerator.process_index, accelerator.num_processes)
+    here, scale = (accelerator.process_index, accelerator.num_processes), loss_scale(accelerator, passes * len(split) / batch_size)
     for number in range(passes):
         batches = data.whole_pass(split, batch_size, seed, models.TIMESTEPS, accelerator.device, number, *here)
         for latents, labels, t, noise in tqdm(batches, "gradient", disable=None):
@@ -41,8 +48,8 @@ def mean_gradient(unet, scheduler, split, embeddings, accelerator, *, cond_scale
                 parts = (noisy, t, conditions), (noisy, t, embeddings[-1].expand_as(conditions))
                 conditional, unconditional = predict_together(unet, *parts)
                 prediction = (1 + cond_scale) * conditional - cond_scale * unconditional
-            (squared_error(prediction, training_target(scheduler, latents, noise, t)).sum() / (passes * len(split))).backward()
-    gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in unet.named_parameters()}
+            (squared_error(prediction, training_target(scheduler, latents, noise, t)).sum() / (passes * len(split)) * scale).backward()
+    gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad / scale for name, p in unet.named_parameters()}
     unet.zero_grad(set_to_none=True)
     if accelerator.num_processes > 1:
         gradient = {name: accelerator.reduce(tensor, "sum") for name, tensor in gradient.items()}

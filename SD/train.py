@@ -53,7 +53,7 @@ def parse(argv=None):
     parser.add(cli.RUN, "--save_every", type=cli.positive_int, metavar="N", help="draw a grid of samples every N steps")
     parser.add(cli.RUN, "--gradient_checkpointing", action="store_true", help="less memory, more time")
     parser.add(cli.RUN, "--single_file", action="store_true", help="write model.safetensors for web UIs too")
-    parser.add_shared("limit", "resume", "overwrite", "device", options=cli.HALF, precision="auto", seed=1)
+    parser.add_shared("limit", "resume", "overwrite", "device", "compile", precision="auto", seed=1)
     args = parser.parse_args(argv)
     if args.from_scratch == (args.model_path is not None):
         parser.error("pass --model_path to fine-tune a model, or --from_scratch to build one")
@@ -131,6 +131,8 @@ def train_unet(pipeline, pictures, table, numbers, run_folder, accelerator, args
     embeddings = latents.embed(pipeline, table, accelerator)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
+    if args.compile:
+        unet.compile()
     shown = dict(pipeline=pipeline, embeddings=embeddings, folder=run_folder.folder, accelerator=accelerator, seed=args.seed)
     frames = {"save_every": args.save_every, "draw": functools.partial(draw_grid, **shown) if args.save_every else None}
     settings = {name: getattr(args, name) for name in ("batch_size", "optimizer", "weight_decay", "schedule", "ema")}

@@ -29,7 +29,7 @@ def parse(argv=None):
     parser.add(cli.DATA, "--dataset", choices=datasets, default="digits", help="data set")
     parser.add(cli.DATA, "--arch", choices=classifiers.CLASSIFIERS, default="cnn", help="classifier")
     parser.add(cli.DATA, "--image_size", type=models.image_edge, default=16, metavar="PX", help="edge of the images")
-    parser.add_shared("resume", "overwrite", "device", options=cli.HALF, epochs=15, lr=1e-3, batch_size=64, precision="auto", seed=1)
+    parser.add_shared("resume", "overwrite", "device", epochs=15, lr=1e-3, batch_size=64, precision="auto", seed=1)
     return parser.parse_args(argv)
 
 

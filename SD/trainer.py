@@ -43,13 +43,18 @@ def make_accelerator(device, precision):
         native = torch.cuda.get_device_capability()[0] >= 8
     half = {"auto": "bf16" if native else "no", "fp32": "no"}.get(precision, precision)
     torch.backends.cudnn.allow_tf32 = half != "no"  # fp32 is fp32: convolutions would round to 10 bits
+    torch.backends.cudnn.benchmark = True  # shapes stay the same from step to step
     patient = InitProcessGroupKwargs(timeout=datetime.timedelta(hours=12))  # one process may decode, draw or measure for hours
     return Accelerator(cpu=on_cpu, mixed_precision=half, kwargs_handlers=[patient])
 
 
 def prepare(model, accelerator):
-    """Move a model to this process's device and autocast its forward pass; its outputs stay float32."""
-    model = model.to(accelerator.device)
+    """Move a model to this process's device and autocast its forward pass; its outputs stay float32.
+
+    channels_last on GPUs only: on a CPU it was slower.
+    """
+    on_gpu = accelerator.device.type == "cuda"
+    model = model.to(accelerator.device, memory_format=torch.channels_last if on_gpu else torch.contiguous_format)
     # Autocast begins and ends with each forward pass. In a region around several passes, PyTorch before 2.11 reuses a weight's cast that
     # was made under no_grad for the pass that trains, and the weight gets no gradient.
     accelerator.prepare_model(model, evaluation_mode=True)  # in place; nothing is wrapped around it

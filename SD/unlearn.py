@@ -48,7 +48,7 @@ def parse(argv=None):
     save_every = "draw the forgotten prompts every N steps, for fading.gif"
     parser.add(cli.RUN, "--save_every", type=cli.positive_int, metavar="N", help=save_every)
     parser.add(cli.RUN, "--single_file", action="store_true", help="write model.safetensors for web UIs too")
-    parser.add_shared("resume", "overwrite", "device", options=cli.HALF, precision="auto", seed=1)
+    parser.add_shared("resume", "overwrite", "device", "compile", precision="auto", seed=1)
     args = parser.parse_args(argv)
     concepts.check_concept_flags(parser, args)
     args.options = cli.method_options(parser, args, METHODS)
@@ -114,6 +114,8 @@ def main(argv=None):
         models.clean(run_folder.folder / "model", put_back=args.resume)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
+    if args.compile:
+        unet.compile()
 
     # Unlearn. A method is handed what its signature names, and nothing else
     same = {"loaded": loaded, "accelerator": accelerator}

@@ -17,7 +17,7 @@ for device in cpu "$DEVICE"; do
   python generate_mask.py --model_path "$R/original" --num_forget 60 --device "$device" --save_dir "$R/mask_$on" >&2
   python unlearn.py --model_path "$R/original" --mask_path "$R/mask_cpu" --num_forget 60 --epochs 1 --batch_size 2000 --precision fp32 --device "$device" --save_dir "$R/step_$on" >&2
 done
-for precision in bf16; do
+for precision in bf16 $([[ $DEVICE == cuda ]] && echo fp16); do
   python unlearn.py --model_path "$R/original" --mask_path "$R/mask_cpu" --num_forget 60 --epochs 1 --batch_size 2000 --precision "$precision" --device "$DEVICE" --save_dir "$R/step_$precision" >&2
 done
 python - "$R" "$DEVICE" <<'END'

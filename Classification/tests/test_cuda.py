@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,13 +16,14 @@ from helpers import NUM_FORGET, TINY, ok, script
 from test_methods import short
 
 pytestmark = pytest.mark.slow
+MASK, WEIGHTS = "mask.safetensors", "model.safetensors"
 
 
 @pytest.fixture
 def on_both(tmp_path):
     """on_both(script, flags, file) -> what that file holds, {name: value}, as the CPU and as the fake GPU make it."""
 
-    def call(name, *flags, file="model.safetensors"):
+    def call(name, *flags, file=WEIGHTS):
         ok(name, *flags, "--device cpu --save_dir", tmp_path / "cpu")
         with fake_cuda.installed():
             ok(name, *flags, "--device cuda --save_dir", tmp_path / "cuda")
@@ -43,9 +45,38 @@ def test_training_equals_the_cpu(precision, on_both, home):
     assert same(on_both("train", TINY, "--epochs 1 --data_dir", home / "data", "--precision", precision))
 
 
+def test_half_precision_scales_its_gradients(home, tmp_path):
+    """Mutation: hand the scaler's optimizer fused=True, step without the scaler, or leave out the scale in passes.mean_gradient."""
+    task = ("--model_path", home / "original", "--num_forget", NUM_FORGET, "--device cuda --precision")
+    with fake_cuda.installed(fused=True):
+        for precision in ("fp16", "fp32"):
+            ok("generate_mask", *task, precision, "--save_dir", tmp_path / precision / "mask")
+            start = ("unlearn", *task, precision, "--lr 0.1 --epochs 1 --batch_size 2000 --mask_path", home / "mask")
+            ok(*start, "--save_dir", tmp_path / precision / "run")
+    half, full = (read_tensors(tmp_path / precision / "mask" / MASK)[0] for precision in ("fp16", "fp32"))
+    differing = sum(int(np.unpackbits((half[name] ^ full[name]).numpy()).sum()) for name in full)
+    assert 0 < differing < 0.02 * 8 * sum(part.numel() for part in full.values())
+    half, full = (read_tensors(tmp_path / precision / "run" / WEIGHTS)[0] for precision in ("fp16", "fp32"))
+    for name, tensor in full.items():
+        torch.testing.assert_close(half[name], tensor, rtol=0.02, atol=2e-3, msg=name)
+
+
+@pytest.mark.parametrize("method, more", [("salun", "--mask_path {home}/mask"), ("scrub", ""), ("retrain", "")])
+def test_no_step_waits_for_the_gpu(method, more, home, tmp_path, monkeypatch):
+    """Mutation: copy a batch's positions or labels from memory that is not pinned, or read a loss in every step."""
+    monkeypatch.setattr(trainer, "LOG_STEPS", 1000)
+    waits = []
+    for size in (120, 60):  # one pass over the data in twice as many steps
+        flags = f"--method {method} --epochs 1 --lr 0.01 --batch_size {size} --device cuda {more.format(home=home)} --save_dir"
+        with fake_cuda.installed(fused=True) as gpu:
+            ok("unlearn", "--model_path", home / "original", "--num_forget", NUM_FORGET, flags, tmp_path / str(size))
+        waits.append(gpu.waits)
+    assert waits[0] == waits[1]
+
+
 def test_the_mask_equals_the_cpu(on_both, home):
     """Mutation: leave the sum of the gradients on the CPU."""
-    assert same(on_both("generate_mask", "--model_path", home / "original", "--num_forget", NUM_FORGET, file="mask.safetensors"))
+    assert same(on_both("generate_mask", "--model_path", home / "original", "--num_forget", NUM_FORGET, file=MASK))
 
 
 @pytest.mark.parametrize("name", methods.METHODS)

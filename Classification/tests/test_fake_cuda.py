@@ -56,3 +56,25 @@ def test_the_fake_allows_what_cuda_allows(name):
         assert result.device == torch.device("cuda:0") and result.is_cuda and result.cpu().device.type == "cpu" == CPU.device.type
     if name != "there and back":
         assert len(result) and result.device.type == "cpu"  # nothing is left of the fake
+
+
+@pytest.mark.parametrize(
+    "work, waits",
+    [
+        (lambda there: CPU.to(CUDA), 1),
+        (lambda there: CPU.pin_memory().to(CUDA, non_blocking=True), 0),
+        (lambda there: there.to(CUDA), 0),
+        (lambda there: torch.tensor([1.0], device=CUDA), 1),
+        (lambda there: there.cpu(), 1),
+        (lambda there: float(there.sum()), 1),
+        (lambda there: (there > 2).nonzero(), 1),
+        (lambda there: there.square().sum(), 0),
+    ],
+)
+def test_the_fake_counts_what_the_cpu_waits_for(work, waits):
+    """Mutation: leave out READING, or the copies that do not block."""
+    with fake_cuda.installed() as gpu:
+        there = CPU.to(CUDA)
+        before = gpu.waits
+        work(there)
+        assert gpu.waits - before == waits

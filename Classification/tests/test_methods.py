@@ -9,6 +9,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from accelerate.state import PartialState
+from torch import nn
 
 import cli
 import data
@@ -80,6 +81,18 @@ def test_method_keeps_its_promise_on_a_class(name, unlearn, load, class_mask):
     assert retain_after > retain_before - (40 if "retain" not in inputs(name) or name in ("iu", "ssd") else 8)
     done = json.loads((folder / "done.json").read_text())
     assert 0 < done["fraction_changed"] <= 1 and done["images_seen"] > 0 and done["seconds"] > 0
+
+
+@pytest.mark.slow
+def test_a_compiled_model_learns_the_same(unlearn, monkeypatch):
+    """With a backend that takes the graph as it is: the default one needs a C++ compiler. Mutation: no compile() in unlearn.py."""
+    compiled, plainly = [], nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda model: compiled.append(plainly(model, backend="aot_eager")))
+    folders = [unlearn("salun", short("salun"), "--precision fp32", more) for more in ("", "--compile")]
+    plain, folded = (read_tensors(folder / "model.safetensors")[0] for folder in folders)
+    assert len(compiled) == 1
+    for key, tensor in plain.items():
+        torch.testing.assert_close(folded[key], tensor, rtol=1e-3, atol=1e-4, msg=key)
 
 
 def test_every_method_is_tested():

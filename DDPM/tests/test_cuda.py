@@ -16,6 +16,7 @@ from files import read_tensors
 from helpers import FORGOTTEN, TINY, ok, script
 
 pytestmark = pytest.mark.slow
+MASK, WEIGHTS = "mask.safetensors", "model.safetensors"
 SHORT = {"esd": "--replay 2", "sa": "--replay 2 --fisher_timesteps 2 --ewc 1e-4"}
 
 
@@ -23,7 +24,7 @@ SHORT = {"esd": "--replay 2", "sa": "--replay 2 --fisher_timesteps 2 --ewc 1e-4"
 def on_both(tmp_path, monkeypatch):
     """on_both(script, flags, file) -> what that file holds, {name: value}, as the CPU and as the fake GPU make it."""
 
-    def call(name, *flags, file="model.safetensors"):
+    def call(name, *flags, file=WEIGHTS):
         ok(name, *flags, "--device cpu --save_dir", tmp_path / "cpu")
         with fake_cuda.installed(), monkeypatch.context() as patch:
             patch.setattr(torch, "channels_last", torch.contiguous_format)  # a GPU's format, in which convolutions round differently
@@ -56,9 +57,39 @@ def test_the_classifier_equals_the_cpu(on_both, home):
     assert same(on_both("train_classifier", flags, home / "data"))
 
 
+def test_half_precision_scales_its_gradients(home, tmp_path):
+    """Mutation: hand the scaler's optimizer fused=True, step without the scaler, or leave out the scale in passes.mean_gradient."""
+    task = ("--model_path", home / "original", "--forget_class", FORGOTTEN, "--device cuda --precision")
+    with fake_cuda.installed(fused=True):
+        for precision in ("fp16", "fp32"):
+            ok("generate_mask", *task, precision, "--save_dir", tmp_path / precision / "mask")
+            start = ("unlearn", *task, precision, "--steps 2 --lr 1e-3 --batch_size 4 --mask_path", home / "mask")
+            ok(*start, "--save_dir", tmp_path / precision / "run")
+    half, full = (read_tensors(tmp_path / precision / "mask" / MASK)[0] for precision in ("fp16", "fp32"))
+    differing = sum(int(np.unpackbits((half[name] ^ full[name]).numpy()).sum()) for name in full)
+    assert 0 < differing < 0.05 * 8 * sum(part.numel() for part in full.values())
+    half, full = (read_tensors(tmp_path / precision / "run" / WEIGHTS)[0] for precision in ("fp16", "fp32"))
+    for name, tensor in full.items():
+        torch.testing.assert_close(half[name], tensor, rtol=0.02, atol=2.5e-3, msg=name)
+
+
+@pytest.mark.parametrize("method, more", [("salun", "--mask_path {home}/mask"), ("ga", "")])
+def test_no_step_waits_for_the_gpu(method, more, home, tmp_path):
+    """Clipping is off: it groups gradients by device in C++, which sees the CPU. Mutation: copy noise from memory that is not pinned."""
+    waits = []
+    for steps in (2, 4):
+        flags = (
+            f"--method {method} --steps {steps} --lr 1e-3 --batch_size 4 --grad_clip 0 --device cuda {more.format(home=home)} --save_dir"
+        )
+        with fake_cuda.installed(fused=True) as gpu:
+            ok("unlearn", "--model_path", home / "original", "--forget_class", FORGOTTEN, flags, tmp_path / str(steps))
+        waits.append(gpu.waits)
+    assert waits[0] == waits[1]
+
+
 def test_the_mask_equals_the_cpu(on_both, home):
     """Mutation: leave the sum of the gradients on the CPU."""
-    assert same(on_both("generate_mask", "--model_path", home / "original", "--forget_class", FORGOTTEN, file="mask.safetensors"))
+    assert same(on_both("generate_mask", "--model_path", home / "original", "--forget_class", FORGOTTEN, file=MASK))
 
 
 @pytest.mark.parametrize("name", methods.METHODS)

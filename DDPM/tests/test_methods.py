@@ -11,6 +11,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import cli
 import data
@@ -88,6 +89,18 @@ def test_method_keeps_its_promise(name, unlearn, load):
         assert (embedding[retained] != fresh[retained]).any()
     worst = {"esd": 1.6, "sa": 1.6, "erasediff": 1.5}.get(name, 1.15)
     assert name == "ga" or loss(after, after.retain) < worst * loss(before, before.retain)  # ascent holds nothing back
+
+
+@pytest.mark.slow
+def test_a_compiled_model_learns_the_same(unlearn, monkeypatch):
+    """With a backend that takes the graph as it is: the default one needs a C++ compiler. Mutation: no compile() in unlearn.py."""
+    compiled, plainly = [], nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda model: compiled.append(plainly(model, backend="aot_eager")))
+    folders = [unlearn("salun", SHORT["salun"], "--precision fp32", more) for more in ("", "--compile")]
+    plain, folded = (read_tensors(folder / "model.safetensors")[0] for folder in folders)
+    assert len(compiled) == 1
+    for key, tensor in plain.items():
+        torch.testing.assert_close(folded[key], tensor, rtol=1e-3, atol=1e-4, msg=key)
 
 
 def test_every_method_is_tested():

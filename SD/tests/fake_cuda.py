@@ -1,7 +1,8 @@
 """A GPU that needs no GPU: tensors that compute on the CPU, report `cuda:0`, and refuse whatever CUDA would refuse.
 
-    with fake_cuda.installed():
+    with fake_cuda.installed() as gpu:
         main(["--device", "cuda", ...])
+    gpu.waits  # how often the CPU had to wait for the GPU: copies from memory that is not pinned, and values read back
 
 Where a tensor lives is written on its storage, so views, Parameters and in-place operations share it. A function mode serves what
 Python asks for (`device=`, `.to`, `.cuda`, `.cpu`, `.numpy`), a dispatch mode checks every operation that PyTorch then runs, the backward
@@ -9,8 +10,8 @@ pass included. As on a GPU, an operation fails that mixes devices, or draws on c
 tensors without dimensions among numbers, and CPU indices of a cuda tensor. Autocast and optimizers are the CPU's, so
 results are equal to the CPU's.
 
-It cannot show: speed and memory, CUDA's own rounding (TF32, cuDNN), SyncBatchNorm, NCCL, generators on cuda, streams, pinned memory, that
-fused optimizers on CUDA refuse tensors of different strides (the CPU's mix up their entries), a gradient assigned on the wrong device.
+It cannot show: speed and memory, CUDA's own rounding (TF32, cuDNN), SyncBatchNorm, NCCL, generators on cuda, streams, that fused
+optimizers on CUDA refuse tensors of different strides (the CPU's mix up their entries), a gradient assigned on the wrong device.
 Operations that PyTorch puts together in C++ are trusted: what they make on their own counts as cuda where an argument does. Gradients
 do not travel back through a copy between devices.
 """
@@ -25,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
 COPIES = ("aten::copy_", "aten::_foreach_copy_")
 INDEXING = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index")
+READING = ("aten::_local_scalar_dense", "aten::nonzero")  # what the CPU learns of a tensor, for which the GPU must have made it
 TO_NUMPY = (torch.Tensor.numpy, torch.Tensor.__array__)
 SHARING = (torch.as_tensor, torch.asarray)  # may share memory with an array, which a GPU cannot
 
@@ -54,6 +56,7 @@ class Dispatch(TorchDispatchMode):
     """Checks each operation on the devices of its tensors, and marks what it returns."""
 
     makes_cuda = False  # whether a tensor that is made from no other tensor belongs on the GPU
+    waits = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -62,6 +65,7 @@ class Dispatch(TorchDispatchMode):
         cuda = [tensor for tensor in tensors if on_cuda(tensor)]
         if 0 < len(cuda) < len(tensors) and func._schema.name not in COPIES:
             check_mixed(func, args, kwargs)
+        self.waits += bool(cuda) and func._schema.name in READING
         drawn_there = bool(cuda) or (self.makes_cuda and not tensors)
         if drawn_there and any(isinstance(value, torch.Generator) and value.device.type == "cpu" for value in values):
             raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
@@ -107,6 +111,9 @@ class Function(TorchFunctionMode):
         if func in TO_NUMPY and on_cuda(args[0]):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first.")
         func, args, target = destination(func, args, kwargs)
+        if target and not kwargs.get("non_blocking"):  # copied, or made of numbers and copied
+            moved = (on_cuda(args[0]) != (target == "cuda")) if func is torch.Tensor.to else (target == "cuda" and func is torch.tensor)
+            self.dispatch.waits += moved
         with self.making(target == "cuda" or (target is None and any(map(on_cuda, given)))):
             result = func(*args, **kwargs)
             if target is None or not isinstance(result, torch.Tensor) or on_cuda(result) == (target == "cuda"):
@@ -154,7 +161,7 @@ def device(tensor):
 
 @contextlib.contextmanager
 def installed(fused=False):
-    """PyTorch as on a machine with one GPU, which is a fake. fused: leave optimizers as they are asked for; they round in their own way."""
+    """PyTorch as on a machine with one GPU. Yields that fake. fused: keep fused optimizers, which round in their own way."""
     autocast, optimizer = torch.autocast.__init__, torch.optim.Optimizer.__init__
     with contextlib.ExitStack() as stack:
 
@@ -172,9 +179,10 @@ def installed(fused=False):
         patch(torch.cuda, synchronize=answer(), empty_cache=answer(), reset_peak_memory_stats=answer(), set_device=answer())
         patch(torch.cuda, manual_seed_all=answer(), get_rng_state=lambda *_: torch.get_rng_state(), set_rng_state=answer())
         plain = {} if fused else {"fused": None, "foreach": False}  # the CPU's way, to the last bit
+        patch(torch.Tensor, pin_memory=lambda tensor: tensor)
         patch(torch.optim.Optimizer, __init__=lambda self, parameters, defaults: optimizer(self, parameters, defaults | plain))
         patch(torch.autocast, __init__=lambda self, device_type, *rest, **kwargs: autocast(self, "cpu", *rest, **kwargs))
         patch(torch.Tensor, device=property(device), is_cuda=property(on_cuda), is_cpu=property(lambda t: device(t).type == "cpu"))
         dispatch = stack.enter_context(Dispatch())
         stack.enter_context(Function(dispatch))
-        yield
+        yield dispatch

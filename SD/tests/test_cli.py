@@ -198,7 +198,6 @@ OTHERS = {  # name: (command, part of the message)
     "a size that cannot be halved": ("train --from_scratch --dataset digits --image_size 15 --save_dir {tmp}/run", "do not allow"),
     "no captions": ("train --model_path {home}/original --data_dir {tmp} --save_dir {tmp}/run", "metadata.csv does not exist"),
     "mask without a pass": ("generate_mask --model_path {home}/original --forget_class 3 --epochs 0 --save_dir {tmp}/run", "at least 1"),
-    "mask in half precision": ("generate_mask --model_path {home}/original --forget_class 3 --precision fp16 --save_dir {tmp}/run", "fp16"),
     "guidance below 0": (f"{SAMPLE} --guidance_scale -1", "a number of at least 0"),
     "too many steps": (f"{SAMPLE} --steps 1001", "draws in 1 to 999 --steps"),
     "an odd size": (f"{SAMPLE} --image_size 17", "multiple of 8"),
