@@ -22,11 +22,12 @@ import torch
 from cli import RunError
 
 # What JSON files of a run may hold under a name, in args.json and in the tables of it that are descended into
-TEXT = "kind method dataset data_dir machine autocast arch sampler"
-NUMBERS = "seed split_seed lr epochs steps batch_size val_fraction weight_decay momentum ema grad_clip class_dropout num_classes channels "
-NUMBERS += "num_samples num_forgotten images_seen step epoch mask_seconds fraction_changed peak_memory_mb image_size limit seconds"
+TEXT = "kind method dataset data_dir machine autocast arch sampler caption"
+COUNTS = "seed split_seed epochs steps batch_size num_classes channels num_samples num_forgotten images_seen step epoch image_size limit"
+NUMBERS = "lr val_fraction weight_decay momentum ema grad_clip class_dropout guidance guidance_scale mask_seconds fraction_changed "
+NUMBERS += "peak_memory_mb seconds"
 TABLES = "architecture training model model_done options versions mask_info concept"
-LISTS = "classes forgotten num_per_class"
+NAMES, LISTS = "classes", "forgotten num_per_class"  # lists of texts, and of texts or numbers
 
 
 def write_whole(path, write):
@@ -38,7 +39,10 @@ def write_whole(path, write):
                 old.unlink()
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # no two processes write the same one
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # the umask's: safetensors would let nobody else read
         write(partial)
+        partial.chmod(mode)
         os.replace(partial, path)
     except (OSError, safetensors.SafetensorError) as error:
         raise RunError(f"could not write {path}: {error}") from error
@@ -70,10 +74,11 @@ class Record(dict):
 def fits(name, value):
     """Whether a value is of the type that its name asks for. Numbers are finite and not negative."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    for names, holds in ((TEXT, isinstance(value, str)), (TABLES, isinstance(value, dict)), (LISTS, isinstance(value, list))):
-        if name in names.split():
-            return value is None or holds
-    return name not in NUMBERS.split() or value is None or (number and 0 <= value < math.inf)
+    kinds = {TEXT: isinstance(value, str), TABLES: isinstance(value, dict)}
+    kinds |= {LISTS: isinstance(value, list) and all(isinstance(part, (str, int)) for part in value)}
+    kinds |= {NAMES: isinstance(value, list) and all(isinstance(part, str) for part in value)}
+    kinds |= {NUMBERS: number and 0 <= value < math.inf, COUNTS: number and isinstance(value, int) and value >= 0}
+    return value is None or all(holds for names, holds in kinds.items() if name in names.split())
 
 
 def checked(values, path):

@@ -83,6 +83,27 @@ def test_two_processes_write_one_file_at_once(tmp_path):
     assert not failed and [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
+def test_a_file_is_read_by_whom_the_umask_lets(tmp_path):
+    """Mutation: leave the mode to safetensors, which keeps files to their owner."""
+    before = os.umask(0o022)
+    try:
+        files.write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(1)})
+        os.umask(0o077)
+        files.write_tensors(tmp_path / "b.safetensors", {"b": torch.zeros(1)})
+    finally:
+        os.umask(before)
+    assert [(tmp_path / f"{name}.safetensors").stat().st_mode & 0o777 for name in "ab"] == [0o644, 0o600]
+
+
+@pytest.mark.parametrize(
+    "value", [{"seed": 1.5}, {"seed": True}, {"lr": -1.0}, {"classes": [1]}, {"forgotten": [[1]]}, {"caption": 3}], ids=str
+)
+def test_a_value_of_another_type_is_refused(value):
+    """Mutation: let a count be a fraction, or a list hold anything."""
+    with pytest.raises(cli.RunError, match="it was edited or damaged"):
+        files.checked(value, "args.json")
+
+
 def test_a_partial_file_may_go_while_another_process_looks_at_it(tmp_path, monkeypatch):
     """Mutation: let the missing file end the run."""
     (tmp_path / ".cache.0.partial").write_text("half")
