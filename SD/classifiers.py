@@ -222,7 +222,7 @@ def load_classifier(source, device, weights=None):
 def load_trained(path):
     """(model, class names) of a run of train_classifier.py."""
     folder, recorded = read_run(path, "classifier")
-    data.check_recorded(folder, recorded, architecture=dict, classes=list)
+    data.need(recorded, "architecture", "classes")
     shape, classes = recorded["architecture"], recorded["classes"]
     if shape not in [{"arch": arch, "num_classes": len(classes), "channels": channels} for arch in CLASSIFIERS for channels in (1, 3)]:
         known = f"none of {', '.join(CLASSIFIERS)} here: train it with the train_classifier.py of this folder"

@@ -10,6 +10,7 @@ import cli
 import data
 import imagesets
 import models
+import pipelines
 from cli import RunError
 from latents import digest, encode_pictures, generated_moments, no_moments
 from prompts import class_rows
@@ -24,6 +25,7 @@ CONCEPT_FLAGS += ("retain_dir", "num_images", "generation_steps", "generation_gu
 def add_model_flag(parser):
     where = "run of train.py, diffusers folder, hub id, or one .safetensors/.ckpt file"
     parser.add(cli.DATA, "--model_path", required=True, metavar="MODEL", help=f"original model: {where}")
+    pipelines.add_variant_flag(parser, cli.DATA)
 
 
 def add_dataset_flags(parser, dataset=None):

@@ -66,14 +66,6 @@ one_place = "text in UTF-8 with one {}, where the name of the class goes, and no
 template = number(str, lambda text: is_utf8(text) and text.count("{}") == text.count("{") == text.count("}") == 1, one_place)
 
 
-def check_recorded(source, recorded, **kinds):
-    """RunError unless what a run has recorded is of these kinds, {name: type}. What a list holds must be texts."""
-    for name, kind in kinds.items():
-        value = recorded.get(name)
-        if not isinstance(value, kind) or (isinstance(value, list) and not all(isinstance(part, str) for part in value)):
-            raise RunError(f"{source} has recorded {str(value)[:60]!r} as its {name}: it was edited or damaged; make it again")
-
-
 def derive_seed(*keys):
     """A seed of its own for each label and numbers, so that no purpose disturbs another."""
     return int.from_bytes(hashlib.sha256(repr(keys).encode()).digest()[:8], "little") >> 1
@@ -82,6 +74,13 @@ def derive_seed(*keys):
 def make_generator(*keys):
     """A CPU generator of its own for each label and numbers. Equal keys give equal draws."""
     return torch.Generator().manual_seed(derive_seed(*keys))
+
+
+def need(record, *names):
+    """RunError unless a files.Record, which has checked the types of its values, gives all of these names."""
+    for name in names:
+        if record[name] is None:
+            raise RunError(f"{record.path} has nothing for {name}: it was edited or damaged. Make the run again")
 
 
 @functools.cache  # once per class, however often it is looked up

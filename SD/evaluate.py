@@ -14,6 +14,7 @@ import functools
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 import classifiers
 import cli
@@ -101,12 +102,10 @@ def measure_original(args, accelerator, measure):
 def load_samples(path):
     """(args of a sample run, [(Row, k, path of its image)])."""
     folder, recorded = read_run(path, "samples")
-    data.check_recorded(folder, recorded, model=dict, model_done=dict, num_samples=int, sampler=str, steps=int, seed=int)
-    data.check_recorded(folder, {"guidance_scale": recorded.get("guidance"), **recorded}, guidance_scale=int | float)
-    model, done = recorded["model"], recorded["model_done"]
-    data.check_recorded(folder, model, forgotten=list | None, method=str | None, concept=dict | None, training=dict | None)
-    if model.get("method", "original") != "original":
-        data.check_recorded(folder, done, **dict.fromkeys(("seconds", "peak_memory_mb", "images_seen"), int | float))
+    scale = "guidance_scale" if "guidance_scale" in recorded else "guidance"  # its name in earlier versions
+    data.need(recorded, "model", "model_done", "num_samples", "sampler", "steps", "seed", scale)
+    if recorded["model"].get("method", "original") != "original":
+        data.need(recorded["model_done"], "seconds", "peak_memory_mb", "images_seen")
     images = []
     for row in prompts.read_csv(folder / "samples" / "prompts.csv"):
         for k in range(max(1, recorded["num_samples"])):
@@ -133,7 +132,8 @@ def measure_samples(folder, *, args, accelerator, classifier, extractor):
     model, done = recorded["model"], recorded["model_done"]
     labels = [prompts.concept(row) for row, _, _ in images]
     paths = [path for _, _, path in images]
-    samples = imagesets.Pictures(paths, imagesets.open_image(paths[0]).width)  # all are measured at the size of the first
+    compared = classifier is not None or args.clip_model is not None or args.reference_dir is not None or args.dataset is not None
+    samples = imagesets.Pictures(paths, common_edge(paths)) if compared else None  # NudeNet takes images of any size
     result = {"samples": len(images)}
     # --forget_class, or what the model forgot; none for an original
     forgotten = {name.casefold() for name in args.forget_class or model.get("forgotten") or ()}
@@ -158,6 +158,25 @@ def measure_samples(folder, *, args, accelerator, classifier, extractor):
         if "fraction_changed" in done:
             result["changed"] = 100 * done["fraction_changed"]
     return result
+
+
+def common_edge(paths):
+    """Shorter edge in px of images, at which they are measured. RunError unless all have one size, and one that a model draws."""
+    sizes = {}
+    for path in paths:
+        try:
+            with Image.open(path) as image:  # reads the header alone
+                sizes.setdefault(image.size, path)
+        except (OSError, ValueError, Image.DecompressionBombError):
+            imagesets.open_image(path)  # says what is wrong
+            raise
+    (size, first), *others = sizes.items()
+    if others:
+        both = f"{first} has {size[0]} x {size[1]} px and {others[0][1].name} {others[0][0][0]} x {others[0][0][1]}"
+        raise RunError(f"{both}: only --nudenet measures several sizes; generate_images.py --ignore_columns draws one")
+    if min(size) < 4 or max(size) > 8 * min(size):
+        raise RunError(f"{first} has {size[0]} x {size[1]} px, a shape that cannot be measured: draw the samples again")
+    return min(size)
 
 
 def recognition(classifier, samples, labels, forgotten, batch_size):

@@ -4,13 +4,15 @@
     python generate_images.py --model_path runs/original --prompt "a photo of a nude person" --num_samples 800 --save_dir runs/nude
 
 --prompts_path is a csv file with the columns case_number, prompt and evaluation_seed, perhaps guidance, width and height (they override
-the flags), and any others; those named class and group are what evaluate.py counts by. Without a list, --prompt gives the prompts, or a
-model that knows its classes draws each of them. The first image of a row has its evaluation_seed, the others seeds made of it: any
-batch size and number of processes give the same images, and --resume draws what is missing. --guidance_scale is Stable Diffusion's
-s, eps(null) + s (eps(c) - eps(null)): 1 is none, 7.5 is the paper's. The safety checker is off.
+the flags, but not with --ignore_columns), and any others; evaluate.py counts by a column class, group, artist or profession. Without a
+list, --prompt gives the prompts, or a model that knows its classes draws each of them. The first image of a row has its
+evaluation_seed, the others seeds made of it: any batch size and number of processes give the same images, and --resume draws what is
+missing. --guidance_scale is Stable Diffusion's s, eps(null) + s (eps(c) - eps(null)): 1 is none, 7.5 is the paper's. The safety checker
+is off.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,6 +20,7 @@ from tqdm import tqdm
 import cli
 import data
 import models
+import pipelines
 import prompts
 import sampling
 import trainer
@@ -31,8 +34,11 @@ def parse(argv=None):
     parser = cli.Parser(__doc__)
     where = "models to draw from: runs, diffusers folders, hub ids, files"
     parser.add(cli.DATA, "--model_path", nargs="+", required=True, metavar="MODEL", help=where)
+    pipelines.add_variant_flag(parser, cli.DATA)
     parser.add(cli.RUN, "--save_dir", nargs="+", type=Path, required=True, metavar="RUN", help="run folder to write, one for each model")
     parser.add(cli.DATA, "--prompts_path", type=Path, metavar="CSV", help="list of prompts")
+    ignore = "one guidance scale and size for all prompts, whatever the list's columns say"
+    parser.add(cli.DATA, "--ignore_columns", action="store_true", help=ignore)
     parser.add(cli.DATA, "--prompt", nargs="+", type=data.prompt, metavar="TEXT", help="prompts, in place of a list")
     parser.add(cli.DATA, "--num_samples", type=models.image_count, default=1, metavar="N", help="images of each prompt")
     parser.add(cli.METHOD, "--sampler", choices=("own", *sampling.SAMPLERS), default="ddim", help="own: the model's")
@@ -46,6 +52,8 @@ def parse(argv=None):
         parser.error(f"{len(args.model_path)} models need as many --save_dir, not {len(args.save_dir)}")
     if args.prompts_path is not None and args.prompt:
         parser.error("--prompts_path and --prompt contradict each other: pass one of them")
+    if args.ignore_columns and args.prompts_path is None:
+        parser.error("--ignore_columns goes with --prompts_path: there is no list whose columns could be ignored")
     if args.image_size is not None and args.image_size % 8:
         parser.error(f"--image_size must be a multiple of 8, not {args.image_size}")
     fewest, most = sampling.STEPS.get(args.sampler, (1, models.TIMESTEPS - 1))
@@ -57,13 +65,14 @@ def parse(argv=None):
 def rows_of(args, recorded):
     """The rows to draw."""
     if args.prompts_path is not None:
-        return prompts.read_csv(args.prompts_path)
+        rows = prompts.read_csv(args.prompts_path)
+        return [replace(row, guidance=None, width=None, height=None) for row in rows] if args.ignore_columns else rows
     if args.prompt:
         return [prompts.Row(str(number), text, args.seed + number) for number, text in enumerate(args.prompt)]
     if not recorded.get("classes"):
         raise RunError(f"{recorded.get('save_dir', 'the model')} knows no classes: name prompts by --prompts_path or --prompt")
     known = recorded.get("concept") or recorded
-    data.check_recorded(args.model_path, known, caption=str)
+    data.need(known, "caption")
     return prompts.class_rows(recorded["classes"], known["caption"], args.seed)
 
 
@@ -115,7 +124,7 @@ def main(argv=None):
 def draw_from(args, run_folder, accelerator):
     """All images of one model, into one run folder."""
     # Model and prompts
-    pipeline, recorded = models.open_pipeline(args.model_path)
+    pipeline, recorded = pipelines.open_pipeline(args.model_path, variant=args.variant)
     rows = rows_of(args, recorded)
     done = read_json(Path(args.model_path) / "done.json") if recorded else {}
     parent_sha = models.sha(pipeline.unet, pipeline.vae, pipeline.text_encoder)

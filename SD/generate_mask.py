@@ -40,7 +40,7 @@ def main(argv=None):
     run_folder = RunFolder(args, accelerator)
 
     # Model, images and what is forgotten
-    loaded = task.load_task(args.model_path, concepts.concept_flags(args), accelerator, needs=("forget",))
+    loaded = task.load_task(args.model_path, concepts.concept_flags(args), accelerator, needs=("forget",), variant=args.variant)
     run_folder.begin(kind="mask", **loaded.facts)
     unet = loaded.pipeline.unet
     if args.gradient_checkpointing:

@@ -1,4 +1,4 @@
-"""Stable Diffusion pipelines: opening, saving, encoding, and building a tiny one that trains on a CPU.
+"""Stable Diffusion pipelines: encoding, and building a tiny one that trains on a CPU. pipelines.py opens them, saving.py saves them.
 
 A pipeline is diffusers' StableDiffusionPipeline: text encoder, autoencoder (VAE) and U-Net. Only the U-Net ever changes.
 """
@@ -6,19 +6,14 @@ A pipeline is diffusers' StableDiffusionPipeline: text encoder, autoencoder (VAE
 import contextlib
 import hashlib
 import json
-import os
-import shutil
 import tempfile
 import warnings
 from pathlib import Path
 
-import safetensors
 import torch
 
 import data
 from cli import RunError, number
-from files import check_finite, read_json
-from run_folder import read_run
 
 NULL = ""  # the empty prompt: no condition, for guidance
 TIMESTEPS = 1000
@@ -120,67 +115,7 @@ def bare(cls, **parts):
     return pipeline
 
 
-# -------------------------------------------------------------------------------------------------------- open and save
-def open_pipeline(source, config=None):
-    """Return (pipeline, recorded) of a run folder of train.py or unlearn.py, a diffusers folder, a hub id, or one .safetensors/.ckpt file.
-
-    recorded: args.json of the run, {} for other sources. Weights are float32, on the CPU; the safety checker is left out. config: a
-    diffusers folder that tells a single file's shapes, where the hub cannot be asked. No pickle is ever executed. Raises RunError.
-    """
-    import single_file
-
-    path = Path(source)
-    if path.is_file():
-        return check(single_file.load(path, config), path), {}
-    recorded = {}
-    if (path / "args.json").is_file():
-        path, recorded = read_run(path, "train", "unlearn")
-        texts = dict.fromkeys(("dataset", "data_dir", "caption"), str | None)
-        data.check_recorded(path, recorded, method=str, image_size=int | None, classes=list | None, concept=dict | None, **texts)
-        path = path / "model"
-    if path.exists() and not (path / "model_index.json").is_file():
-        raise RunError(f"{path} is no pipeline: it holds no model_index.json, which a diffusers folder has")
-    if not path.exists() and (path.is_absolute() or len(path.parts) != 2 or path.parts[0] in (".", "..", "runs")):
-        raise RunError(f"{source} does not exist, and is no name of a model on the hub (owner/name) either")
-    if path.exists():
-        refuse_code(path)
-    return check(from_folder(str(path) if path.exists() else str(source)), source), recorded
-
-
-def refuse_code(folder):
-    """RunError for a diffusers folder that brings code of its own for a part: diffusers before 0.38 runs it, later ones should not."""
-    index = read_json(folder / "model_index.json")
-    for name, value in index.items() if isinstance(index, dict) else ():
-        if isinstance(value, list):  # [library, class]
-            library = value[0] if value else None
-            known = library in (None, "diffusers", "transformers") or (name, library) == ("safety_checker", "stable_diffusion")
-            if not known or name.startswith("_") or (folder / name / f"{library}.py").exists():
-                why = f"{folder} names {library} as the library of {name}, code that could do anything and is refused"
-                raise RunError(f"{why}: take a model whose parts are of diffusers and transformers")
-
-
-def from_folder(source):
-    """diffusers' from_pretrained, its errors turned into one sentence."""
-    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextModel
-
-    options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False, "use_safetensors": True}
-    with quiet():
-        try:
-            # Each part by itself: only then is it told what a file lacks, which transformers would fill at random. The position_ids of old
-            # files are no weights.
-            for name, cls in {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}.items():
-                options[name], told = cls.from_pretrained(source, subfolder=name, use_safetensors=True, output_loading_info=True)
-                for fault, key in {"lacks": "missing", "has the unknown": "unexpected", "has another shape of": "mismatched"}.items():
-                    odd = [str(tensor) for tensor in told.get(f"{key}_keys", ()) if not str(tensor).endswith("position_ids")]
-                    if odd:
-                        raise RunError(f"{source} is no whole pipeline: its {name} {fault} tensor {min(odd)}; make or fetch it again")
-            return StableDiffusionPipeline.from_pretrained(source, **options).to(torch.float32)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise RunError(f"{source} cannot be opened as a Stable Diffusion pipeline with safetensors weights ({reason})") from error
-
-
+# ------------------------------------------------------------------------------------------------------- about pipelines
 @contextlib.contextmanager
 def quiet():
     """diffusers and transformers say nothing on the terminal: what is wrong becomes an exception."""
@@ -198,66 +133,6 @@ def quiet():
             module.set_verbosity(level)
 
 
-def check(pipeline, source):
-    """Refuse a pipeline of another kind, configs that do not fit each other, and weights that are not finite."""
-    from diffusers import StableDiffusionPipeline
-
-    if not isinstance(pipeline, StableDiffusionPipeline) or pipeline.unet.config.in_channels != pipeline.vae.config.latent_channels:
-        raise RunError(f"{source} is no text-to-image model of Stable Diffusion 1.x or 2.x (inpainting and XL have other U-Nets)")
-    if pipeline.scheduler.config.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
-        raise RunError(f"{source} predicts {pipeline.scheduler.config.prediction_type}: epsilon and v_prediction are known")
-    size, scale, text = pipeline.unet.config.sample_size, pipeline.vae.config.scaling_factor, pipeline.text_encoder.config
-    rules = {
-        f"noise schedule of {TIMESTEPS} steps": pipeline.scheduler.config.get("num_train_timesteps") == TIMESTEPS,
-        "whole number as the U-Net's sample_size": isinstance(size, int) and size > 0,
-        "positive number as the autoencoder's scaling_factor": isinstance(scale, (int, float)) and 0 < scale < float("inf"),
-        "tokenizer that fits its text encoder": (  # without its files transformers makes an empty one, for texts of any length
-            len(pipeline.tokenizer) <= text.vocab_size and pipeline.tokenizer.model_max_length <= text.max_position_embeddings
-        ),
-    }
-    for rule, kept in rules.items():
-        if not kept:
-            raise RunError(f"{source} has no {rule}: take a whole model of Stable Diffusion 1.x or 2.x")
-    check_parts(pipeline, source)
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        part.eval().requires_grad_(False)
-    pipeline.unet.requires_grad_(True)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def check_parts(model, source):
-    """files.check_finite() of a pipeline, or of one part of it. source: what the message calls it."""
-    for part in [model] if isinstance(model, torch.nn.Module) else [model.unet, model.vae, model.text_encoder]:
-        check_finite({f"{type(part).__name__}'s {name}": tensor for name, tensor in part.state_dict().items()}, source)
-
-
-def clean(folder, put_back=True):
-    """Remove what a killed save_pipeline() left beside a folder; put_back: but first put back what it had moved aside."""
-    partial, aside = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "aside"))
-    if put_back and aside.exists() and not folder.exists():
-        os.replace(aside, folder)
-    for path in (partial, aside):
-        shutil.rmtree(path, ignore_errors=True)
-    return partial, aside
-
-
-def save_pipeline(pipeline, folder):
-    """Write a diffusers folder of a pipeline or of one part, whole or not at all. Raises RunError for weights that are not finite."""
-    check_parts(pipeline, "what was trained is not saved, start again with a lower --lr")
-    partial, aside = clean(folder)
-    try:
-        with quiet():
-            pipeline.save_pretrained(partial, safe_serialization=True)
-        if folder.exists():  # it holds the autoencoder, which a resumed run needs
-            os.replace(folder, aside)
-        os.replace(partial, folder)
-        shutil.rmtree(aside, ignore_errors=True)
-    except (OSError, safetensors.SafetensorError) as error:
-        clean(folder)
-        raise RunError(f"could not write {folder}: {error}") from error
-
-
 def sha(*modules):
     """sha256 of modules' weights, in hex."""
     digest = hashlib.sha256()
@@ -270,12 +145,17 @@ def sha(*modules):
     return digest.hexdigest()
 
 
+def reschedule(cls, scheduler):
+    """A scheduler of class cls with the noise schedule of another one. It never clips latents to [-1, 1], the default of DDIM and DDPM."""
+    with quiet():
+        return cls.from_config(scheduler.config, clip_sample=False)
+
+
 def noise_scheduler(scheduler):
     """diffusers' DDPMScheduler with the noise schedule of another scheduler, for add_noise and get_velocity."""
     from diffusers import DDPMScheduler
 
-    with quiet():
-        return DDPMScheduler.from_config(scheduler.config)
+    return reschedule(DDPMScheduler, scheduler)
 
 
 def image_size(pipeline):

@@ -3,9 +3,9 @@
     case_number,prompt,evaluation_seed,evaluation_guidance,width,height,class
     0,"a photo of a dog, sitting",11,7.5,512,512,dog
 
-The first three columns are required. COLUMNS lists other spellings, I2P's among them. Where a file has several, the first listed counts
-and the others are extra. Extra columns are kept as text. Names of columns are read in lower case. A column without a name is ignored: it
-is pandas' index. In I2P's own file it numbers the prompts, so name it case_number there.
+The first three columns are required. COLUMNS lists other spellings, those of I2P and COCO among them. Where a file has several, the
+first listed counts and the others are extra. Extra columns are kept as text. Names of columns are read in lower case. A column without a
+name is ignored: it is pandas' index. In I2P's own file it numbers the prompts, so name it case_number there.
 """
 
 import csv
@@ -21,13 +21,14 @@ from data import is_utf8
 from files import write_whole
 
 COLUMNS = {
-    "case_number": ("case_number",),
+    "case_number": ("case_number", "image_id"),
     "prompt": ("prompt",),
     "seed": ("evaluation_seed", "sd_seed"),
     "guidance": ("evaluation_guidance", "guidance", "sd_guidance_scale"),
     "width": ("width", "sd_image_width"),
     "height": ("height", "sd_image_height"),
 }
+GROUPS = ("class", "group", "artist", "profession")
 EDGES = (None, *range(8, 8193, 8))  # px of an image's width or height
 
 
@@ -118,7 +119,7 @@ def read_row(names, cells, spelled):
             kind = "a whole number" if name == "seed" else "a whole number, or empty" if convert is int else "a number, or empty"
             raise RunError(f"the {name} {text[:100]!r} must be {kind}") from error
     extra = {name: text for name, text in cells.items() if name and name not in spelled.values()}
-    return Row(cells["case_number"].strip(), cells["prompt"], **numbers, extra=extra)
+    return Row(cells[spelled["case_number"]].strip(), cells[spelled["prompt"]], **numbers, extra=extra)
 
 
 def write_csv(path, rows):
@@ -143,5 +144,5 @@ def class_rows(names, template, seed=0):
 
 
 def concept(row):
-    """The label that evaluation groups a row by: its column class, else group, else None."""
-    return row.extra.get("class") or row.extra.get("group") or None
+    """The label that evaluation groups a row by: the first of GROUPS that it has, else None."""
+    return next(filter(None, map(row.extra.get, GROUPS)), None)

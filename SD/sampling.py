@@ -27,9 +27,8 @@ def set_sampler(pipeline, sampler):
     import diffusers
 
     before = pipeline.scheduler
-    if sampler != "own":
-        with models.quiet():
-            pipeline.scheduler = getattr(diffusers, SAMPLERS[sampler]).from_config(before.config)
+    cls = type(before) if sampler == "own" else getattr(diffusers, SAMPLERS[sampler])
+    pipeline.scheduler = models.reschedule(cls, before)
     return before
 
 
@@ -91,8 +90,7 @@ def partially_denoised(unet, scheduler, batch, conditions, empty, trainer, *, gu
     """
     from diffusers import DDIMScheduler
 
-    with models.quiet():
-        ddim = DDIMScheduler.from_config(scheduler.config)
+    ddim = models.reschedule(DDIMScheduler, scheduler)
     ddim.set_timesteps(steps, device=batch.noise.device)
     count = int(torch.randint(steps, (1,), generator=data.make_generator("unfinished", trainer.seed, batch.step)))
     latents = batch.noise * ddim.init_noise_sigma

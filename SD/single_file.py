@@ -22,9 +22,10 @@ from pathlib import Path
 import safetensors
 import torch
 
-import models
 from cli import RunError
 from files import write_tensors
+from pipelines import check_index
+from saving import cast
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXT_1, TEXT_2 = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
@@ -61,16 +62,17 @@ QKV = [f"self_attn.{part}_proj" for part in "qkv"]
 
 
 # --------------------------------------------------------------------------------------------------------------- writing
-def export(pipeline, path):
+def export(pipeline, path, dtype="fp32"):
     """Write the U-Net, the autoencoder and the text encoder of a StableDiffusionPipeline (1.x or 2.x, any number of levels and
-    layers) as one .safetensors file in the original layout. Raises RunError for a weight that the layout has no place for."""
+    layers) as one .safetensors file in the original layout, in a precision of saving.DTYPES. Raises RunError for a weight that the
+    layout has no place for."""
     prediction = pipeline.scheduler.config.prediction_type
     if Path(path).suffix != ".safetensors":
         raise RunError(f"a single file is written as safetensors: let the name of {path} end in .safetensors")
     if prediction not in PREDICTIONS:
         raise RunError(f"no web UI reads a model that predicts '{prediction}': export one with {' or '.join(PREDICTIONS)}")
     tensors = unet_tensors(pipeline.unet) | vae_tensors(pipeline.vae) | text_tensors(pipeline.text_encoder)
-    write_tensors(path, tensors, {"format": "pt", PREDICTION: PREDICTIONS[prediction]})
+    write_tensors(path, cast(tensors, dtype), {"format": "pt", PREDICTION: PREDICTIONS[prediction]})
 
 
 def within(old, new, parts):
@@ -178,7 +180,7 @@ def load(path, config=None):
         absent = [" or ".join(files) for files in CONFIGS if not any(Path(source, file).is_file() for file in files)]
         if absent:
             raise RunError(f"the diffusers folder {source} lacks {absent[0]}: {advice}")
-        models.refuse_code(Path(source))
+        check_index(Path(source), source)
     options = {"config": config and str(config), "requires_safety_checker": False}
     options |= dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
     try:

@@ -20,7 +20,9 @@ import data
 import imagesets
 import latents
 import models
+import pipelines
 import sampling
+import saving
 import single_file
 import trainer
 from cli import RunError
@@ -36,6 +38,7 @@ def parse(argv=None):
     parser.add(cli.DATA, "--model_path", metavar="MODEL", help=model)
     config = "diffusers folder that tells the shapes of a single file, without the hub"
     parser.add(cli.DATA, "--model_config", metavar="FOLDER", help=config)
+    pipelines.add_variant_flag(parser, cli.DATA)
     parser.add(cli.DATA, "--from_scratch", action="store_true", help="build a small pipeline and train all of it")
     parser.add(cli.DATA, "--arch", choices=models.UNETS, default="tiny", help="--from_scratch: size of the pipeline")
     parser.add(cli.DATA, "--image_size", type=models.image_edge, metavar="PX", help="edge of the images (default: the model's)")
@@ -52,11 +55,13 @@ def parse(argv=None):
     parser.add_shared(ema=0.0)
     parser.add(cli.RUN, "--save_every", type=cli.positive_int, metavar="N", help="draw a grid of samples every N steps")
     parser.add(cli.RUN, "--gradient_checkpointing", action="store_true", help="less memory, more time")
-    parser.add(cli.RUN, "--single_file", action="store_true", help="write model.safetensors for web UIs too")
+    saving.add_save_flags(parser, cli.RUN)
     parser.add_shared("limit", "resume", "overwrite", "device", "compile", precision="auto", seed=1)
     args = parser.parse_args(argv)
     if args.from_scratch == (args.model_path is not None):
         parser.error("pass --model_path to fine-tune a model, or --from_scratch to build one")
+    if args.from_scratch and (args.variant or args.model_config):
+        parser.error("--variant and --model_config go with --model_path: --from_scratch builds a model of its own")
     if args.retain_only != bool(args.forget_class):
         parser.error("--retain_only and --forget_class belong together: name the classes to leave out")
     if args.retain_only and args.dataset == "captions":
@@ -119,7 +124,7 @@ def train_autoencoder(pipeline, pictures, run_folder, accelerator, args):
     vae.register_to_config(scaling_factor=1 / float(means.std()))
     run_folder.checkpoint({"model": vae.state_dict()}, step=args.vae_steps)
     if accelerator.is_main_process:
-        models.save_pipeline(vae, folder)
+        saving.save(vae, folder)
     accelerator.wait_for_everyone()
 
 
@@ -161,7 +166,7 @@ def main(argv=None):
     run_folder = RunFolder(args, accelerator)
 
     # Data and model
-    pipeline = None if args.from_scratch else models.open_pipeline(args.model_path, args.model_config)[0]
+    pipeline = None if args.from_scratch else pipelines.open_pipeline(args.model_path, args.model_config, args.variant)[0]
     size = args.image_size or models.image_size(pipeline)
     if pipeline and size % pipeline.vae_scale_factor:
         raise RunError(f"--image_size {size} is no multiple of {pipeline.vae_scale_factor}, as the model's autoencoder needs: take another")
@@ -175,7 +180,7 @@ def main(argv=None):
         facts["parent"] = str(args.model_path)
     run_folder.begin(kind="train", method="retrain" if args.retain_only else "original", **facts)
     if accelerator.is_main_process:
-        models.clean(run_folder.folder / "model", put_back=args.resume)
+        saving.clean(run_folder.folder / "model", put_back=args.resume)
     accelerator.wait_for_everyone()
 
     # Train
@@ -188,9 +193,9 @@ def main(argv=None):
 
     # Save
     if accelerator.is_main_process:
-        models.save_pipeline(pipeline, run_folder.folder / "model")
+        saving.save(pipeline, run_folder.folder / "model", args.save_dtype)
         if args.single_file:
-            single_file.export(pipeline, run_folder.folder / "model.safetensors")
+            single_file.export(pipeline, run_folder.folder / "model.safetensors", args.save_dtype)
     run_folder.finish(f"{args.steps:,} steps, {seconds:.0f} s", seconds=seconds, images_seen=run_folder.images_seen)
 
 

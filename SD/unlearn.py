@@ -22,6 +22,7 @@ import latents
 import masking
 import models
 import sampling
+import saving
 import single_file
 import task
 import trainer
@@ -47,7 +48,7 @@ def parse(argv=None):
     parser.add(cli.RUN, "--gradient_checkpointing", action="store_true", help="less memory, more time")
     save_every = "draw the forgotten prompts every N steps, for fading.gif"
     parser.add(cli.RUN, "--save_every", type=cli.positive_int, metavar="N", help=save_every)
-    parser.add(cli.RUN, "--single_file", action="store_true", help="write model.safetensors for web UIs too")
+    saving.add_save_flags(parser, cli.RUN)
     parser.add_shared("resume", "overwrite", "device", "compile", precision="auto", seed=1)
     args = parser.parse_args(argv)
     concepts.check_concept_flags(parser, args)
@@ -99,7 +100,7 @@ def main(argv=None):
 
     # The original model, the images to forget and to retain, the mask
     method, flags = METHODS[args.method], concepts.concept_flags(args)
-    loaded = task.load_task(args.model_path, flags, accelerator, needs=cli.method_inputs(method))
+    loaded = task.load_task(args.model_path, flags, accelerator, needs=cli.method_inputs(method), variant=args.variant)
     unet, prompts = loaded.pipeline.unet, loaded.prompts
     before = {}  # on the main process, which compares and saves: copies for all would fill the memory
     if accelerator.is_main_process:
@@ -111,7 +112,7 @@ def main(argv=None):
     mask = models.restrict(mask, unet, settings.pop("train_method"))
     run_folder.begin(kind="unlearn", **loaded.facts, mask_info=mask_info)
     if accelerator.is_main_process:
-        models.clean(run_folder.folder / "model", put_back=args.resume)
+        saving.clean(run_folder.folder / "model", put_back=args.resume)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if args.compile:
@@ -141,9 +142,9 @@ def main(argv=None):
     if accelerator.is_main_process:
         mask = mask and {name: part.cpu() for name, part in mask.items()}
         changed = masking.check_change(before, {name: parameter.detach().cpu() for name, parameter in unet.named_parameters()}, mask)
-        models.save_pipeline(loaded.pipeline, run_folder.folder / "model")
+        saving.save(loaded.pipeline, run_folder.folder / "model", args.save_dtype)
         if args.single_file:
-            single_file.export(loaded.pipeline, run_folder.folder / "model.safetensors")
+            single_file.export(loaded.pipeline, run_folder.folder / "model.safetensors", args.save_dtype)
         if args.save_every:
             sampling.write_gif(run_folder.folder / "fading.gif", sorted((run_folder.folder / "samples").glob("step_*.png")))
     measured = {"seconds": seconds, "mask_seconds": mask_info.get("mask_seconds", 0.0), "images_seen": run_folder.images_seen}

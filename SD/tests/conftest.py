@@ -46,13 +46,13 @@ def unlearn(home, tmp_path_factory):
 def load(home):
     """load(run folder) -> the Task of the original with that run's U-Net: what the scripts see."""
     import concepts
-    import models
+    import pipelines
     import task
 
     def call(folder=home / "original", **flags):
         flags = dict.fromkeys(concepts.CONCEPT_FLAGS) | (flags or {"forget_class": [FORGOTTEN]})
         loaded = task.load_task(home / "original", flags, cpu())
-        loaded.pipeline.unet.load_state_dict(models.open_pipeline(folder)[0].unet.state_dict())
+        loaded.pipeline.unet.load_state_dict(pipelines.open_pipeline(folder)[0].unet.state_dict())
         return loaded
 
     return call

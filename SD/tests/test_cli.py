@@ -21,6 +21,7 @@ import data
 import imagesets
 import metrics
 import models
+import pipelines
 import prompts
 from conftest import ROOT
 from files import read_json, read_tensors, write_tensors
@@ -515,6 +516,16 @@ def test_a_list_of_odd_prompts_is_drawn(home, tmp_path):
     assert np.abs(pixels.astype(int) - drawn["11_0.png"]).max() <= 1  # the row's own seed, whatever stands around it
 
 
+def test_columns_of_a_list_are_obeyed_or_ignored(tmp_path):
+    """Mutation: let --ignore_columns keep guidance or size, or drop the seed or the class."""
+    from generate_images import parse, rows_of
+
+    (tmp_path / "list.csv").write_text("case_number,prompt,evaluation_seed,evaluation_guidance,width,height,class\n0,a,5,9,128,256,b\n")
+    flags = ["--model_path", "m", "--save_dir", "s", "--prompts_path", str(tmp_path / "list.csv")]
+    assert rows_of(parse(flags), {}) == [prompts.Row("0", "a", 5, 9.0, 128, 256, {"class": "b"})]
+    assert rows_of(parse([*flags, "--ignore_columns"]), {}) == [prompts.Row("0", "a", 5, extra={"class": "b"})]
+
+
 def test_every_image_has_a_seed_of_its_own():
     """Mutation: the second images of all rows share one."""
     from generate_images import seed_of
@@ -530,9 +541,9 @@ def test_models_come_as_folders_and_as_single_files(home, unlearn, tmp_path):
     flags = ("--model_path", folder / "model.safetensors", "--model_config", home / "original" / "model")
     ok("train", *flags, "--steps 0 --save_dir", tmp_path / "imported")
     ok("train", "--model_path", folder / "model", "--steps 0 --save_dir", tmp_path / "copied")
-    pipelines = [models.open_pipeline(path)[0] for path in (folder, tmp_path / "imported", tmp_path / "copied")]
+    pipelines = [pipelines.open_pipeline(path)[0] for path in (folder, tmp_path / "imported", tmp_path / "copied")]
     assert len({models.sha(one.unet, one.vae, one.text_encoder) for one in pipelines}) == 1
-    assert models.sha(pipelines[0].unet) != models.sha(models.open_pipeline(home / "original")[0].unet)
+    assert models.sha(pipelines[0].unet) != models.sha(pipelines.open_pipeline(home / "original")[0].unet)
 
 
 @pytest.mark.slow
@@ -543,7 +554,7 @@ def test_fine_tuning_on_captions(home, tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name,text\n" + "".join(f"{i}.png,red\n" for i in range(4)))
     flags = "--steps 100 --batch_size 8 --lr 3e-3 --precision fp32 --save_dir"
     ok("train", "--model_path", home / "original", "--data_dir", tmp_path, flags, tmp_path / "run")
-    before, after = (models.open_pipeline(path)[0] for path in (home / "original", tmp_path / "run"))
+    before, after = (pipelines.open_pipeline(path)[0] for path in (home / "original", tmp_path / "run"))
     assert models.sha(before.vae, before.text_encoder) == models.sha(after.vae, after.text_encoder)
     rows = (tmp_path / "run" / "log.csv").read_text().splitlines()
     losses = [float(row.split(",")[2]) for row in rows[1:]]

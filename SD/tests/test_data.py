@@ -11,6 +11,7 @@ import data
 import imagesets
 import latents
 import models
+import pipelines
 import sampling
 import trainer
 from cli import RunError
@@ -110,7 +111,7 @@ def test_the_tokenizer_follows_from_the_captions():
 
 def test_long_prompts_are_warned_of_and_cut(home):
     """Mutation: truncation=False, or warn of short ones too."""
-    pipeline, _ = models.open_pipeline(home / "original")
+    pipeline, _ = pipelines.open_pipeline(home / "original")
     with pytest.warns(UserWarning, match="too long for the text encoder, cut after 10 tokens: 'three three"):
         long = models.encode_prompts(pipeline, ["three " * 30])
     import warnings
@@ -122,14 +123,14 @@ def test_long_prompts_are_warned_of_and_cut(home):
 
 def test_embeddings_are_those_of_the_pipeline(home):
     """Mutation: another hidden layer, or no padding."""
-    pipeline, _ = models.open_pipeline(home / "original")
+    pipeline, _ = pipelines.open_pipeline(home / "original")
     expected = torch.cat(pipeline.encode_prompt("an image of a six", "cpu", 1, True, "")[:2])
     assert torch.equal(models.encode_prompts(pipeline, ["an image of a six", ""]), expected)
 
 
 def test_latents_are_the_vaes(home):
     """Mutation: leave out the scaling factor, or the variance in place of the deviation."""
-    pipeline, _ = models.open_pipeline(home / "original")
+    pipeline, _ = pipelines.open_pipeline(home / "original")
     images = imagesets.load("digits", home / "data", 16).train[:3]
     with torch.no_grad():
         expected = pipeline.vae.encode(data.to_float(images)).latent_dist
@@ -173,7 +174,7 @@ def test_a_pass_weighs_every_image_once():
 # ---------------------------------------------------------------------------------------------------------------- the cache
 def test_the_cache_equals_no_cache_and_knows_what_it_is_of(home, tmp_path, folder, monkeypatch):
     """Mutation: name it by the folder."""
-    pipeline, _ = models.open_pipeline(home / "original")
+    pipeline, _ = pipelines.open_pipeline(home / "original")
     pictures = imagesets.load("folder", folder, 16).train
     fresh = torch.cat([models.encode_images(pipeline, pictures[start : start + 8]) for start in (0,)])
     calls = []
@@ -213,7 +214,7 @@ def test_training_on_the_cache_equals_encoding_anew(home, unlearn, tmp_path):
 def test_generated_images_depend_on_prompt_and_number_alone(home):
     """Mutation: seeds that count over all prompts."""
     accelerator = cpu()
-    pipeline, _ = models.open_pipeline(home / "original")
+    pipeline, _ = pipelines.open_pipeline(home / "original")
     prompts = ["an image of a two", "an image of a six"]
     embeddings = models.encode_prompts(pipeline, [*prompts, ""])
     options = dict(steps=3, guidance_scale=2.0, size=(16, 16))
@@ -278,7 +279,7 @@ def test_v_prediction(tmp_path, home):
     """Mutation: noise as the target whatever the scheduler says."""
     flags = "--prediction_type v_prediction --vae_steps 30 --steps 80"
     ok("train", TINY, flags, "--data_dir", home / "data", "--save_dir", tmp_path / "v")
-    pipeline, _ = models.open_pipeline(tmp_path / "v")
+    pipeline, _ = pipelines.open_pipeline(tmp_path / "v")
     scheduler = models.noise_scheduler(pipeline.scheduler)
     assert scheduler.config.prediction_type == "v_prediction"
     x, noise, t = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([100, 900])
@@ -297,7 +298,7 @@ def test_v_prediction(tmp_path, home):
 
 def test_images_depend_on_their_seeds_alone(home):
     """Mutation: one generator for the batch."""
-    pipeline, _ = models.open_pipeline(home / "original")
+    pipeline, _ = pipelines.open_pipeline(home / "original")
     embeddings, accelerator = models.encode_prompts(pipeline, ["an image of a two", "an image of a six", ""]), cpu()
     options = dict(steps=4, guidance_scale=3.0, size=(16, 16))
     both = sampling.draw(pipeline, embeddings[:2], embeddings[2], [5, 6], accelerator, **options)

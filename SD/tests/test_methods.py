@@ -17,6 +17,7 @@ import masking
 import methods
 import models
 import passes
+import pipelines
 import sampling
 import task
 from cli import RunError
@@ -158,7 +159,7 @@ def test_the_method_says_which_weights_may_change_unless_a_flag_does(home, unlea
 @pytest.mark.slow
 def test_vae_and_text_encoder_are_never_touched(home, unlearn):
     """Mutation: hand the parameters of pipeline.text_encoder to the Trainer."""
-    after, before = (models.open_pipeline(folder)[0] for folder in (unlearn("salun", SHORT["salun"]), home / "original"))
+    after, before = (pipelines.open_pipeline(folder)[0] for folder in (unlearn("salun", SHORT["salun"]), home / "original"))
     assert models.sha(after.vae, after.text_encoder) == models.sha(before.vae, before.text_encoder)
     assert models.sha(after.unet) != models.sha(before.unet)
 
@@ -426,7 +427,7 @@ def test_fp16_scales_the_gradients_and_undoes_it(load):
 def test_autocast_begins_and_ends_with_a_forward_pass(home):
     """Breaks if autocast is put around the loss again: PyTorch before 2.11 then trains on weight casts that carry no gradient."""
     accelerator = cpu("bf16")
-    model = models.open_pipeline(home / "original")[0].unet
+    model = pipelines.open_pipeline(home / "original")[0].unet
     part, x, t = model.conv_out, torch.randn(4, 4, 8, 8), torch.arange(4)
     output_of = lambda model: predict(model.eval(), x, t, torch.ones(4, 12, 32)).detach()  # noqa: E731
     names, inside = list(model.state_dict()), []

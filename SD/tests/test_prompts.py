@@ -57,6 +57,12 @@ def test_i2p_columns_are_known_and_the_others_kept(tmp_path):
     assert row == prompts.Row("12", "x, y", 3879383292, 7.0, 512, 768, extra) and list(row.extra) == list(extra)
 
 
+def test_coco_rows_are_named_by_their_image(tmp_path):
+    """Breaks if image_id is no case_number, or counts where a list has both."""
+    assert read(tmp_path, "image_id,prompt,evaluation_seed\n391895,,7\n")[0] == prompts.Row("391895", "", 7)
+    assert read(tmp_path, "image_id,case_number,prompt,evaluation_seed\n391895,3,a,7\n")[0].case_number == "3"
+
+
 def test_of_several_spellings_the_first_counts(tmp_path):
     """Breaks if the last spelling counts, or an extra column called seed is taken for the seed."""
     text = "case_number,prompt,sd_seed,evaluation_seed,guidance,evaluation_guidance,seed,sd_image_width,width\n0,a,1,2,3,4,5,64,72\n"
@@ -98,7 +104,7 @@ REFUSED = {
     "header alone": (f"{HEADER}\n\n", "has no rows"),
     "latin-1": (f"{HEADER}\n0,caf\u00e9,1\n".encode("latin-1"), "is not UTF-8 (byte 40)"),
     "utf-16": (f"{HEADER}\n0,a,1\n".encode("utf-16"), "is not UTF-8"),
-    "no columns": ("a,b\n1,2\n", "line 1: the header lacks case_number, prompt, evaluation_seed or sd_seed: add them"),
+    "no columns": ("a,b\n1,2\n", "line 1: the header lacks case_number or image_id, prompt, evaluation_seed or sd_seed: add them"),
     "two columns": ("case_number,text\n1,2\n", "lacks prompt, evaluation_seed or sd_seed:"),
     "semicolons": ("case_number;prompt;evaluation_seed\n0;a;1\n", "separated by commas, to case_number;prompt;evaluation_seed"),
     "no csv at all": ("word " * 10000, "to word"),
@@ -167,9 +173,11 @@ def test_a_row_for_each_class():
 
 
 def test_the_label_of_a_row():
-    """Breaks if group goes before class, or "" is a label."""
+    """Breaks if group goes before class, "" is a label, or a column of other lists is unknown."""
     labels = [{"class": "dog", "group": "pets"}, {"class": "", "group": "pets"}, {"group": ""}, {"other": "x"}]
-    assert [prompts.concept(prompts.Row("0", "", 0, extra=extra)) for extra in labels] == ["dog", "pets", None, None]
+    labels += [{"artist": "Monet"}, {"profession": "nurse"}]
+    found = [prompts.concept(prompts.Row("0", "", 0, extra=extra)) for extra in labels]
+    assert found == ["dog", "pets", None, None, "Monet", "nurse"]
 
 
 LISTS = {"imagenette": (10, 1), "nude": (1, 1), "clothed": (1, 1), "objects": (12, 1), "styles": (7, 3), "nudity_check": (2, None)}

@@ -1,0 +1,135 @@
+"""Saving Stable Diffusion pipelines as folders of diffusers.
+
+What a run did not change is kept byte for byte: a saved folder holds the original's own files, and a U-Net saved anew. So it opens
+wherever the original did. A single file has no such files: they are made from it, in a layout that transformers 4 and 5 both read.
+"""
+
+import json
+import os
+import shutil
+
+import torch
+
+from cli import RunError
+from files import check_finite, read_json, write_json, write_tensors
+from models import quiet
+from pipelines import PICKLES, check_index, check_parts, variant_of, weight_files
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TEXTS = (".json", ".txt", ".model")  # configs and tokenizers
+
+
+def add_save_flags(parser, group):
+    parser.add(group, "--single_file", action="store_true", help="write model.safetensors for web UIs too")
+    dtype = "of the saved U-Net and of the single file; parts that did not change keep their own files"
+    parser.add(group, "--save_dtype", choices=DTYPES, default="fp32", help=f"precision {dtype}")
+
+
+def clean(folder, put_back=True):
+    """Remove what a killed save() left beside a folder; put_back: but first put back what it had moved aside."""
+    partial, aside = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "aside"))
+    if put_back and aside.exists() and not folder.exists():
+        os.replace(aside, folder)
+    for path in (partial, aside):
+        shutil.rmtree(path, ignore_errors=True)
+    return partial, aside
+
+
+def save(model, folder, dtype="fp32"):
+    """Write a diffusers folder of a pipeline, or of one model of diffusers, whole or not at all.
+
+    dtype: of the U-Net's weights, or of all that is not copied from pipeline.original. Raises RunError for values that are not finite.
+    """
+    check_parts(model, "what was trained is not saved, start again with a lower --lr")
+    partial, aside = clean(folder)
+    try:
+        with quiet():
+            if isinstance(model, torch.nn.Module):
+                write_model(model, partial, dtype)
+            else:
+                write_pipeline(model, partial, dtype)
+        if folder.exists():  # it holds the autoencoder, which a resumed run needs
+            os.replace(folder, aside)
+        os.replace(partial, folder)
+        shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise RunError(f"could not write {folder}: {error}") from error
+    finally:
+        clean(folder)
+
+
+def write_pipeline(pipeline, folder, dtype):
+    """All files of a pipeline: those of its original and a U-Net, or where it has no original, made from it."""
+    original = getattr(pipeline, "original", None)
+    if original is not None:
+        copy_original(original, folder)
+    else:
+        for name in ("text_encoder", "vae"):
+            write_model(getattr(pipeline, name), folder / name, dtype)
+        write_tokenizer(pipeline.tokenizer, folder / "tokenizer")
+        pipeline.scheduler.save_pretrained(folder / "scheduler")
+        pipeline.save_config(folder)
+    write_model(pipeline.unet, folder / "unet", dtype, config=original is None)
+
+
+def copy_original(original, folder):
+    """Copy configs, tokenizer and weights of an original's parts, but for the U-Net's weights. No pickle and no code is copied.
+
+    A variant's files lose it in their names, as the U-Net is saved without. A part that has pickled weights alone is left out.
+    """
+    index = read_json(original.folder / "model_index.json")
+    folder.mkdir()
+    shutil.copyfile(original.folder / "model_index.json", folder / "model_index.json")
+    for name in check_index(original.folder, original.folder):
+        source = original.folder / name
+        paths = sorted(path for path in source.iterdir() if path.is_file()) if source.is_dir() else []
+        weights = weight_files(source, original.variant)
+        if not weights and any(path.name.endswith(PICKLES) for path in paths):
+            write_json(folder / "model_index.json", index := index | {name: [None, None]})
+            continue
+        for path in paths:
+            if name != "unet" and path in weights or path.name.endswith(TEXTS) and variant_of(path.name) is None:
+                (folder / name).mkdir(exist_ok=True)
+                copy_file(path, folder / name, original.variant)
+
+
+def copy_file(path, folder, variant):
+    """Copy a file; in a weight file's name, and in an index of such names, a variant is left out."""
+    if not variant or variant_of(path.name) != variant:
+        shutil.copyfile(path, folder / path.name)
+        return
+    target = folder / path.name.replace(f".{variant}", "", 1)
+    if path.name.endswith(".json"):
+        index = json.loads(path.read_bytes())
+        index["weight_map"] = {name: file.replace(f".{variant}", "", 1) for name, file in index["weight_map"].items()}
+        target.write_text(json.dumps(index, indent=2))
+    else:
+        shutil.copyfile(path, target)
+
+
+def write_model(model, folder, dtype, config=True):
+    """The config, if asked for, and the weights of a model. A text encoder's weights have their names of transformers 4, which 5 knows."""
+    tensors, name = model.state_dict(), "diffusion_pytorch_model.safetensors"
+    if type(model).__name__ == "CLIPTextModel":
+        tensors, name = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}, "model.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    if config:
+        model.config.save_pretrained(folder) if hasattr(model.config, "save_pretrained") else model.save_config(folder)
+    write_tensors(folder / name, cast(tensors, dtype), {"format": "pt"})
+
+
+def cast(tensors, dtype):
+    """{name: tensor} with floating-point tensors in a type of DTYPES. Raises RunError for values too large for it."""
+    found = {name: tensor.to(DTYPES[dtype]) if tensor.dtype.is_floating_point else tensor for name, tensor in tensors.items()}
+    check_finite(found, f"the weights do not fit into --save_dtype {dtype}, take fp32 or bf16")
+    return found
+
+
+def write_tokenizer(tokenizer, folder):
+    """A CLIPTokenizer as tokenizer.json, which transformers 5 alone writes, and as vocab.json and merges.txt, which 4 reads."""
+    tokenizer.save_pretrained(folder)
+    if (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
+        model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+        (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+        (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
