@@ -118,13 +118,15 @@ def bare(cls, **parts):
 # ------------------------------------------------------------------------------------------------------- about pipelines
 @contextlib.contextmanager
 def quiet():
-    """diffusers and transformers say nothing on the terminal: what is wrong becomes an exception."""
+    """diffusers, transformers and the hub's client say nothing on the terminal: what is wrong becomes an exception."""
     import diffusers.utils.logging as of_diffusers
+    import huggingface_hub.utils.logging as of_hub
     import transformers.utils.logging as of_transformers
 
-    levels = {module: module.get_verbosity() for module in (of_diffusers, of_transformers)}
+    levels = {module: module.get_verbosity() for module in (of_diffusers, of_hub, of_transformers)}
     for module in levels:
         module.set_verbosity_error()
+    for module in (of_diffusers, of_transformers):  # a download may show its progress
         module.disable_progress_bar()
     try:
         yield
