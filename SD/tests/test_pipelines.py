@@ -40,6 +40,8 @@ def original(pipeline, tmp_path):
         edit(folder / "model_index.json", **{part: kind})
     write_tensors(folder / "safety_checker" / "model.safetensors", {"weight": torch.ones(2)})
     edit(folder / "scheduler" / "scheduler_config.json", of="the original")
+    edit(folder / "unet" / "config.json", _diffusers_version="0.2.2")
+    edit(folder / "text_encoder" / "config.json", torch_dtype="float32")
     for name in ("README.md", "unet/diffusion_pytorch_model.bin", "vae/evil.py", "text_encoder/flax_model.msgpack"):
         (folder / name).write_text("no part of a pipeline")
     return folder
