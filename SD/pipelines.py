@@ -91,9 +91,8 @@ def check_index(folder, source):
     RunError for code of the folder's own (diffusers before 0.38 runs it, later ones should not) and for a pipeline of another kind.
     """
     index = read_json(folder / "model_index.json")
-    parts = {name: value for name, value in index.items() if isinstance(value, list)}  # [library, class]
-    for name, value in parts.items():
-        library = value[0] if value else None
+    parts = {name: value or [None, None] for name, value in index.items() if isinstance(value, list)}  # [library, class]
+    for name, (library, *_) in parts.items():
         known = library in (None, "diffusers", "transformers") or (name, library) == ("safety_checker", "stable_diffusion")
         if not known or not name.isidentifier() or name.startswith("_") or (folder / name / f"{library}.py").exists():
             why = f"{folder} names {library} as the library of {name}, code that could do anything and is refused"
@@ -101,8 +100,8 @@ def check_index(folder, source):
     if (kind := index.get("_class_name")) not in PIPELINES:
         raise RunError(f"{source} is a {str(kind)[:60]}, and no text-to-image model of Stable Diffusion 1.x or 2.x: take one")
     for name, kind in PARTS.items():
-        if (parts.get(name) or [None])[-1] != kind:
-            raise RunError(f"{source} has {str((parts.get(name) or ['nothing'])[-1])[:60]} as its {name}, not {kind}: take {KEPT}")
+        if (found := parts.get(name, ["nothing"])[-1]) != kind:
+            raise RunError(f"{source} has {str(found)[:60]} as its {name}, not {kind}: take {KEPT}")
     return parts
 
 

@@ -75,16 +75,17 @@ def write_pipeline(pipeline, folder, dtype):
 def copy_original(original, folder):
     """Copy configs, tokenizer and weights of an original's parts, but for the U-Net's weights. No pickle and no code is copied.
 
-    A variant's files lose it in their names, as the U-Net is saved without. A part that has pickled weights alone is left out.
+    A variant's files lose it in their names, as the U-Net is saved without. A part that is missing or has pickled weights alone is left
+    out of model_index.json: no program would open a folder that names it.
     """
     index = read_json(original.folder / "model_index.json")
     folder.mkdir()
     shutil.copyfile(original.folder / "model_index.json", folder / "model_index.json")
-    for name in check_index(original.folder, original.folder):
+    for name, (library, *_) in check_index(original.folder, original.folder).items():
         source = original.folder / name
         paths = sorted(path for path in source.iterdir() if path.is_file()) if source.is_dir() else []
         weights = weight_files(source, original.variant)
-        if not weights and any(path.name.endswith(PICKLES) for path in paths):
+        if library and not weights and (not paths or any(path.name.endswith(PICKLES) for path in paths)):
             write_json(folder / "model_index.json", index := index | {name: [None, None]})
             continue
         for path in paths:

@@ -40,7 +40,7 @@ def original(pipeline, tmp_path):
         edit(folder / "model_index.json", **{part: kind})
     write_tensors(folder / "safety_checker" / "model.safetensors", {"weight": torch.ones(2)})
     edit(folder / "scheduler" / "scheduler_config.json", of="the original")
-    edit(folder / "unet" / "config.json", _diffusers_version="0.2.2")
+    edit(folder / "unet" / "config.json", _diffusers_version="0.35.2")
     edit(folder / "text_encoder" / "config.json", torch_dtype="float32")
     for name in ("README.md", "unet/diffusion_pytorch_model.bin", "vae/evil.py", "text_encoder/flax_model.msgpack"):
         (folder / name).write_text("no part of a pipeline")
@@ -88,13 +88,17 @@ def test_what_a_run_did_not_change_is_kept_byte_for_byte(original, tmp_path):
     assert {"safety_checker/model.safetensors", "tokenizer/vocab.json", "unet/config.json", "model_index.json"} < kept.keys()
 
 
-def test_a_part_with_pickled_weights_alone_is_left_out(original, tmp_path):
+def test_a_part_that_is_missing_or_pickled_is_left_out(original, tmp_path):
     """Mutation: copy the index as it is, so that no program opens the folder, or refuse a model for its safety checker."""
-    (original / "safety_checker" / "model.safetensors").rename(original / "safety_checker" / "pytorch_model.bin")
-    opened, _ = pipelines.open_pipeline(original)
-    saving.save(opened, tmp_path / "saved")
-    assert read_json(tmp_path / "saved" / "model_index.json")["safety_checker"] == [None, None]
-    assert not (tmp_path / "saved" / "safety_checker").exists()
+    for missing in (False, True):
+        if missing:
+            shutil.rmtree(original / "safety_checker")
+        else:
+            (original / "safety_checker" / "model.safetensors").rename(original / "safety_checker" / "pytorch_model.bin")
+        opened, _ = pipelines.open_pipeline(original)
+        saving.save(opened, tmp_path / "saved")
+        assert read_json(tmp_path / "saved" / "model_index.json")["safety_checker"] == [None, None]
+        assert not (tmp_path / "saved" / "safety_checker").exists()
 
 
 def test_parts_made_from_a_single_file_open_with_transformers_4_and_5(pipeline, original, tmp_path):
