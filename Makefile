@@ -2,7 +2,7 @@ VENV ?= .venv
 PYTHON ?= python3
 FOLDERS = $(wildcard Classification DDPM SD)
 # The same text in every folder, so that each folder can be copied away alone
-SAME = cli.py files.py run_folder.py masking.py table.py tests/fake_cuda.py tests/test_fake_cuda.py
+SAME = cli.py files.py run_folder.py masking.py table.py tests/fake_cuda.py tests/test_fake_cuda.py scripts/common.sh scripts/further_flags.py
 JOBS ?= 2
 # Folders are tested side by side, the longest first. Where make can, it prints a folder's report in one piece when that folder is done.
 TESTS = echo "testing $(FOLDERS), $(JOBS) at a time"; $(MAKE) --no-print-directory --keep-going --jobs=$(JOBS) \

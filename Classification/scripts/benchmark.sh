@@ -3,5 +3,5 @@
 # About ten minutes on two CPU cores; needs CIFAR-10 (downloaded, or cifar10.npz in --data_dir) and 6 GB of memory.
 #   bash scripts/benchmark.sh --data_dir ~/data
 set -euo pipefail
-cd "$(dirname "$0")/.."
-python benchmark.py --folder "${OUT:-runs/benchmark}" --rounds 7 --epochs 2 "$@"
+source "$(dirname "$0")/common.sh"
+python benchmark.py --data_dir "${DATA_DIR:-data}" --folder "${OUT:-runs/benchmark}" --rounds 7 --epochs 2

@@ -1,42 +1,35 @@
 #!/usr/bin/env bash
 # The whole of this folder on 8x8 digits, which need no download: original, retrain and every method, 10 % random forgetting.
 # About a minute and a half per seed on two CPU cores. Hyper-parameters are the choice of tune_digits.sh. Expect: see "Digits" in README.md.
-# Finished runs are skipped, a cut-off run is continued; further flags go to every command:
+# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help:
 #   SEEDS="1 2 3 4 5" bash scripts/quickstart.sh
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/common.sh"
 OUT=${OUT:-runs/quickstart}
-total=$(($(wc -w <<< "${SEEDS:-1}") * $(grep -c "^  python " scripts/quickstart.sh) + 1))
-step=0
-python() {  # say how far this script is, then run the command
-  local name=${1%.py}
-  if [[ $2 == --method ]]; then name=$3; fi
-  echo "== $((step += 1)) of $total: $name"
-  command python "$@"
-}
+DATA_DIR=${DATA_DIR:-data}
 
 for seed in ${SEEDS:-1}; do
   R=$OUT/seed$seed
-  forget="--model_path $R/original --num_forget 0.1 --seed $seed --precision fp32"
-  python train.py --dataset digits --arch cnn --epochs 15 --lr 0.1 --batch_size 64 --schedule linear --seed "$seed" --split_seed "$seed" --precision fp32 --save_dir $R/original --resume "$@"
-  python generate_mask.py --model_path $R/original --num_forget 0.1 --mask_ratio 0.3 --save_dir $R/mask --resume "$@"
-  python unlearn.py --method retrain      $forget --save_dir $R/retrain --resume "$@"
-  python unlearn.py --method ft           $forget --lr 0.2 --epochs 10 --save_dir $R/ft --resume "$@"
-  python unlearn.py --method rl           $forget --lr 2e-4 --epochs 10 --alpha 1 --save_dir $R/rl --resume "$@"
-  python unlearn.py --method ga           $forget --lr 0.03 --epochs 5 --save_dir $R/ga --resume "$@"
-  python unlearn.py --method iu           $forget --iu_scale 1 --fisher_samples 1000 --save_dir $R/iu --resume "$@"
-  python unlearn.py --method be           $forget --lr 2e-4 --epochs 10 --save_dir $R/be --resume "$@"
-  python unlearn.py --method bs           $forget --lr 4e-4 --epochs 10 --fgsm_bound 0.1 --save_dir $R/bs --resume "$@"
-  python unlearn.py --method l1_sparse    $forget --lr 0.1 --epochs 10 --gamma 3e-5 --save_dir $R/l1_sparse --resume "$@"
-  python unlearn.py --method salun        $forget --lr 3e-4 --epochs 10 --alpha 1 --mask_path $R/mask --save_dir $R/salun --resume "$@"
-  python unlearn.py --method salun_soft   $forget --lr 3e-4 --epochs 10 --alpha 1 --mask_ratio 0.3 --save_dir $R/salun_soft --resume "$@"
-  python unlearn.py --method neggrad_plus $forget --lr 0.03 --epochs 5 --beta 0.9 --save_dir $R/neggrad_plus --resume "$@"
-  python unlearn.py --method scrub        $forget --lr 0.1 --epochs 10 --ascent_epochs 5 --alpha 1 --gamma 1 --save_dir $R/scrub --resume "$@"
-  python unlearn.py --method ssd          $forget --ssd_alpha 10 --ssd_lambda 1 --fisher_samples 0 --save_dir $R/ssd --resume "$@"
-  python evaluate.py --model_path $R/original --num_forget 0.1 --precision fp32 --save_dir $R/evaluated_original --resume "$@"
-  python evaluate.py --model_path $R/{retrain,ft,rl,ga,iu,be,bs,l1_sparse,salun,salun_soft,neggrad_plus,scrub,ssd} --precision fp32 --resume "$@"
+  forget=(--model_path "$R/original" --num_forget 0.1 --seed "$seed" --precision fp32)
+  python train.py --dataset digits --data_dir "$DATA_DIR" --arch cnn --epochs 15 --lr 0.1 --batch_size 64 --schedule linear --seed "$seed" --split_seed "$seed" --precision fp32 --save_dir "$R/original" --resume
+  python generate_mask.py --model_path "$R/original" --num_forget 0.1 --mask_ratio 0.3 --save_dir "$R/mask" --resume
+  python unlearn.py --method retrain      "${forget[@]}" --save_dir "$R/retrain" --resume
+  python unlearn.py --method ft           "${forget[@]}" --lr 0.2 --epochs 10 --save_dir "$R/ft" --resume
+  python unlearn.py --method rl           "${forget[@]}" --lr 2e-4 --epochs 10 --alpha 1 --save_dir "$R/rl" --resume
+  python unlearn.py --method ga           "${forget[@]}" --lr 0.03 --epochs 5 --save_dir "$R/ga" --resume
+  python unlearn.py --method iu           "${forget[@]}" --iu_scale 1 --fisher_samples 1000 --save_dir "$R/iu" --resume
+  python unlearn.py --method be           "${forget[@]}" --lr 2e-4 --epochs 10 --save_dir "$R/be" --resume
+  python unlearn.py --method bs           "${forget[@]}" --lr 4e-4 --epochs 10 --fgsm_bound 0.1 --save_dir "$R/bs" --resume
+  python unlearn.py --method l1_sparse    "${forget[@]}" --lr 0.1 --epochs 10 --gamma 3e-5 --save_dir "$R/l1_sparse" --resume
+  python unlearn.py --method salun        "${forget[@]}" --lr 3e-4 --epochs 10 --alpha 1 --mask_path "$R/mask" --save_dir "$R/salun" --resume
+  python unlearn.py --method salun_soft   "${forget[@]}" --lr 3e-4 --epochs 10 --alpha 1 --mask_ratio 0.3 --save_dir "$R/salun_soft" --resume
+  python unlearn.py --method neggrad_plus "${forget[@]}" --lr 0.03 --epochs 5 --beta 0.9 --save_dir "$R/neggrad_plus" --resume
+  python unlearn.py --method scrub        "${forget[@]}" --lr 0.1 --epochs 10 --ascent_epochs 5 --alpha 1 --gamma 1 --save_dir "$R/scrub" --resume
+  python unlearn.py --method ssd          "${forget[@]}" --ssd_alpha 10 --ssd_lambda 1 --fisher_samples 0 --save_dir "$R/ssd" --resume
+  python evaluate.py --model_path "$R/original" --num_forget 0.1 --precision fp32 --save_dir "$R/evaluated_original" --resume
+  python evaluate.py --model_path "$R"/{retrain,ft,rl,ga,iu,be,bs,l1_sparse,salun,salun_soft,neggrad_plus,scrub,ssd} --precision fp32 --resume
 done
-python table.py $OUT
+python table.py "$OUT"
 
 [[ $OUT == /* ]] || OUT=$PWD/$OUT
 echo "Open now: $OUT/table.png (every method against retrain)"

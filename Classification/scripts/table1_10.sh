@@ -6,34 +6,35 @@
 # SalUn's. The release mixes forget and retain samples for SalUn-soft on this data set, this script does not. FT, GA and l1-sparse have the
 # learning rates and epochs of the Unlearn-Sparse release, BE and BS the learning rate of their authors. IU's scale and l1-sparse's gamma are
 # guesses. Search --lr before you call a baseline bad.
-# Finished runs are skipped, a cut-off run is continued; further flags go to every command:
+# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help:
 #   SEEDS="1 2 3" bash scripts/table1_10.sh --data_dir ~/data
 # The other scripts of the paper's settings set the lower-case variables and run this one, so a changed setting is one edit here.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-OUT=${OUT:-runs/table1_10}
+source "$(dirname "$0")/common.sh"
+OUT=${OUT:-runs/${folder:-table1_10}}${below:-}
+DATA_DIR=${DATA_DIR:-data}
 dataset=${dataset:-cifar10}
 arch=${arch:-resnet18}
 train_lr=${train_lr:-0.1}
-forget_set=${forget_set:---num_forget 4500}
+forget_set=("${forget_flag:---num_forget}" "${forget_value:-4500}")
 mix=${mix:-}  # --mix: forget and retain samples in the same batches
 
 for seed in ${SEEDS:-1 2 3}; do
   R=$OUT/seed$seed
-  forget="--model_path $R/original $forget_set --seed $seed"
-  python train.py --dataset $dataset --arch $arch --epochs 182 --lr $train_lr --batch_size 256 --schedule step --momentum 0.9 --weight_decay 5e-4 --seed "$seed" --split_seed "$seed" --save_dir $R/original --resume "$@"
-  python generate_mask.py --model_path $R/original $forget_set --mask_ratio 0.5 --save_dir $R/mask --resume "$@"
-  python unlearn.py --method retrain    $forget --save_dir $R/retrain --resume "$@"
-  python unlearn.py --method ft         $forget --lr 0.01 --epochs 10 --save_dir $R/ft --resume "$@"
-  python unlearn.py --method rl         $forget --lr 0.013 --epochs 10 --alpha 1 $mix --save_dir $R/rl --resume "$@"
-  python unlearn.py --method ga         $forget --lr 1e-4 --epochs 5 --save_dir $R/ga --resume "$@"
-  python unlearn.py --method iu         $forget --iu_scale 10 --fisher_samples 1000 --save_dir $R/iu --resume "$@"
-  python unlearn.py --method be         $forget --lr 1e-5 --epochs 10 --save_dir $R/be --resume "$@"
-  python unlearn.py --method bs         $forget --lr 1e-5 --epochs 10 --fgsm_bound 0.1 --save_dir $R/bs --resume "$@"
-  python unlearn.py --method l1_sparse  $forget --lr 0.01 --epochs 10 --gamma 5e-5 --save_dir $R/l1_sparse --resume "$@"
-  python unlearn.py --method salun      $forget --lr 0.013 --epochs 10 --alpha 1 $mix --mask_path $R/mask --save_dir $R/salun --resume "$@"
-  python unlearn.py --method salun_soft $forget --lr 0.013 --epochs 10 --alpha 1 $mix --mask_ratio 0.5 --save_dir $R/salun_soft --resume "$@"
-  python evaluate.py --model_path $R/original $forget_set --save_dir $R/evaluated_original --resume "$@"
-  python evaluate.py --model_path $R/{retrain,ft,rl,ga,iu,be,bs,l1_sparse,salun,salun_soft} --resume "$@"
+  forget=(--model_path "$R/original" "${forget_set[@]}" --seed "$seed")
+  python train.py --dataset $dataset --data_dir "$DATA_DIR" --arch $arch --epochs 182 --lr $train_lr --batch_size 256 --schedule step --momentum 0.9 --weight_decay 5e-4 --seed "$seed" --split_seed "$seed" --save_dir "$R/original" --resume
+  python generate_mask.py --model_path "$R/original" "${forget_set[@]}" --mask_ratio 0.5 --save_dir "$R/mask" --resume
+  python unlearn.py --method retrain    "${forget[@]}" --save_dir "$R/retrain" --resume
+  python unlearn.py --method ft         "${forget[@]}" --lr 0.01 --epochs 10 --save_dir "$R/ft" --resume
+  python unlearn.py --method rl         "${forget[@]}" --lr 0.013 --epochs 10 --alpha 1 $mix --save_dir "$R/rl" --resume
+  python unlearn.py --method ga         "${forget[@]}" --lr 1e-4 --epochs 5 --save_dir "$R/ga" --resume
+  python unlearn.py --method iu         "${forget[@]}" --iu_scale 10 --fisher_samples 1000 --save_dir "$R/iu" --resume
+  python unlearn.py --method be         "${forget[@]}" --lr 1e-5 --epochs 10 --save_dir "$R/be" --resume
+  python unlearn.py --method bs         "${forget[@]}" --lr 1e-5 --epochs 10 --fgsm_bound 0.1 --save_dir "$R/bs" --resume
+  python unlearn.py --method l1_sparse  "${forget[@]}" --lr 0.01 --epochs 10 --gamma 5e-5 --save_dir "$R/l1_sparse" --resume
+  python unlearn.py --method salun      "${forget[@]}" --lr 0.013 --epochs 10 --alpha 1 $mix --mask_path "$R/mask" --save_dir "$R/salun" --resume
+  python unlearn.py --method salun_soft "${forget[@]}" --lr 0.013 --epochs 10 --alpha 1 $mix --mask_ratio 0.5 --save_dir "$R/salun_soft" --resume
+  python evaluate.py --model_path "$R/original" "${forget_set[@]}" --save_dir "$R/evaluated_original" --resume
+  python evaluate.py --model_path "$R"/{retrain,ft,rl,ga,iu,be,bs,l1_sparse,salun,salun_soft} --resume
 done
-python table.py $OUT
+python table.py "$OUT"

@@ -4,8 +4,8 @@
 # SalUn-soft 3.41 / 99.62 / 91.82 / 31.50 / 4.30, RL 4.80 / 99.55 / 91.31 / 41.95 / 6.65. All rows are in README.md.
 # An independent ten-seed re-run of the fixed release found average gaps of 4.57 for SalUn and 1.71 for SalUn-soft.
 # Settings are those of table1_10.sh. SalUn's official ones are known for 10 % only and taken over here.
-# Finished runs are skipped, a cut-off run is continued; further flags go to every command:
+# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help:
 #   SEEDS="1 2 3" bash scripts/table1_50.sh --data_dir ~/data
 set -euo pipefail
-export forget_set="--num_forget 22500" OUT="${OUT:-runs/table1_50}"
-exec bash "$(dirname "$0")/table1_10.sh" "$@"
+forget_value=22500 folder=table1_50
+source "$(dirname "$0")/table1_10.sh"

@@ -3,8 +3,8 @@
 # samples are mixed in each batch, as in the official release for this data set.
 # The paper reports this setting in its appendix; no figure of it is repeated here because none could be checked. Not run by this
 # project: it needs a GPU for hours. Settings are those of table1_10.sh, guesses for this setting.
-# Finished runs are skipped, a cut-off run is continued; further flags go to every command:
+# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help:
 #   SEEDS="1 2 3" bash scripts/tiny_imagenet.sh --data_dir ~/data
 set -euo pipefail
-export dataset=tiny_imagenet mix=--mix forget_set="--num_forget 0.1" OUT="${OUT:-runs/tiny_imagenet}"
-exec bash "$(dirname "$0")/table1_10.sh" "$@"
+dataset=tiny_imagenet mix=--mix forget_value=0.1 folder=tiny_imagenet
+source "$(dirname "$0")/table1_10.sh"

@@ -4,19 +4,20 @@
 # Each method's best row (the first) of the printed table stands in quickstart.sh. About 20 minutes on two CPU cores.
 #   SEEDS="101 102" bash scripts/tune_digits.sh
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/common.sh"
 OUT=${OUT:-runs/tune_digits}
+DATA_DIR=${DATA_DIR:-data}
 
 for seed in ${SEEDS:-101 102}; do
   R=$OUT/seed$seed
-  python train.py --dataset digits --arch cnn --epochs 15 --lr 0.1 --batch_size 64 --schedule linear --seed "$seed" --split_seed "$seed" --precision fp32 --save_dir $R/original --resume "$@"
+  python train.py --dataset digits --data_dir "$DATA_DIR" --arch cnn --epochs 15 --lr 0.1 --batch_size 64 --schedule linear --seed "$seed" --split_seed "$seed" --precision fp32 --save_dir "$R/original" --resume
   for ratio in 0.3 0.5; do
-    python generate_mask.py --model_path $R/original --num_forget 0.1 --mask_ratio $ratio --save_dir $R/mask_$ratio --resume "$@"
+    python generate_mask.py --model_path "$R/original" --num_forget 0.1 --mask_ratio $ratio --save_dir "$R/mask_$ratio" --resume
   done
   runs=()
   try() {  # try METHOD NUMBER FLAGS...
     local run=$R/$1_$2
-    python unlearn.py --method "$1" --model_path $R/original --num_forget 0.1 --seed "$seed" --precision fp32 --save_dir "$run" --resume "${@:3}"
+    python unlearn.py --method "$1" --model_path "$R/original" --num_forget 0.1 --seed "$seed" --precision fp32 --save_dir "$run" --resume "${@:3}"
     runs+=("$run")
   }
   try retrain 1
@@ -27,11 +28,11 @@ for seed in ${SEEDS:-101 102}; do
   n=0; for lr in 3e-5 1e-4 2e-4 3e-4 4e-4 5e-4;     do n=$((n + 1)); try be $n --lr $lr --epochs 10; done
   n=0; for lr in 1e-4 2e-4 3e-4 4e-4 5e-4 7e-4;     do n=$((n + 1)); try bs $n --lr $lr --epochs 10; done
   n=0; for lr in 0.1 0.2; do for gamma in 1e-5 3e-5 1e-4; do n=$((n + 1)); try l1_sparse $n --lr $lr --gamma $gamma --epochs 10; done; done
-  n=0; for lr in 1e-4 3e-4 1e-3; do for ratio in 0.3 0.5; do n=$((n + 1)); try salun $n --lr $lr --epochs 10 --mask_path $R/mask_$ratio; done; done
+  n=0; for lr in 1e-4 3e-4 1e-3; do for ratio in 0.3 0.5; do n=$((n + 1)); try salun $n --lr $lr --epochs 10 --mask_path "$R/mask_$ratio"; done; done
   n=0; for lr in 1e-4 3e-4 1e-3; do for ratio in 0.3 0.5; do n=$((n + 1)); try salun_soft $n --lr $lr --epochs 10 --mask_ratio $ratio; done; done
   n=0; for lr in 0.03 0.05; do for beta in 0.8 0.9 0.95; do n=$((n + 1)); try neggrad_plus $n --lr $lr --beta $beta --epochs 5; done; done
   n=0; for lr in 0.01 0.03 0.1; do for ascent in 2 5; do n=$((n + 1)); try scrub $n --lr $lr --ascent_epochs $ascent --epochs 10; done; done
   n=0; for alpha in 7 8 9 10 12 15;                 do n=$((n + 1)); try ssd $n --ssd_alpha $alpha; done
   python evaluate.py --model_path "${runs[@]}" --held_out val --precision fp32 --resume
 done
-python table.py $OUT --by_options
+python table.py "$OUT" --by_options

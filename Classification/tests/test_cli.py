@@ -352,7 +352,7 @@ def parse_command(command):
     importlib.import_module(command[1].removesuffix(".py")).parse(command[2:])
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "scripts").glob("*.sh")))
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "scripts").glob("*.sh") if path.name != "common.sh"))
 def test_commands_of_the_shell_scripts_parse(name, tmp_path):
     """Mutation: misspell a flag in any script."""
     recorder = tmp_path / "bin" / "python"
@@ -360,13 +360,54 @@ def test_commands_of_the_shell_scripts_parse(name, tmp_path):
     recorder.write_text(f'#!/bin/bash\nprintf "%q " python "$@" >> {tmp_path}/commands\nprintf "\\n" >> {tmp_path}/commands\n')
     recorder.chmod(0o755)
     environment = {**os.environ, "PATH": f"{recorder.parent}:{os.environ['PATH']}", "OUT": str(tmp_path / "out"), "SEEDS": "1 2"}
-    subprocess.run(["bash", str(ROOT / "scripts" / name), "--device", "cpu"], env=environment, check=True, capture_output=True)
+    subprocess.run(["bash", str(ROOT / "scripts" / name)], env=environment, check=True, capture_output=True)
     commands = [shlex.split(line) for line in (tmp_path / "commands").read_text().splitlines()]
     assert commands
     for command in commands:
-        if command[1] not in ("-", "-c"):
+        if command[1] not in ("-", "-c", "scripts/further_flags.py"):
             parse_command(command)
     assert name in ("benchmark.sh", "gpu_check.sh") or any("--seed" in command for command in commands)
+
+
+def dry_run(name, here, *flags, **variables):
+    """The commands of a shell script, started from the folder `here`: [[script.py, word, ...], ...]."""
+    environment = os.environ | variables | {"DRY_RUN": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = ["bash", str(ROOT / "scripts" / name), *flags]
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        return done.stderr
+    return [shlex.split(line)[1:] for line in done.stdout.splitlines() if line.startswith("python ")]
+
+
+@pytest.mark.slow
+def test_further_flags_go_to_the_commands_that_take_them(tmp_path):
+    """Mutation: in further_flags.py, add a group to commands that refuse it, or take a path as it stands."""
+    here = tmp_path / "a folder"
+    here.mkdir()
+    sizes = {"SEEDS": "1", "LIMIT": "40", "EPOCHS": "1", "OUT": "my runs", "CLASS": "golden retriever"}
+    commands = dry_run("cifar10_class.sh", here, "--data_dir", "my data", "--fisher_samples=5", **sizes)
+    assert len(commands) == 15 and all(command[command.index("--save_dir") + 1].startswith(f"{here}/my runs/") for command in commands[:13])
+    for script_name, *command in commands:
+        assert ("--limit" in command) == (script_name == "train.py")
+        assert (command[-2:] == ["--epochs", "1"]) == (script_name in ("train.py", "unlearn.py") and "iu" not in command)
+        assert (command[-2:] == ["--fisher_samples", "5"]) == ("iu" in command)
+        assert script_name == "table.py" or command[command.index("--resume") + 2] == f"{here}/my data"
+        assert "--forget_class" not in command or command[command.index("--forget_class") + 1] == "golden retriever"
+
+
+@pytest.mark.slow
+def test_a_flag_that_no_command_takes_is_refused_before_anything_runs(tmp_path):
+    """Breaks if further_flags.py leaves such a flag out without a word."""
+    assert "no command of this script takes --limits 40" in dry_run("own_data.sh", tmp_path, "--limits", "40")
+    assert "takes EPOCHS=many: argument --epochs" in dry_run("own_data.sh", tmp_path, EPOCHS="many")
+    assert "40 is no flag" in dry_run("own_data.sh", tmp_path, "40") and not list(tmp_path.iterdir())
+
+
+def test_the_commands_of_a_script_are_as_they_stand_where_the_user_asks_for_nothing_else(tmp_path):
+    """Breaks if common.sh adds a word of its own, or loses a relative path of the user's."""
+    commands = dry_run("own_data.sh", tmp_path, DATA="my photos")
+    assert len(commands) == 8 and commands[0][commands[0].index("--data_dir") + 1] == f"{tmp_path}/my photos"
+    assert commands[-1] == ["table.py", "runs/own_data"] and commands[-2][-1] == "--resume"
 
 
 def test_commands_of_the_readme_parse():

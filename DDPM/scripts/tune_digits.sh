@@ -1,33 +1,33 @@
 #!/usr/bin/env bash
 # The search behind the settings of quickstart.sh and digits_table.sh: three settings per method, on a seed that no table uses.
 # What is looked for: the highest mean of UA and remaining accuracy, then the lowest feature_distance. About a quarter of an hour on two CPU cores.
-# Finished runs are skipped, a cut-off run is continued; further flags go to every command.
+# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/common.sh"
 DATA_DIR=${DATA_DIR:-data}
 OUT=${OUT:-runs/tune_digits}
 
 R=$OUT/seed100
-forget="--model_path $R/original --forget_class 3 --batch_size 64 --precision fp32 --seed 100"
-python train.py --dataset digits --data_dir "$DATA_DIR" --arch unet32 --steps 900 --lr 1e-3 --batch_size 64 --schedule linear --optimizer adamw --ema 0.99 --precision fp32 --seed 100 --save_dir $R/original --resume "$@"
-python train_classifier.py --dataset digits --data_dir "$DATA_DIR" --arch cnn --lr 1e-3 --head_lr_factor 1 --epochs 15 --batch_size 64 --precision fp32 --seed 100 --save_dir $R/classifier --resume "$@"
-python generate_mask.py --model_path $R/original --forget_class 3 --mask_ratio 0.5 --epochs 10 --seed 100 --save_dir $R/mask --resume "$@"
+forget=(--model_path "$R/original" --forget_class 3 --batch_size 64 --precision fp32 --seed 100)
+python train.py --dataset digits --data_dir "$DATA_DIR" --arch unet32 --steps 900 --lr 1e-3 --batch_size 64 --schedule linear --optimizer adamw --ema 0.99 --precision fp32 --seed 100 --save_dir "$R/original" --resume
+python train_classifier.py --dataset digits --data_dir "$DATA_DIR" --arch cnn --lr 1e-3 --head_lr_factor 1 --epochs 15 --batch_size 64 --precision fp32 --seed 100 --save_dir "$R/classifier" --resume
+python generate_mask.py --model_path "$R/original" --forget_class 3 --mask_ratio 0.5 --epochs 10 --seed 100 --save_dir "$R/mask" --resume
 for lr in 1e-4 3e-4 1e-3; do
-  python unlearn.py --method rl $forget --steps 200 --alpha 1 --lr $lr --save_dir $R/rl_$lr --resume "$@"
-  python unlearn.py --method salun $forget --steps 200 --alpha 1 --lr $lr --mask_path $R/mask --save_dir $R/salun_$lr --resume "$@"
-  python unlearn.py --method salun_soft $forget --steps 200 --alpha 1 --lr $lr --save_dir $R/salun_soft_$lr --resume "$@"
-  python unlearn.py --method erasediff $forget --steps 200 --lr $lr --save_dir $R/erasediff_$lr --resume "$@"
+  python unlearn.py --method rl "${forget[@]}" --steps 200 --alpha 1 --lr $lr --save_dir "$R/rl_$lr" --resume
+  python unlearn.py --method salun "${forget[@]}" --steps 200 --alpha 1 --lr $lr --mask_path "$R/mask" --save_dir "$R/salun_$lr" --resume
+  python unlearn.py --method salun_soft "${forget[@]}" --steps 200 --alpha 1 --lr $lr --save_dir "$R/salun_soft_$lr" --resume
+  python unlearn.py --method erasediff "${forget[@]}" --steps 200 --lr $lr --save_dir "$R/erasediff_$lr" --resume
 done
 for lr in 1e-6 1e-5 1e-4; do
-  python unlearn.py --method ga $forget --steps 50 --lr $lr --save_dir $R/ga_$lr --resume "$@"
+  python unlearn.py --method ga "${forget[@]}" --steps 50 --lr $lr --save_dir "$R/ga_$lr" --resume
 done
 for lr in 3e-5 1e-4 3e-4; do
-  python unlearn.py --method esd $forget --steps 200 --replay 100 --lr $lr --save_dir $R/esd_$lr --resume "$@"
+  python unlearn.py --method esd "${forget[@]}" --steps 200 --replay 100 --lr $lr --save_dir "$R/esd_$lr" --resume
 done
 for ewc in 10 0.1 0.001; do
-  python unlearn.py --method sa $forget --steps 200 --replay 50 --lr 1e-3 --ewc $ewc --save_dir $R/sa_$ewc --resume "$@"
+  python unlearn.py --method sa "${forget[@]}" --steps 200 --replay 50 --lr 1e-3 --ewc $ewc --save_dir "$R/sa_$ewc" --resume
 done
-runs=$(cd $R && echo {rl,salun,salun_soft,erasediff}_{1e-4,3e-4,1e-3} ga_{1e-6,1e-5,1e-4} esd_{3e-5,1e-4,3e-4} sa_{10,0.1,0.001})
-python sample.py --model_path $R/original $(printf "$R/%s " $runs) --num_per_class 30 --steps 25 --cond_scale 2 --batch_size 300 --seed 100 --save_dir $R/samples/original $(printf "$R/samples/%s " $runs) --resume "$@"
-python evaluate.py --sample_path $R/samples/original $(printf "$R/samples/%s " $runs) --forget_class 3 --classifier $R/classifier --features classifier --resume "$@"
-python table.py $OUT --by_options
+runs=({rl,salun,salun_soft,erasediff}_{1e-4,3e-4,1e-3} ga_{1e-6,1e-5,1e-4} esd_{3e-5,1e-4,3e-4} sa_{10,0.1,0.001})
+python sample.py --model_path "$R/original" "${runs[@]/#/$R/}" --num_per_class 30 --steps 25 --cond_scale 2 --batch_size 300 --seed 100 --save_dir "$R/samples/original" "${runs[@]/#/$R/samples/}" --resume
+python evaluate.py --sample_path "$R/samples/original" "${runs[@]/#/$R/samples/}" --forget_class 3 --classifier "$R/classifier" --features classifier --resume
+python table.py "$OUT" --by_options

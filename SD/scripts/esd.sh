@@ -2,14 +2,14 @@
 # The four variants of ESD on a prompt: cross-attention (x), all else (u), self-attention (self), everything (full).
 #   FORGET="Van Gogh" bash scripts/esd.sh --device cuda
 # Its authors' settings: 1,000 steps of one sample, Adam 1e-5, negative guidance 1, x_t drawn at guidance 3 in 50 steps.
-# Finished runs are skipped, a cut-off run is continued; further flags go to every command.
-# On a GPU of 24 GB: MEMORY=--gradient_checkpointing
+# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help.
+# On a GPU of 24 GB: MEMORY=--gradient_checkpointing bash scripts/esd.sh
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/common.sh"
 FORGET=${FORGET:-Van Gogh}
 OUT=${OUT:-runs/esd}
 MODEL=${MODEL:-CompVis/stable-diffusion-v1-4}
 for weights in xattn noxattn selfattn full; do
-  python unlearn.py --method esd --train_method $weights --model_path "$MODEL" --forget_prompt "$FORGET" --target_prompt "" --steps 1000 --lr 1e-5 --batch_size 1 --negative_guidance 1 --sample_guidance_scale 3 --sample_steps 50 --seed 1 ${MEMORY:-} --save_dir $OUT/$weights --resume "$@"
+  python unlearn.py --method esd --train_method $weights --model_path "$MODEL" --forget_prompt "$FORGET" --target_prompt "" --steps 1000 --lr 1e-5 --batch_size 1 --negative_guidance 1 --sample_guidance_scale 3 --sample_steps 50 --seed 1 --save_dir "$OUT/$weights" --resume
 done
-python generate_images.py --model_path "$MODEL" $OUT/{xattn,noxattn,selfattn,full} --prompts_path prompt_lists/styles.csv --seed 1 --save_dir $OUT/samples/{original,xattn,noxattn,selfattn,full} --resume "$@"
+python generate_images.py --model_path "$MODEL" "$OUT"/{xattn,noxattn,selfattn,full} --prompts_path prompt_lists/styles.csv --seed 1 --save_dir "$OUT/samples"/{original,xattn,noxattn,selfattn,full} --resume

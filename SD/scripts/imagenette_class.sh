@@ -6,41 +6,39 @@
 # authors' (x_t drawn at guidance 3); Forget-Me-Not's are a guess.
 # The paper's row to expect (mean of ten classes, unverified): UA / FID SalUn 99.8 / 1.22, ESD 99.4 / 1.49, FMN 42.5 / 1.30.
 # METHODS="ga rl esd fmn salun salun_soft uce ca" runs every method. MODEL and CLASSIFIER may be local: a diffusers folder, efficientnet_lite0.
-# Finished runs are skipped, a cut-off run is continued; further flags go to every command but table.py.
-# On a GPU of 24 GB: MEMORY=--gradient_checkpointing
+# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help.
+# On a GPU of 24 GB: MEMORY=--gradient_checkpointing bash scripts/imagenette_class.sh
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/common.sh"
 DATA_DIR=${DATA_DIR:-data}
 OUT=${OUT:-runs/imagenette}
 CLASS=${CLASS:-church}
 MODEL=${MODEL:-CompVis/stable-diffusion-v1-4}
 CLASSIFIER=${CLASSIFIER:-resnet50}
 METHODS=${METHODS:-esd fmn salun}
-NUM_SAMPLES=${NUM_SAMPLES:-50}
-SAMPLING_STEPS=${SAMPLING_STEPS:-100}
-FEATURES=${FEATURES:-inception}
-STEPS=${STEPS:+--steps $STEPS}
 
-for seed in ${SEEDS:-1}; do
-  R="$OUT/${CLASS// /_}/seed$seed"
-  forget=(--model_path "$MODEL" --dataset imagenette --data_dir "$DATA_DIR" --forget_class "$CLASS" --seed "$seed")
-  sample=(--prompts_path prompt_lists/imagenette.csv --num_samples "$NUM_SAMPLES" --steps "$SAMPLING_STEPS" --guidance_scale 7.5)
-  python generate_images.py --model_path "$MODEL" "${sample[@]}" --save_dir "$OUT/original" --resume "$@"
-  for method in $METHODS; do
-    case $method in
-      salun) python generate_mask.py "${forget[@]}" --mask_ratio 0.5 ${MEMORY:-} --save_dir "$R/mask" --resume "$@"
-             python unlearn.py --method salun "${forget[@]}" ${STEPS:---steps 600} --lr 1e-5 --alpha 0.5 --mask_path "$R/mask" ${MEMORY:-} --save_dir "$R/salun" --resume "$@" ;;
-      salun_soft | rl) python unlearn.py --method $method "${forget[@]}" ${STEPS:---steps 600} --lr 1e-5 --alpha 0.5 ${MEMORY:-} --save_dir "$R/$method" --resume "$@" ;;
-      esd) python unlearn.py --method esd "${forget[@]}" ${STEPS:---steps 1000} --lr 1e-5 --batch_size 1 ${MEMORY:-} --save_dir "$R/esd" --resume "$@" ;;
-      fmn) python unlearn.py --method fmn "${forget[@]}" ${STEPS:---steps 35} --lr 1e-5 --save_dir "$R/fmn" --resume "$@" ;;
-      ga) python unlearn.py --method ga "${forget[@]}" ${STEPS:---steps 100} --lr 1e-6 ${MEMORY:-} --save_dir "$R/ga" --resume "$@" ;;
-      uce) python unlearn.py --method uce "${forget[@]}" --save_dir "$R/uce" --resume "$@" ;;
-      ca) python unlearn.py --method ca "${forget[@]}" ${STEPS:---steps 400} --lr 2e-6 --num_images ${NUM_OWN:-200} ${MEMORY:-} --save_dir "$R/ca" --resume "$@" ;;
-    esac
-    python generate_images.py --model_path "$R/$method" "${sample[@]}" --save_dir "$R/samples/$method" --resume "$@"
-    python evaluate.py --sample_path "$R/samples/$method" --classifier "$CLASSIFIER" --features "$FEATURES" --dataset imagenette --data_dir "$DATA_DIR" --resume
+for class in ${CLASSES:-${CLASS// /_}}; do  # imagenette_table.sh sets CLASSES
+  for seed in ${SEEDS:-1}; do
+    R=$OUT/$class/seed$seed
+    forget=(--model_path "$MODEL" --dataset imagenette --data_dir "$DATA_DIR" --forget_class "${class//_/ }" --seed "$seed")
+    sample=(--prompts_path prompt_lists/imagenette.csv --num_samples 50 --steps 100 --guidance_scale 7.5)
+    python generate_images.py --model_path "$MODEL" "${sample[@]}" --save_dir "$OUT/original" --resume
+    for method in $METHODS; do
+      case $method in
+        salun) python generate_mask.py "${forget[@]}" --mask_ratio 0.5 --save_dir "$R/mask" --resume
+               python unlearn.py --method salun "${forget[@]}" --steps 600 --lr 1e-5 --alpha 0.5 --mask_path "$R/mask" --save_dir "$R/salun" --resume ;;
+        salun_soft | rl) python unlearn.py --method $method "${forget[@]}" --steps 600 --lr 1e-5 --alpha 0.5 --save_dir "$R/$method" --resume ;;
+        esd) python unlearn.py --method esd "${forget[@]}" --steps 1000 --lr 1e-5 --batch_size 1 --save_dir "$R/esd" --resume ;;
+        fmn) python unlearn.py --method fmn "${forget[@]}" --steps 35 --lr 1e-5 --save_dir "$R/fmn" --resume ;;
+        ga) python unlearn.py --method ga "${forget[@]}" --steps 100 --lr 1e-6 --save_dir "$R/ga" --resume ;;
+        uce) python unlearn.py --method uce "${forget[@]}" --save_dir "$R/uce" --resume ;;
+        ca) python unlearn.py --method ca "${forget[@]}" --steps 400 --lr 2e-6 --num_images 200 --save_dir "$R/ca" --resume ;;
+      esac
+      python generate_images.py --model_path "$R/$method" "${sample[@]}" --save_dir "$R/samples/$method" --resume
+      python evaluate.py --sample_path "$R/samples/$method" --classifier "$CLASSIFIER" --dataset imagenette --data_dir "$DATA_DIR" --resume
+    done
+    python evaluate.py --sample_path "$OUT/original" --forget_class "${class//_/ }" --classifier "$CLASSIFIER" --dataset imagenette --data_dir "$DATA_DIR" --save_dir "$R/original" --resume
   done
-  python evaluate.py --sample_path "$OUT/original" --forget_class "$CLASS" --classifier "$CLASSIFIER" --features "$FEATURES" --dataset imagenette --data_dir "$DATA_DIR" --save_dir "$R/original" --resume
+  python table.py "$OUT/$class"
+  python draw_pictures.py "$OUT/$class"
 done
-python table.py "$OUT/${CLASS// /_}"
-python draw_pictures.py "$OUT/${CLASS// /_}"

@@ -3,10 +3,7 @@
 #   DATA_DIR=~/data bash scripts/imagenette_table.sh --device cuda
 # Days on one GPU. The paper's figures, unverified: UA / FID SalUn 99.8 / 1.22, ESD 99.4 / 1.49, FMN 42.5 / 1.30.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-export OUT=${OUT:-runs/imagenette}
-for class in ${CLASSES:-tench English_springer cassette_player chain_saw church French_horn garbage_truck gas_pump golf_ball parachute}; do
-  CLASS=${class//_/ } bash scripts/imagenette_class.sh "$@"
-done
+CLASSES=${CLASSES:-tench English_springer cassette_player chain_saw church French_horn garbage_truck gas_pump golf_ball parachute}
+source "$(dirname "$0")/imagenette_class.sh"
 python table.py "$OUT" --over_classes
 python draw_pictures.py "$OUT"
