@@ -124,7 +124,9 @@ DATA, FORGET, METHOD, RUN = "model and data", "what to forget", "method", "run"
 # fmt: off
 FLAGS = {  # name: (group, other spellings, options of add_argument)
     "model_path": (DATA, [], dict(type=Path, metavar="RUN", help="run folder of the model to start from")),
-    "data_dir": (DATA, ["--data"], dict(type=Path, metavar="DIR", help="folder of the data sets and their .npz caches")),
+    "data_dir": (DATA, ["--data"], dict(type=Path, metavar="DIR", help="folder of the data sets")),
+    "cache_dir": (DATA, [], dict(type=Path, metavar="DIR", help="folder of what is decoded or encoded once "
+                                 "(default: --data_dir; for your own images ~/.cache/salun: nothing is written among them)")),
     "limit": (DATA, [], dict(type=positive_int, metavar="N", help="use only N training samples, for a quick look")),
     "forget_class": (FORGET, ["--class_to_replace", "--label_to_forget", "--class_to_forget"],
                      dict(nargs="+", metavar="CLASS", help="forget these classes, by name or number")),

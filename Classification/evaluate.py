@@ -25,7 +25,7 @@ def parse(argv=None):
     parser = cli.Parser(__doc__)
     runs = dict(nargs="+", type=Path, required=True, metavar="RUN", help="runs of unlearn.py (of train.py: with --save_dir)")
     parser.add(cli.DATA, "--model_path", **runs)
-    parser.add_shared("save_dir", "data_dir")
+    parser.add_shared("save_dir", "data_dir", "cache_dir")
     task.add_forget_flags(parser)
     held_out = "images that stand for data never seen; val to choose hyper-parameters"
     parser.add(cli.DATA, "--held_out", choices=("test", "val"), default="test", help=held_out)
@@ -55,7 +55,8 @@ def measure_run(path, args, accelerator):
         if args.resume:
             return
         raise RunError(f"{folder} has metrics.json already: pass --overwrite to measure again, --resume to skip it")
-    loaded = task.load_task(folder, {name: recorded[name] for name in task.FORGET_FLAGS}, accelerator, args.data_dir, "unlearn")
+    flags = {name: recorded[name] for name in task.FORGET_FLAGS}
+    loaded = task.load_task(folder, flags, accelerator, args.data_dir, args.cache_dir, "unlearn")
     done = read_json(folder / "done.json")
     cost = {"RTE": (done["seconds"] + done["mask_seconds"]) / 60, "changed": 100 * done["fraction_changed"]}
     measured = measure(loaded, args) | cost | {name: done[name] for name in ("peak_memory_mb", "images_seen")}
@@ -66,7 +67,7 @@ def measure_run(path, args, accelerator):
 def measure_original(args, accelerator):
     """The row `original`: a model of train.py, measured on what would be forgotten."""
     run_folder = RunFolder(args, accelerator)
-    loaded = task.load_task(args.model_path[0], task.forget_flags(args), accelerator, args.data_dir)
+    loaded = task.load_task(args.model_path[0], task.forget_flags(args), accelerator, args.data_dir, args.cache_dir)
     run_folder.begin(kind="evaluation", method="original", **loaded.facts)
     measured = measure(loaded, args)
     if accelerator.is_main_process:

@@ -17,7 +17,7 @@ from run_folder import RunFolder
 
 def parse(argv=None):
     parser = cli.Parser(__doc__)
-    parser.add_shared("data_dir", required=["save_dir", "model_path"])
+    parser.add_shared("data_dir", "cache_dir", required=["save_dir", "model_path"])
     task.add_forget_flags(parser)
     parser.add_shared("resume", "overwrite", "device", mask_ratio=0.5, batch_size=256, precision="fp32")
     args = parser.parse_args(argv)
@@ -31,7 +31,7 @@ def main(argv=None):
     run_folder = RunFolder(args, accelerator)
 
     # Model, data and what is forgotten
-    loaded = task.load_task(args.model_path, task.forget_flags(args), accelerator, args.data_dir)
+    loaded = task.load_task(args.model_path, task.forget_flags(args), accelerator, args.data_dir, args.cache_dir)
     run_folder.begin(kind="mask", **loaded.facts)
 
     # Saliency, and the mask of its largest entries

@@ -34,7 +34,7 @@ class Task:
     facts: dict
 
 
-def load_task(model_path, forget, accelerator, data_dir=None, kind="train"):
+def load_task(model_path, forget, accelerator, data_dir=None, cache_dir=None, kind="train"):
     """Rebuild the model of a run and split its data. forget: {flag: value} of the four FORGET_FLAGS.
 
     The run must be of that kind: "train", or "unlearn", which carries its original's description along. Raises RunError for
@@ -44,7 +44,7 @@ def load_task(model_path, forget, accelerator, data_dir=None, kind="train"):
     architecture, classes, training = recorded["architecture"], recorded["classes"], recorded.get("training", recorded)
     data_dir = data_dir or moved(training["data_dir"], recorded, folder)
     with accelerator.main_process_first():  # which writes the cache that the others read
-        images = load_images(training["dataset"], data_dir, training["image_size"], accelerator.device)
+        images = load_images(training["dataset"], data_dir, training["image_size"], accelerator.device, cache_dir)
     shape = {"channels": images.x_train.shape[3], "image_size": images.x_train.shape[1]}
     if images.classes != classes or shape.items() - architecture.items():
         raise RunError(f"the data in {data_dir} is not what {folder} was trained on: other classes or another image size")

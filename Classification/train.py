@@ -19,7 +19,7 @@ from trainer import Trainer, cross_entropy
 
 def parse(argv=None):
     parser = cli.Parser(__doc__)
-    parser.add_shared("model_path", required=["save_dir"], data_dir="data")
+    parser.add_shared("model_path", "cache_dir", required=["save_dir"], data_dir="data")
     parser.add(cli.DATA, "--dataset", choices=imagesets.DATASETS, default="cifar10", help="data set")
     parser.add(cli.DATA, "--arch", choices=models.MODELS, default="resnet18", help="model architecture")
     parser.add(cli.DATA, "--image_size", type=cli.positive_int, metavar="PX", help="size of the images of --dataset folder (default: 64)")
@@ -39,7 +39,7 @@ def main(argv=None):
 
     # Data and model
     with accelerator.main_process_first():  # which writes the cache that the others read
-        images = imagesets.load_images(args.dataset, args.data_dir, args.image_size, accelerator.device)
+        images = imagesets.load_images(args.dataset, args.data_dir, args.image_size, accelerator.device, args.cache_dir)
     train_indices, val_indices = data.train_and_validation(images.y_train, args.split_seed, args.val_fraction, args.limit)
     train, val = images.train(train_indices, "train"), images.train(val_indices, "val")
     shape = {"arch": args.arch, "num_classes": len(images.classes)}

@@ -25,7 +25,7 @@ SETTINGS = dict(batch_size=None, forget_batch_size=None, optimizer=None, momentu
 
 def parse(argv=None):
     parser = cli.Parser(__doc__)
-    parser.add_shared("data_dir", required=["save_dir", "model_path"])
+    parser.add_shared("data_dir", "cache_dir", required=["save_dir", "model_path"])
     task.add_forget_flags(parser)
     method = dict(type=lambda name: PAPER_SPELLINGS.get(name, name), choices=METHODS, default="salun", help="unlearning method")
     parser.add(cli.METHOD, "--method", "--unlearn", **method)
@@ -52,7 +52,7 @@ def main(argv=None):
     run_folder = RunFolder(args, accelerator)
 
     # The original model, the forget and the retain set, the mask
-    loaded = task.load_task(args.model_path, task.forget_flags(args), accelerator, args.data_dir)
+    loaded = task.load_task(args.model_path, task.forget_flags(args), accelerator, args.data_dir, args.cache_dir)
     model, trained = loaded.model, loaded.training
     if args.compile:
         model.compile()

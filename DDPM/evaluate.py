@@ -32,7 +32,7 @@ def parse(argv=None):
     parser = cli.Parser(__doc__)
     parser.add(cli.DATA, "--sample_path", nargs="+", type=Path, required=True, metavar="RUN", help="runs of sample.py to measure")
     parser.add(cli.DATA, "--classifier", type=Path, required=True, metavar="RUN", help="run of train_classifier.py")
-    parser.add_shared("save_dir", "data_dir", "forget_class")
+    parser.add_shared("save_dir", "data_dir", "cache_dir", "forget_class")
     features = "classifier: for where Inception cannot be had; no FID then"
     parser.add(cli.METHOD, "--features", choices=("inception", "classifier"), default="inception", help=features)
     inception_weights = "torch-fidelity's Inception weights (default: downloaded)"
@@ -56,7 +56,7 @@ def main(argv=None):
     classifier, classifier_args = load_classifier(args.classifier, accelerator)
     extractor = metrics.register_features(classifier) if args.features == "classifier" else metrics.INCEPTION
     run_folder = RunFolder(args, accelerator) if args.save_dir is not None else None  # of the row `original`
-    runs = load_samples(args.sample_path, args.data_dir, accelerator)  # together: the first process writes the cache
+    runs = load_samples(args.sample_path, args.data_dir, accelerator, args.cache_dir)  # together: the first process writes the cache
     known = {"classifier": classifier, "classifier_args": classifier_args, "extractor": extractor}
 
     def measure(run):
@@ -75,7 +75,7 @@ def main(argv=None):
         cli.for_each(runs[accelerator.process_index :: accelerator.num_processes], measure, accelerator.wait_for_everyone)
 
 
-def load_samples(paths, data_dir, accelerator):
+def load_samples(paths, data_dir, accelerator, cache_dir=None):
     """[(folder, args of the run, Images of the data set that its model was trained on)] of runs of sample.py."""
     runs, loaded = [], {}
     for path in paths:
@@ -85,7 +85,7 @@ def load_samples(paths, data_dir, accelerator):
         place = data_dir or moved(origin["data_dir"], recorded, folder)
         source = (origin["dataset"], place, *(origin[name] for name in ("image_size", "limit", "seed")))
         if source not in loaded:
-            loaded[source] = task.load_images(*source, accelerator)
+            loaded[source] = task.load_images(*source, accelerator, cache_dir)
         if origin.get("data_sha") not in (None, loaded[source].sha):
             raise RunError(f"the data in {place} is not what the model of {folder} was trained on: other images or labels")
         runs.append((folder, recorded, loaded[source]))

@@ -50,6 +50,27 @@ def write_whole(path, write):
         partial.unlink(missing_ok=True)
 
 
+def cache_folder(data_dir, own, given=None):
+    """The folder of what is decoded or encoded once from the images in data_dir: `given` (--cache_dir), else data_dir.
+
+    A user's `own` images have a folder of their own, below `given` or the user's cache folder: nothing is written among them. Raises
+    RunError for a file.
+    """
+    if given and Path(given).is_file():
+        raise RunError(f"--cache_dir {given} is a file: name a folder")
+    if not own:
+        return Path(given or data_dir).expanduser()
+    home = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "salun")
+    return Path(given or home).expanduser() / hashlib.sha256(os.path.realpath(data_dir).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def writable(folder):
+    """Whether files can be written in a folder, which is made where that can be."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return os.access(folder, os.W_OK)
+
+
 def remove_leftovers(folder):
     """Remove what a kill left half written in a folder: by write_whole() or by safetensors."""
     for path in (*folder.glob(".*.partial"), *folder.glob(".tmp*")):

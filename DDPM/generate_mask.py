@@ -17,7 +17,7 @@ from run_folder import RunFolder
 
 def parse(argv=None):
     parser = cli.Parser(__doc__)
-    parser.add_shared("data_dir", required=["save_dir", "model_path", "forget_class"])
+    parser.add_shared("data_dir", "cache_dir", required=["save_dir", "model_path", "forget_class"])
     passes = {"epochs": dict(type=cli.positive_int, help="passes over the images, each with noise of its own")}
     parser.add_shared("resume", "overwrite", "device", options=passes, mask_ratio=0.5, epochs=1, batch_size=128, precision="fp32", seed=1)
     return parser.parse_args(argv)
@@ -29,7 +29,7 @@ def main(argv=None):
     run_folder = RunFolder(args, accelerator)
 
     # Model, data and what is forgotten
-    loaded = task.load_task(args.model_path, args.forget_class, accelerator, args.data_dir)
+    loaded = task.load_task(args.model_path, args.forget_class, accelerator, args.data_dir, args.cache_dir)
     run_folder.begin(kind="mask", **loaded.facts)
 
     # Saliency, and the mask of its largest entries

@@ -2,7 +2,7 @@
 
 First use decodes a data set and keeps `<data_dir>/<dataset>.npz` with x_train, y_train, x_test, y_test (images uint8 of shape
 (N, H, W, C), labels integers). A file of that name that is there already is used as it is. A folder of a user's images is decoded
-again when it changes.
+again when it changes; files.cache_folder says where its .npz is kept.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import struct
 import warnings
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import torch
 
 from cli import RunError
 from data import Split, say
-from files import write_whole
+from files import cache_folder, writable, write_whole
 
 MOST_CLASSES = 1 << 20
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
@@ -157,13 +158,21 @@ def decode(rows, size):
     from PIL import Image, ImageOps
     from tqdm import tqdm
 
-    images, broken = np.empty((len(rows), size, size, 3), np.uint8), []
-    for i, (path, _) in enumerate(tqdm(rows, "decode", disable=None)):
+    images = np.empty((len(rows), size, size, 3), np.uint8)
+
+    def read(i):
+        """Decode into its place. Returns what is wrong with the file, or None."""
         try:
-            images[i] = np.asarray(ImageOps.fit(open_image(path).convert("RGB"), (size, size), Image.Resampling.BICUBIC))
+            images[i] = np.asarray(ImageOps.fit(open_image(rows[i][0]).convert("RGB"), (size, size), Image.Resampling.BICUBIC))
         except RunError as error:
-            broken.append(str(error))
-    if broken:
+            return str(error)
+
+    pool = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes and scales without the interpreter's lock
+    try:
+        said = list(tqdm(pool.map(read, range(len(rows))), "decode", len(rows), disable=None))
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
+    if broken := [error for error in said if error]:
         more = f" (and {len(broken) - 5} more)" if len(broken) > 5 else ""
         raise RunError(f"{'; '.join(broken[:5])}{more}")
     return images, np.array([label for _, label in rows], np.int64)
@@ -204,25 +213,27 @@ class Images:
         return Split(self.x_train[here], self.y_train[here], indices, name)
 
 
-def load_images(dataset, data_dir, image_size=None, device="cpu"):
+def load_images(dataset, data_dir, image_size=None, device="cpu", cache_dir=None):
     """Return the Images of a data set. Raises RunError for missing, truncated or contradictory data."""
     data_dir = Path(data_dir).expanduser()
     if image_size and dataset != "folder":
         raise RunError("--image_size is for --dataset folder: the other data sets have a size of their own")
     size = image_size or DATASETS[dataset].size
-    cache = data_dir / (f"folder_{size}.npz" if dataset == "folder" else f"{dataset}.npz")
-    stamp = folder_stamp(data_dir) if dataset == "folder" else ""
+    own = dataset == "folder"
+    name, folder = f"folder_{size}.npz" if own else f"{dataset}.npz", cache_folder(data_dir, own, cache_dir)
+    cache = (data_dir if (data_dir / name).is_file() and not own else folder) / name
+    stamp = folder_stamp(data_dir) if own else ""
     arrays = read_cache(cache)
     if arrays is None or str(arrays.get("stamp", "")) != stamp:
-        if dataset == "folder" and not data_dir.is_dir():
+        if own and not data_dir.is_dir():
             raise RunError(f"--data_dir {data_dir} is no folder")
         data_dir.mkdir(parents=True, exist_ok=True)
         names = ("x_train", "y_train", "x_test", "y_test", "classes")
         arrays = dict(zip(names, DATASETS[dataset].load(data_dir, size), strict=True)) | {"stamp": stamp}
-        if os.access(data_dir, os.W_OK):
+        if writable(folder):
             write_whole(cache, lambda partial: np.savez(partial.open("wb"), **arrays))
         else:
-            warnings.warn(f"{data_dir} is read-only: its images are decoded again in every run", stacklevel=2)
+            warnings.warn(f"{folder} is read-only: the images are decoded again in every run", stacklevel=2)
     check_arrays(cache, arrays)
     kinds = {"x_train": np.uint8, "y_train": np.int64, "x_test": np.uint8, "y_test": np.int64}
     tensors = [torch.from_numpy(np.ascontiguousarray(arrays[name], kind)) for name, kind in kinds.items()]

@@ -36,7 +36,8 @@ from files import check_finite, parse_json, read_json, read_tensors, remove_left
 
 WRITTEN = "done.json log.csv model.safetensors mask.safetensors checkpoint.safetensors metrics.json model samples fading.gif"
 PATHS = ("model_path", "classifier", "pretrained", "clip_model")  # flags that name a file or folder, or something else
-NOT_COMPARED = ["save_dir", "resume", "overwrite", "device", "processes", "computed_on", "parent"]  # may differ when a run is resumed
+# may differ when a run is resumed
+NOT_COMPARED = ["save_dir", "cache_dir", "resume", "overwrite", "device", "processes", "computed_on", "parent"]
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "safetensors", "torch-fidelity")
 
 

@@ -33,10 +33,10 @@ def shape_of(images):
     return {"num_classes": len(images.classes), "channels": images.x_train.shape[3], "image_size": images.x_train.shape[1]}
 
 
-def load_images(dataset, data_dir, image_size, limit, seed, accelerator):
+def load_images(dataset, data_dir, image_size, limit, seed, accelerator, cache_dir=None):
     """A data set's Images. Of the training images at most `limit`, drawn by `seed`."""
     with accelerator.main_process_first():  # which writes the cache that the others read
-        images = imagesets.load_images(dataset, Path(data_dir), image_size, accelerator.device)
+        images = imagesets.load_images(dataset, Path(data_dir), image_size, accelerator.device, cache_dir)
     if limit is None or limit >= len(images.y_train):
         return images
     order = torch.randperm(len(images.y_train), generator=data.make_generator("limit", seed))[:limit].sort().values
@@ -52,7 +52,7 @@ def load_model(model_path, accelerator):
     return trainer.prepare(model, accelerator), folder, recorded
 
 
-def load_task(model_path, forget_class, accelerator, data_dir=None):
+def load_task(model_path, forget_class, accelerator, data_dir=None, cache_dir=None):
     """Rebuild the original of a run of train.py and split its data.
 
     Raises RunError for anything missing, unfinished or contradictory, and for a model that has forgotten already.
@@ -62,7 +62,7 @@ def load_task(model_path, forget_class, accelerator, data_dir=None):
         raise RunError(f"{folder} is no original model: it was trained with --retain_only")
     training = {name: recorded.get(name) if name == "data_sha" else recorded[name] for name in TRAINING}  # older runs do not tell it
     data_dir = data_dir or moved(training["data_dir"], recorded, folder)
-    images = load_images(training["dataset"], data_dir, training["image_size"], training["limit"], training["seed"], accelerator)
+    images = load_images(training["dataset"], data_dir, training["image_size"], training["limit"], training["seed"], accelerator, cache_dir)
     if images.classes != recorded["classes"] or shape_of(images).items() - recorded["architecture"].items():
         raise RunError(f"the data in {data_dir} is not what {folder} was trained on: other classes or another image size")
     if training["data_sha"] not in (None, images.sha):

@@ -25,7 +25,7 @@ SETTINGS = ("batch_size", "optimizer", "weight_decay", "schedule", "grad_clip", 
 
 def parse(argv=None):
     parser = cli.Parser(__doc__)
-    parser.add_shared("model_path", "forget_class", required=["save_dir"], data_dir="data")
+    parser.add_shared("model_path", "cache_dir", "forget_class", required=["save_dir"], data_dir="data")
     parser.add(cli.DATA, "--dataset", choices=imagesets.DATASETS, default="cifar10", help="data set")
     parser.add(cli.DATA, "--arch", choices=models.UNETS, default="unet128", help="U-Net (models.py says what each is)")
     parser.add(cli.DATA, "--image_size", type=cli.positive_int, metavar="PX", help="size of the images of --dataset folder (default: 64)")
@@ -49,7 +49,7 @@ def main(argv=None):
     run_folder = RunFolder(args, accelerator)
 
     # Data and model
-    images = task.load_images(args.dataset, args.data_dir, args.image_size, args.limit, args.seed, accelerator)
+    images = task.load_images(args.dataset, args.data_dir, args.image_size, args.limit, args.seed, accelerator, args.cache_dir)
     classes = data.forget_classes(args.forget_class or [], images.classes)
     forget, train = data.split(images, classes)
     train.name = "train"

@@ -29,7 +29,7 @@ from trainer import Trainer
 
 def parse(argv=None):
     parser = cli.Parser(__doc__)
-    parser.add_shared(required=["save_dir"], data_dir="data")
+    parser.add_shared("cache_dir", required=["save_dir"], data_dir="data")
     parser.add(cli.DATA, "--dataset", choices=imagesets.DATASETS, default="cifar10", help="data set")
     parser.add(cli.DATA, "--arch", choices=models.CLASSIFIERS, default="resnet34", help="classifier; cnn is for digits and fashion_mnist")
     parser.add(cli.DATA, "--image_size", type=cli.positive_int, metavar="PX", help="size of the images of --dataset folder (default: 64)")
@@ -69,7 +69,7 @@ def main(argv=None):
     run_folder = RunFolder(args, accelerator)
 
     # Data and model
-    images = task.load_images(args.dataset, args.data_dir, args.image_size, args.limit, args.seed, accelerator)
+    images = task.load_images(args.dataset, args.data_dir, args.image_size, args.limit, args.seed, accelerator, args.cache_dir)
     shape = {"arch": args.arch, "num_classes": len(images.classes), "channels": images.x_train.shape[3]}
     model = models.build_classifier(**shape, seed=args.seed)
     model.set_normalisation(images.x_train)

@@ -24,7 +24,7 @@ from run_folder import RunFolder
 
 def parse(argv=None):
     parser = cli.Parser(__doc__)
-    parser.add_shared("data_dir", required=["save_dir", "model_path", "forget_class"])
+    parser.add_shared("data_dir", "cache_dir", required=["save_dir", "model_path", "forget_class"])
     target = "rl, salun, salun_soft: the class that stands in for the forgotten ones (default: the next retained one)"
     parser.add(cli.FORGET, "--target_class", metavar="CLASS", help=target)
     parser.add(cli.METHOD, "--method", "--unlearn", choices=METHODS, default="salun", help="unlearning method")
@@ -53,7 +53,7 @@ def main(argv=None):
     run_folder = RunFolder(args, accelerator)
 
     # The original model, the forget and the retain set, the mask
-    loaded = task.load_task(args.model_path, args.forget_class, accelerator, args.data_dir)
+    loaded = task.load_task(args.model_path, args.forget_class, accelerator, args.data_dir, args.cache_dir)
     model, trained = loaded.model, loaded.training
     if args.compile:
         model.compile()

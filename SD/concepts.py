@@ -12,13 +12,14 @@ import imagesets
 import models
 import pipelines
 from cli import RunError
+from files import cache_folder
 from latents import digest, encode_pictures, generated_moments, no_moments
 from prompts import class_rows
 
 CAPTION = "an image of a {}"  # the paper's, for Imagenette
 TRAINED_ON = ("dataset", "data_dir", "image_size", "caption")  # what a run of train.py knows of its data
-CONCEPT_FLAGS = ("dataset", "data_dir", "caption", "forget_class", "forget_prompt", "target_prompt", "retain_prompts", "forget_dir")
-CONCEPT_FLAGS += ("retain_dir", "num_images", "generation_steps", "generation_guidance_scale")
+CONCEPT_FLAGS = ("dataset", "data_dir", "cache_dir", "caption", "forget_class", "forget_prompt", "target_prompt", "retain_prompts")
+CONCEPT_FLAGS += ("forget_dir", "retain_dir", "num_images", "generation_steps", "generation_guidance_scale")
 
 
 # ---------------------------------------------------------------------------------------------------------------- flags
@@ -30,7 +31,7 @@ def add_model_flag(parser):
 
 def add_dataset_flags(parser, dataset=None):
     parser.add(cli.DATA, "--dataset", choices=imagesets.DATASETS, default=dataset, help="images with classes or captions")
-    parser.add_shared("data_dir")
+    parser.add_shared("data_dir", "cache_dir")
     caption = f"prompt of a class, with {{}} for its name (default: {CAPTION!r})"
     parser.add(cli.DATA, "--caption", type=data.template, metavar="TEXT", help=caption)
 
@@ -118,8 +119,9 @@ def of_classes(flags, pipeline, recorded, shas, accelerator, needs):
     targets[labels] = torch.tensor([table.index(text) for text in target_prompts])
     numbers = torch.tensor(found.y_train)
     of_forgotten = torch.isin(numbers, torch.tensor(labels))
+    cache = cache_folder(source["data_dir"], source["dataset"] in imagesets.OWN, flags["cache_dir"])
     any_read = "forget" in needs or "retain" in needs
-    moments = encode_pictures(pipeline, found.train, shas["vae"], source["data_dir"], accelerator) if any_read else None
+    moments = encode_pictures(pipeline, found.train, shas["vae"], cache, accelerator) if any_read else None
     splits = {}
     for part, chosen in (("forget", of_forgotten), ("retain", ~of_forgotten)):
         images = moments[chosen] if part in needs else no_moments(pipeline, int(chosen.sum()))
@@ -137,16 +139,17 @@ def of_prompts(flags, pipeline, recorded, shas, accelerator, needs):
     texts = dict.fromkeys([*forget_prompts, *target_prompts, *retain_prompts])
     table = [text for text in texts if text != models.NULL] + [models.NULL]
     data_dir = flags["data_dir"] or recorded.get("data_dir") or "data"
+    cache = cache_folder(data_dir, recorded.get("dataset") in imagesets.OWN, flags["cache_dir"])
     splits, identity = {}, {}
     for part, prompts, folder in (("forget", forget_prompts, flags["forget_dir"]), ("retain", retain_prompts, flags["retain_dir"])):
         numbers = torch.tensor([table.index(text) for text in prompts])
         if folder is None:
             labels = numbers.repeat_interleave(flags["num_images"])
-            make, identity[part] = generated_moments(pipeline, prompts, flags, shas["model"], data_dir, accelerator)
+            make, identity[part] = generated_moments(pipeline, prompts, flags, shas["model"], cache, accelerator)
         else:
             pictures = imagesets.load_images(folder, models.image_size(pipeline))
             labels = numbers.repeat(math.ceil(len(pictures) / len(numbers)))[: len(pictures)]  # several prompts take turns
-            make = functools.partial(encode_pictures, pipeline, pictures, shas["vae"], data_dir, accelerator)
+            make = functools.partial(encode_pictures, pipeline, pictures, shas["vae"], cache, accelerator)
             identity[part] = pictures.sha()
         splits[part] = data.Split(make() if part in needs else no_moments(pipeline, len(labels)), labels, part)
     targets = torch.arange(len(table))

@@ -190,6 +190,7 @@ def load_images(folder, size):
     return Pictures(found, size)
 
 
+OWN = ("folder", "captions")  # data sets of users
 DATASETS = {"digits": load_digits, "imagenette": load_imagenette, "folder": load_folder, "captions": load_captions}
 
 

@@ -1,10 +1,8 @@
 """The cache of latents and embeddings: everything is encoded or drawn once, never per step."""
 
-import contextlib
 import functools
 import hashlib
 import json
-import os
 import warnings
 from pathlib import Path
 
@@ -15,26 +13,19 @@ from tqdm import tqdm
 import models
 import sampling
 from cli import RunError
-from files import read_tensors, write_tensors
+from files import read_tensors, writable, write_tensors
 
 
 def digest(*parts):
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def writable(folder):
-    """Whether files can be written in a folder, which is made where that can be."""
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    return os.access(folder, os.W_OK)
-
-
-def cached(data_dir, what, accelerator, make, shape):
-    """The tensor that make() returns, kept in <data_dir>/cache under the digest of `what` ({name: value}: all that it depends on).
+def cached(folder, what, accelerator, make, shape):
+    """The tensor that make() returns, kept in <folder>/cache under the digest of `what` ({name: value}: all that it depends on).
 
     make() runs in every process; the main one writes. A file whose own record of `what` differs is refused, or with another shape.
     """
-    path = Path(data_dir) / "cache" / f"{digest(what)[:20]}.safetensors"
+    path = Path(folder) / "cache" / f"{digest(what)[:20]}.safetensors"
     (found,) = broadcast_object_list([path.is_file()])  # one answer for all processes, whatever a network file system shows each
     accelerator.wait_for_everyone()
     if not found:
@@ -68,8 +59,8 @@ class on_device:
             module.to("cpu")
 
 
-def encode_pictures(pipeline, pictures, vae_sha, data_dir, accelerator, batch_size=8):
-    """Moments (N, 2C, h, w), on the CPU, of all pictures, encoded once and cached; the processes share the work."""
+def encode_pictures(pipeline, pictures, vae_sha, folder, accelerator, batch_size=8):
+    """Moments (N, 2C, h, w), on the CPU, of all pictures, encoded once and cached in `folder`; the processes share the work."""
 
     edge = pictures.size // pipeline.vae_scale_factor
     shape = len(pictures), 2 * pipeline.vae.config.latent_channels, edge, edge
@@ -84,7 +75,7 @@ def encode_pictures(pipeline, pictures, vae_sha, data_dir, accelerator, batch_si
         return accelerator.reduce(found.to(accelerator.device), "sum").cpu() if accelerator.num_processes > 1 else found
 
     what = {"latents": pictures.sha(), "vae": vae_sha, "scaling_factor": pipeline.vae.config.scaling_factor}
-    return cached(data_dir, what, accelerator, make, shape)
+    return cached(folder, what, accelerator, make, shape)
 
 
 def embed(pipeline, prompts, accelerator):
@@ -99,8 +90,8 @@ def no_moments(pipeline, count):
     return torch.zeros(1, 2 * config.in_channels, config.sample_size, config.sample_size).expand(count, -1, -1, -1)
 
 
-def generated_moments(pipeline, prompts, generation, model_sha, data_dir, accelerator):
-    """(function that returns the moments, identity) of images that the original generates for prompts, cached.
+def generated_moments(pipeline, prompts, generation, model_sha, folder, accelerator):
+    """(function that returns the moments, identity) of images that the original generates for prompts, cached in `folder`.
 
     generation: {"num_images": per prompt, "generation_steps", "generation_guidance_scale"}.
     """
@@ -117,4 +108,4 @@ def generated_moments(pipeline, prompts, generation, model_sha, data_dir, accele
             return sampling.generate_moments(pipeline, *parts, generation["num_images"], accelerator, **options)
 
     shape = len(prompts) * generation["num_images"], *no_moments(pipeline, 1).shape[1:]
-    return functools.partial(cached, data_dir, what, accelerator, draw, shape), digest(what)
+    return functools.partial(cached, folder, what, accelerator, draw, shape), digest(what)

@@ -26,7 +26,7 @@ import saving
 import single_file
 import trainer
 from cli import RunError
-from files import read_json, read_tensors
+from files import cache_folder, read_json, read_tensors
 from run_folder import RunFolder
 from trainer import Trainer, denoising_loss, squared_error
 
@@ -132,7 +132,8 @@ def train_unet(pipeline, pictures, table, numbers, run_folder, accelerator, args
     """Train the U-Net on pictures, each under its prompt: numbers into `table`, whose last prompt is the empty one."""
     unet = trainer.prepare(pipeline.unet, accelerator).requires_grad_(True)
     scheduler = models.noise_scheduler(pipeline.scheduler)
-    moments = latents.encode_pictures(pipeline, pictures, models.sha(pipeline.vae), args.data_dir, accelerator)
+    cache = cache_folder(args.data_dir, args.dataset in imagesets.OWN, args.cache_dir)
+    moments = latents.encode_pictures(pipeline, pictures, models.sha(pipeline.vae), cache, accelerator)
     embeddings = latents.embed(pipeline, table, accelerator)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()

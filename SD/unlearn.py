@@ -18,6 +18,7 @@ import torch
 import cli
 import concepts
 import data
+import imagesets
 import latents
 import masking
 import models
@@ -26,6 +27,7 @@ import saving
 import single_file
 import task
 import trainer
+from files import cache_folder
 from methods import FLAGS, METHODS, NEEDS_MASK, NO_CHECKPOINTING, TAKES_NO_MASK
 from run_folder import RunFolder
 
@@ -89,7 +91,9 @@ def draw_frame(step, *, loaded, folder, accelerator, seed, guidance_scale):
 def generate_split(numbers, name, *, loaded, flags, accelerator):
     """A Split of --num_images images that the original generates for each of some prompts."""
     texts, facts = [loaded.prompts[number] for number in numbers], loaded.facts
-    make, _ = latents.generated_moments(loaded.pipeline, texts, flags, facts["parent_sha"], facts["concept"]["data_dir"], accelerator)
+    dataset = facts["concept"].get("dataset") or facts["training"].get("dataset")
+    cache = cache_folder(facts["concept"]["data_dir"], dataset in imagesets.OWN, flags["cache_dir"])
+    make, _ = latents.generated_moments(loaded.pipeline, texts, flags, facts["parent_sha"], cache, accelerator)
     return data.Split(make(), torch.tensor(numbers).repeat_interleave(flags["num_images"]), name)
 
 

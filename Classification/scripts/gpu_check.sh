@@ -2,6 +2,7 @@
 # Does a GPU give what the CPU gives, and how fast is it? One JSON line per check, meant for a few minutes on one GPU, where it has not
 # run yet. Without a GPU it says so and ends. Exit status 1 if a command fails.
 #   bash scripts/gpu_check.sh > gpu_check.jsonl        DEVICE=cpu compares the CPU with itself
+# In under a minute: ROUNDS=1
 set -euo pipefail
 cd "$(dirname "$0")/.."
 DEVICE=${DEVICE:-cuda}
@@ -49,4 +50,4 @@ print(json.dumps({"check": "weights after one step", "largest difference": apart
 for on in logs:
     print(json.dumps({"check": f"peak memory, {on}", "MB": json.loads((root / f"step_{on}" / "done.json").read_text())["peak_memory_mb"]}))
 END
-python -c "import benchmark, json; print(json.dumps({'check': 'masked against dense step, ResNet-18', **benchmark.masked_step(7, '$DEVICE')}))"
+python -c "import benchmark, json; print(json.dumps({'check': 'masked against dense step, ResNet-18', **benchmark.masked_step(${ROUNDS:-7}, '$DEVICE')}))"

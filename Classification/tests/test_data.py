@@ -214,6 +214,41 @@ def test_pictures_are_upright_in_8_bits_and_all_broken_ones_are_named(tmp_path):
         imagesets.decode([(str(tmp_path / name), 0) for name in ("one.png", "turned.png", "two.png")], 16)
 
 
+def test_threads_decode_each_picture_into_its_place(tmp_path):
+    """Breaks if decode takes pictures in the order in which its threads are done with them: the first is the largest."""
+    rows = []
+    for number, edge in enumerate((900, 40, 300, 20, 25, 600, 30)):
+        rows.append((str(tmp_path / f"{number}.png"), number))
+        Image.fromarray(np.random.default_rng(number).integers(256, size=(edge, edge + 7, 3), dtype=np.uint8)).save(rows[-1][0])
+    images, labels = imagesets.decode(rows, 16)
+    assert labels.tolist() == list(range(7))
+    for image, row in zip(images, rows, strict=True):
+        assert np.array_equal(image, imagesets.decode([row], 16)[0][0])
+
+
+def test_nothing_is_written_among_own_images(tmp_path, monkeypatch):
+    """Breaks if the .npz of a folder lies in it, if two folders share one, or if --cache_dir hides a <dataset>.npz in data_dir."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("a", "b"):
+        make_folder(tmp_path / name, {"cat": 3, "dog": 3})
+    before = sorted(tmp_path.rglob("*"))
+    first = imagesets.load_images("folder", tmp_path / "a", 8)
+    imagesets.load_images("folder", tmp_path / "b", 8)
+    kept = sorted((tmp_path / "cache" / "salun").glob("*/folder_8.npz"))
+    assert len(kept) == 2 and sorted(set(tmp_path.rglob("*")) - set((tmp_path / "cache").rglob("*")) - {tmp_path / "cache"}) == before
+    monkeypatch.setattr(imagesets, "decode", None)  # from here on all comes from a cache
+    assert imagesets.load_images("folder", tmp_path / "a", 8).sha == first.sha
+    with pytest.raises(TypeError):
+        imagesets.load_images("folder", tmp_path / "a", 8, cache_dir=tmp_path / "other")
+    imagesets.load_images("digits", tmp_path / "data", cache_dir=tmp_path / "other")
+    assert (tmp_path / "other" / "digits.npz").is_file() and not list((tmp_path / "data").iterdir())
+    (tmp_path / "data" / "digits.npz").write_bytes((tmp_path / "other" / "digits.npz").read_bytes()[:100])
+    with pytest.raises(RunError, match="data/digits.npz is not a whole"):
+        imagesets.load_images("digits", tmp_path / "data", cache_dir=tmp_path / "other")
+    with pytest.raises(RunError, match="is a file: name a folder"):
+        imagesets.load_images("folder", tmp_path / "a", 8, cache_dir=kept[0])
+
+
 def test_bad_folders_and_caches_are_refused(tmp_path):
     """Mutation: skip unreadable images."""
     make_folder(tmp_path / "one", {"cat": 2})

@@ -2,6 +2,7 @@
 # Does a GPU give what the CPU gives, and how fast is it? One JSON line per check, meant for a few minutes on one GPU, where it has not
 # run yet. Without a GPU it says so and ends. Exit status 1 if a command fails.
 #   bash scripts/gpu_check.sh > gpu_check.jsonl        DEVICE=cpu compares the CPU with itself
+# In under a minute: ROUNDS=1 BATCH_SIZE=2
 set -euo pipefail
 cd "$(dirname "$0")/.."
 DEVICE=${DEVICE:-cuda}
@@ -49,7 +50,7 @@ print(json.dumps({"check": "weights after one step", "largest difference": apart
 for on in logs:
     print(json.dumps({"check": f"peak memory, {on}", "MB": json.loads((root / f"step_{on}" / "done.json").read_text())["peak_memory_mb"]}))
 END
-python - "$DEVICE" <<'END'
+python - "$DEVICE" "${ROUNDS:-5}" "${BATCH_SIZE:-16}" <<'END'
 import json
 import sys
 
@@ -58,7 +59,7 @@ import trainer
 
 for precision in ("fp32", "bf16"):
     results = {}
-    benchmark.unlearning_steps(results, trainer.make_accelerator(sys.argv[1], precision), 5, 16)
+    benchmark.unlearning_steps(results, trainer.make_accelerator(sys.argv[1], precision), *map(int, sys.argv[2:]))
     for name, row in results.items():
         print(json.dumps({"check": f"{name}, {precision}", **row}))
 END

@@ -2,6 +2,7 @@
 # Does a GPU give what the CPU gives, and how fast is it? One JSON line per check, meant for a few minutes on one GPU, where it has not
 # run yet. Without a GPU it says so and ends. Exit status 1 if a command fails.
 #   bash scripts/gpu_check.sh > gpu_check.jsonl        DEVICE=cpu compares the CPU with itself
+# In under a minute: DIVIDE=8
 set -euo pipefail
 cd "$(dirname "$0")/.."
 DEVICE=${DEVICE:-cuda}

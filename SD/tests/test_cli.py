@@ -561,6 +561,20 @@ def test_fine_tuning_on_captions(home, tmp_path):
     assert rows[0].split(",")[2] == "train" and losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.slow
+def test_nothing_is_written_among_own_images(home, tmp_path):
+    """Breaks if latents are kept in a folder of class folders: the second command would take cache/ for a class."""
+    for number, name in enumerate(("zebra", "golden retriever")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (16, 16), (90 * number, 40, 40 * i)).save(tmp_path / "photos" / name / f"{i}.png")
+    before = files(tmp_path / "photos")
+    flags = ("--model_path", home / "original", "--dataset folder --data_dir", tmp_path / "photos", "--forget_class")
+    ok("generate_mask", *flags, "golden retriever", "--save_dir", tmp_path / "mask")
+    ok("unlearn", *flags, "golden retriever", "--method rl --steps 1 --cache_dir", tmp_path / "kept", "--save_dir", tmp_path / "rl")
+    assert files(tmp_path / "photos") == before and len(list((tmp_path / "kept").glob("*/cache/*.safetensors"))) == 1
+
+
 def parse_command(argv):
     """Parse 'python NAME.py FLAGS...' with the script's own parser, which exits on a mistake."""
     importlib.import_module(argv[1].removesuffix(".py")).parse(argv[2:])
