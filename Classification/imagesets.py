@@ -63,9 +63,12 @@ def load_tiny_imagenet(data_dir, image_size):
     annotations = root / "val" / "val_annotations.txt"
     if not annotations.is_file():
         raise RunError(f"{annotations} is missing: unpack tiny-imagenet-200.zip (Stanford CS231n) in {data_dir}")
-    wnids = sorted(path.name for path in (root / "train").iterdir() if path.is_dir())
+    wnids = class_folders(root / "train")
     train = [(path, label) for label, wnid in enumerate(wnids) for path in sorted((root / "train" / wnid / "images").iterdir())]
-    named = [line.split("\t")[:2] for line in annotations.read_text().splitlines()]
+    train = [(path, label) for path, label in train if path.suffix.lower() in IMAGE_ENDINGS and path.name[0] != "."]
+    named = [(line.split("\t") + [""])[:2] for line in annotations.read_text(errors="replace").splitlines()]
+    if unknown := [name for name, wnid in named if wnid not in wnids]:
+        raise RunError(f"{annotations} gives {unknown[0]} a class that {root / 'train'} has no folder of: unpack the whole archive")
     test = [(root / "val" / "images" / name, wnids.index(wnid)) for name, wnid in named]
     return *decode(train, 64), *decode(test, 64), wnids
 

@@ -317,7 +317,7 @@ def test_torchvision_data_sets_come_out_in_one_shape(tmp_path, monkeypatch):
 
 
 def test_tiny_imagenet_from_its_archive(tmp_path):
-    """Mutation: sort the annotations."""
+    """Mutation: sort the annotations, take every file for a picture, or trust the annotations' classes."""
     root = tmp_path / "tiny-imagenet-200"
     for wnid, value in (("n02", 50), ("n01", 200)):
         (root / "train" / wnid / "images").mkdir(parents=True)
@@ -329,6 +329,13 @@ def test_tiny_imagenet_from_its_archive(tmp_path):
     images = imagesets.load_images("tiny_imagenet", tmp_path)
     assert images.classes == ["n01", "n02"] and images.y_train.tolist() == [0, 1] and images.y_test.tolist() == [1, 0]
     assert images.x_train[0].unique().tolist() == [200] and images.x_test[0].unique().tolist() == [50]
+    (tmp_path / "tiny_imagenet.npz").unlink()
+    (root / "train" / "n01" / "images" / ".DS_Store").write_bytes(b"no picture")
+    assert len(imagesets.load_images("tiny_imagenet", tmp_path).x_train) == 2
+    (tmp_path / "tiny_imagenet.npz").unlink()
+    (root / "val" / "val_annotations.txt").write_text("b.png\tn03\t0\t0\t1\t1\n")
+    with pytest.raises(RunError, match="val_annotations.txt gives b.png a class that .* no folder of"):
+        imagesets.load_images("tiny_imagenet", tmp_path)
 
 
 def test_class_names_win_over_numbers(capsys):

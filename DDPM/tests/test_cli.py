@@ -492,6 +492,30 @@ def test_a_pickle_in_place_of_the_cached_resnet34_does_not_run(home, tmp_path, m
     assert "resnet34-b627a593.pth is damaged or holds more than tensors" in capsys.readouterr().err and not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
+def test_what_the_readme_says_that_you_can_bring(tmp_path):
+    """Breaks if a class's name is split, taken for a number or lost on its way, or if arrays of one's own are not taken as they are."""
+    names = ["10", "2", "golden retriever", "日本 🐕"]
+    for number, name in enumerate(names):
+        (tmp_path / "my photos" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (12, 9), (60 * number, 0, 40 * i)).save(tmp_path / "my photos" / name / f"{i}.png")
+    tiny = "--arch tiny --steps 1 --batch_size 4 --precision fp32"
+    before = files(tmp_path / "my photos")
+    ok("train", tiny, "--dataset folder --image_size 8 --data_dir", tmp_path / "my photos", "--save_dir", tmp_path / "own")
+    start = ("--method ga --steps 1 --batch_size 4 --model_path", tmp_path / "own")
+    for word, label in (("10", 0), ("GOLDEN retriever", 2), ("日本 🐕", 3)):
+        ok("unlearn", *start, "--forget_class", Path(word), "--save_dir", tmp_path / str(label))
+        found = json.loads((tmp_path / str(label) / "args.json").read_text())
+        assert found["forgotten"] == [label] and found["classes"] == names and found["num_forgotten"] == 3
+    assert files(tmp_path / "my photos") == before
+    arrays = {f"x_{part}": np.zeros((6, 8, 8, 1), np.uint8) for part in ("train", "test")} | {"classes": ["a b", "c"]}
+    np.savez(tmp_path / "cifar10.npz", y_train=[0, 1] * 3, y_test=[0, 1] * 3, **arrays)
+    ok("train", tiny, "--dataset cifar10 --data_dir", tmp_path, "--save_dir", tmp_path / "arrays")
+    found = json.loads((tmp_path / "arrays" / "args.json").read_text())
+    assert found["classes"] == ["a b", "c"] and found["architecture"]["channels"] == 1 and found["architecture"]["image_size"] == 8
+
+
 def parse_command(command):
     """Parse 'python NAME.py FLAGS...' with the script's own parser, which exits on a mistake."""
     importlib.import_module(command[1].removesuffix(".py")).parse(command[2:])
