@@ -9,7 +9,7 @@ TESTS = echo "testing $(FOLDERS), $(JOBS) at a time"; $(MAKE) --no-print-directo
   $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) $(addprefix pytest-,$(filter $(FOLDERS),SD DDPM Classification))
 
 .DEFAULT_GOAL = help
-.PHONY: help quickstart test test-fast check lint
+.PHONY: help quickstart test test-fast scripts check lint
 
 help:  ## print this list
 	@echo "make TARGET [FOLDERS=SD], the first one also makes a virtual environment in $(VENV)"
@@ -29,6 +29,9 @@ test: $(VENV)/.installed check  ## all tests, about eight minutes on two CPU cor
 
 test-fast: $(VENV)/.installed check  ## the tests that are not marked slow, about a minute and a half
 	+@$(TESTS) SELECT='-m "not slow"'
+
+scripts: $(VENV)/.installed  ## every shell script to its end, shrunk to a few random images, under 25 minutes on two CPU cores
+	$(VENV)/bin/python .ci/scripts.py --folders $(FOLDERS) --jobs $(JOBS)
 
 pytest-%:
 	@echo "== $*"; $(VENV)/bin/python -m pytest $*/tests $(SELECT)

@@ -137,7 +137,8 @@ def write_stand_ins(home):
         "train.py --from_scratch --dataset digits --vae_steps 2 --steps 2 --save_dir ../stand-ins/sd",
         "train_classifier.py --dataset imagenette --epochs 1 --save_dir ../stand-ins/classifier",
     ):
-        run([sys.executable, *command.split(), "--data_dir", home / "data sets"], home / "SD", {}, home / "stand-ins" / "log")
+        if run([sys.executable, *command.split(), "--data_dir", home / "data sets"], home / "SD", {}, folder / "log"):
+            sys.exit((folder / "log").read_text(errors="replace"))
 
 
 def run(command, where, variables, log):
@@ -156,7 +157,7 @@ def try_script(name, home):
     flags, where = words[len(variables) :], home / "a third folder"
     folder, script = name.split("/")
     out, log = Path(f"../runs of {folder}/{script}"), home / f"{folder} {script}.log"
-    common = {"SEEDS": "1", "OUT": str(out), "DATA_DIR": "../data sets"} | ({"CLASS": "3"} if folder == "DDPM" else {})
+    common = {"SEEDS": "1", "OUT": str(out), "DATA_DIR": "../data sets"}
     moved = {key: f"../{value}" for key, value in variables.items() if (home / value).exists()}
     if script == "nudity.sh":
         moved["PYTHONPATH"] = str(home / "stand-ins")

@@ -132,7 +132,7 @@ def load_folder(data_dir, image_size):
         if unknown := set(test.classes) - set(train.classes):
             raise RunError(f"{test_root} has classes that {train_root} lacks: {', '.join(sorted(unknown))}")
         rows = [train.samples, [(path, train.class_to_idx[test.classes[label]]) for path, label in test.samples]]
-    return *decode(rows[0], image_size), *decode(rows[1], image_size), train.classes
+    return *decode_both(*rows, image_size), train.classes
 
 
 def open_image(path):
@@ -176,6 +176,12 @@ def decode(rows, size):
         more = f" (and {len(broken) - 5} more)" if len(broken) > 5 else ""
         raise RunError(f"{'; '.join(broken[:5])}{more}")
     return images, np.array([label for _, label in rows], np.int64)
+
+
+def decode_both(train, test, size):
+    """decode() of the training and of the test rows, together: whatever is broken is named at once."""
+    images, labels = decode([*train, *test], size)
+    return images[: len(train)], labels[: len(train)], images[len(train) :], labels[len(train) :]
 
 
 @dataclass(frozen=True)
@@ -249,6 +255,8 @@ def read_cache(cache):
     if not cache.is_file():
         return None
     try:
+        if not zipfile.is_zipfile(cache):
+            raise zipfile.BadZipFile("it is no archive, or cut off")
         with np.load(cache, allow_pickle=False) as file:
             return dict(file)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:

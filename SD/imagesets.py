@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cli import RunError
-from data import is_utf8
+from data import is_utf8, say
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
 # Imagenette's {folder name: class, as ImageNet calls it}
@@ -153,9 +153,12 @@ def load_folder(data_dir, size):
 
 
 def list_images(folder):
-    paths = (Path(inside, name) for inside, _, names in os.walk(folder, followlinks=True) for name in names)
-    found = (path for path in paths if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith("."))
-    return sorted(path for path in found if path.is_file())  # a pipe would be waited for without end
+    """Files below a folder that are images by their names, links followed. Says which others it leaves out; hidden ones are no data."""
+    paths = (Path(inside, name) for inside, _, names in os.walk(folder, followlinks=True) for name in names if name[0] != ".")
+    paths = sorted(path for path in paths if path.is_file())  # a pipe would be waited for without end
+    if others := [path for path in paths if path.suffix.lower() not in IMAGE_ENDINGS]:
+        say(f"{folder}: {len(others):,} not read, as no images by their names. The first is {others[0]}")
+    return [path for path in paths if path.suffix.lower() in IMAGE_ENDINGS]
 
 
 def load_captions(data_dir, size):

@@ -199,7 +199,7 @@ def test_odd_folders_are_read_as_they_are_meant(tmp_path, capsys):
 
 
 def test_pictures_are_upright_in_8_bits_and_all_broken_ones_are_named(tmp_path):
-    """Breaks if EXIF's orientation is ignored, 16 bits are cut to 255, or decoding stops at the first broken picture."""
+    """Breaks if EXIF's orientation is ignored, 16 bits are cut to 255, or decoding stops at the first broken picture, or training set."""
     picture = Image.new("RGB", (16, 16))
     picture.paste((255, 255, 255), (0, 0, 16, 8))  # white on top
     turned, exif = picture.transpose(Image.Transpose.ROTATE_90), Image.Exif()
@@ -212,6 +212,11 @@ def test_pictures_are_upright_in_8_bits_and_all_broken_ones_are_named(tmp_path):
         (tmp_path / name).write_bytes(b"torn")
     with pytest.raises(RunError, match=r"one.png cannot be read.*; .*two.png cannot be read"):
         imagesets.decode([(str(tmp_path / name), 0) for name in ("one.png", "turned.png", "two.png")], 16)
+    make_folder(tmp_path / "own", {f"{part}/{name}": 2 for part in ("train", "test") for name in ("cat", "dog")})
+    for part in ("train", "test"):
+        (tmp_path / "own" / part / "cat" / "torn.png").write_bytes(b"torn")
+    with pytest.raises(RunError, match=r"train/cat/torn.png cannot be read.*; .*test/cat/torn.png cannot be read"):
+        imagesets.load_images("folder", tmp_path / "own", 8)
 
 
 def test_threads_decode_each_picture_into_its_place(tmp_path):

@@ -44,6 +44,14 @@ def test_pictures_are_cut_to_a_square(folder):
     assert np.asarray(imagesets.Pictures([np.asarray(wide)], 16)[0]).min() > 200  # the middle, not a squeezed whole
 
 
+def test_files_that_are_no_images_are_counted(folder, capsys):
+    """Breaks if photographs in a format that is not read go missing without a word, or hidden files with one."""
+    for name in ("p.heic", "no ending", ".DS_Store"):
+        (folder / "train" / "sky" / name).write_bytes(b"")
+    assert len(imagesets.load("folder", folder, 16).train) == 8
+    assert "train/sky: 2 not read" in (said := capsys.readouterr().err) and "no ending" in said and "DS_Store" not in said
+
+
 def test_imagenette_gets_names_of_its_classes(tmp_path):
     """Mutation: keep the folders' names."""
     for name in ("n03028079", "n01440764"):
