@@ -3,7 +3,8 @@
 # - Variables in place of a script's numbers, for a quick look. Each is the flag of that name, for the commands that take it:
 #   LIMIT= NUM_FORGET= EPOCHS= STEPS= BATCH_SIZE= NUM_IMAGES= IMAGE_SIZE=
 #   SAMPLING_STEPS= (steps of drawing, where STEPS are those of training) NUM_SAMPLES= (images drawn of each class or prompt)
-# - Further flags on the command line go to the commands that take them. A flag that no command takes is refused before anything runs.
+# - Further flags, on the command line or in MEMORY=, go to the commands that take them. One that no command takes is refused before
+#   anything runs.
 # - Relative paths count from where you stand, in variables and in further flags. The defaults lie in this folder.
 # - DRY_RUN=1 prints the commands, complete, and runs none.
 #
@@ -16,9 +17,9 @@ if [[ ${1:-} == --help ]]; then
   for file in "$script" scripts/common.sh; do sed -n '/^#!/d; /^#/!q; s/^# \{0,1\}//p' "$file"; done
   exit
 fi
-for name in OUT DATA_DIR DATA MODEL CLASSIFIER CLIP PROMPTS FORGET_DIR; do
+for name in OUT DATA_DIR DATA MODEL CLASSIFIER CLIP PROMPTS FORGET_DIR; do  # all but the first three may name something else than a path
   value=${!name:-}
-  if [[ -n $value && $value != /* ]] && [[ $name =~ ^(OUT|DATA_DIR|DATA)$ || -e $started_in/$value ]]; then  # the others may name models of the hub
+  if [[ -n $value && $value != /* ]] && [[ $name =~ ^(OUT|DATA_DIR|DATA)$ || -e $started_in/$value ]]; then
     export "$name=$started_in/$value"
   fi
 done
@@ -40,7 +41,7 @@ python() {  # note the command, or say how far the script is and run it
     printf '%q ' python "$@" && echo
     return
   fi
-  if [[ $2 == --method ]]; then name=$3; elif [[ " $* " == *" --retain_only "* ]]; then name=retrain; fi
+  if [[ ${2:-} == --method ]]; then name=$3; elif [[ " $* " == *" --retain_only "* ]]; then name=retrain; fi
   echo "== $step of $total: $name"
   command python "$@"
 }

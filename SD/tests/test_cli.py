@@ -616,11 +616,8 @@ def test_scripts_shrink_and_save_memory(name, tmp_path):
     """Breaks if a script hands --gradient_checkpointing or a number to a command that refuses it, or keeps it from one that takes it."""
     sizes = dict(STEPS="2", SAMPLING_STEPS="3", NUM_SAMPLES="1", NUM_IMAGES="4", METHODS="fmn salun uce", MEMORY="--gradient_checkpointing")
     (tmp_path / "my model").mkdir()
-    commands = (
-        dry_run(f"{name}.sh", tmp_path, "--features", "none", MODEL="my model", **sizes)
-        if name != "esd"
-        else (dry_run(f"{name}.sh", tmp_path, MODEL="my model", **sizes))
-    )
+    flags = [] if name == "esd" else ["--features", "none"]
+    commands = dry_run(f"{name}.sh", tmp_path, *flags, MODEL="my model", **sizes)
     for argv in commands:
         assert argv[0] in ("table.py", "draw_pictures.py") or importlib.import_module(argv[0].removesuffix(".py")).parse(argv[1:])
         method = argv[2] if argv[0] == "unlearn.py" else ""
