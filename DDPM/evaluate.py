@@ -83,11 +83,9 @@ def load_samples(paths, data_dir, accelerator, cache_dir=None):
         model = recorded["model"]
         origin = model["training"] if model["kind"] == "unlearn" else model
         place = data_dir or moved(origin["data_dir"], recorded, folder)
-        source = (origin["dataset"], place, *(origin[name] for name in ("image_size", "limit", "seed")))
+        source = (place, *(origin.get(name) for name in ("dataset", "image_size", "limit", "seed", "with_test", "data_sha")))
         if source not in loaded:
-            loaded[source] = task.load_images(*source, accelerator, cache_dir)
-        if origin.get("data_sha") not in (None, loaded[source].sha):
-            raise RunError(f"the data in {place} is not what the model of {folder} was trained on: other images or labels")
+            loaded[source] = task.data_of(origin, place, accelerator, cache_dir)
         runs.append((folder, recorded, loaded[source]))
     return runs
 
@@ -150,7 +148,7 @@ def measure_samples(folder, recorded, images, *, args, accelerator, classifier, 
     options = {"extractor": extractor, "weights": args.inception_weights, "cuda": accelerator.device.type == "cuda"}
     cached = {"cache": cache, "cache_name": f"reference-{result['reference_sha']}"}
     result |= metrics.fidelity(samples[of_retained], reference.images, **options, **cached)
-    if model["method"] != "original":
+    if model["method"] != "original" and "relearned_images" not in model.get("options", {}):
         result["RTE"] = (done["seconds"] + done.get("mask_seconds", 0.0)) / 60
         result |= {name: float(done[name]) for name in ("peak_memory_mb", "images_seen")}
         if "fraction_changed" in done:
@@ -163,15 +161,19 @@ def write_metrics(folder, sample_folder, recorded, measured, classifier_args):
     model = recorded["model"]
     training = model["training"] if model["kind"] == "unlearn" else model
     cond_scale = recorded["cond_scale"] if "cond_scale" in recorded else recorded["guidance"]  # its name in earlier versions
+    how = f", eta {recorded['eta']:g}" if recorded["eta"] else ""
+    how += "".join(f", {said}" for name, said in (("no_clip", "x0 not clipped"), ("stretch", "stretched")) if recorded.get(name))
     facts = {
         "data set": training["dataset"],
         "architecture": model["architecture"]["arch"],
         "forgotten": ", ".join(model["classes"][label] for label in measured["forgotten"]),
-        "sampler": f"{recorded['sampler']}, {recorded['steps']} steps, guidance w = {cond_scale:g}",
+        "sampler": f"{recorded['sampler']}, {recorded['steps']} steps, guidance w = {cond_scale:g}{how}",
         "samples": " or ".join(f"{count:,}" for count in sorted(set(recorded["num_per_class"]))) + " per class",
         "classifier": classifier_args["architecture"]["arch"],
         "features": f"{'Inception' if 'FID' in measured else 'the classifier'}, {measured['reference_images']:,} training images",
     }
+    if "relearned_images" in (options := model.get("options", {})):
+        facts["relearned"] = "{relearned_images} forgotten images, {steps} steps, lr {lr:g}".format(**options)
     picture = {"sample_path": str(sample_folder), "classes": model["classes"]}
     write_json(folder / "metrics.json", describe(model, training["seed"], facts) | measured | picture)
     return "  ".join(f"{name} {measured[name]:.2f}" for name in metrics.COLUMNS if name in measured)

@@ -3,9 +3,15 @@
     python generate_mask.py --model_path runs/cifar10/original --forget_class 0 --save_dir runs/cifar10/mask
 
 Saliency is |gradient of the mean noise-prediction loss over all training images of the classes|, each under its own label, in eval
-mode, without augmentation, in fp32. In each of --epochs passes every image is seen once, at a timestep and with noise that follow from
---seed; the timesteps of a pass are spread evenly. The mask keeps exactly floor(mask_ratio * n) of the n weights.
+mode, without augmentation, in fp32. As in the official release the prediction is guided, (1 + w) eps(x | c) - w eps(x | no class) with
+w = --cond_scale 2. With --cond_scale 0 it is the training loss, as in the paper's equation. In each of --epochs passes every image is
+seen once, at a timestep and with noise that follow from --seed; the timesteps of a pass are spread evenly. The mask keeps exactly
+floor(mask_ratio * n) of the n weights.
 """
+
+import functools
+
+import torch
 
 import cli
 import masking
@@ -18,6 +24,11 @@ from run_folder import RunFolder
 def parse(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_shared("data_dir", "cache_dir", required=["save_dir", "model_path", "forget_class"])
+    parser.add(cli.DATA, "--weights", **task.WEIGHTS)
+    cond_scale = "weight w of the guidance of the prediction, 0: none"
+    parser.add(cli.METHOD, "--cond_scale", type=cli.non_negative_float, default=2.0, metavar="W", help=cond_scale)
+    clip = "clip each batch's gradient to norm 1, as the official release does, so that batches weigh the same in place of images"
+    parser.add(cli.METHOD, "--clip_batches", action="store_true", help=clip)
     passes = {"epochs": dict(type=cli.positive_int, help="passes over the images, each with noise of its own")}
     parser.add_shared("resume", "overwrite", "device", options=passes, mask_ratio=0.5, epochs=1, batch_size=128, precision="fp32", seed=1)
     return parser.parse_args(argv)
@@ -29,13 +40,14 @@ def main(argv=None):
     run_folder = RunFolder(args, accelerator)
 
     # Model, data and what is forgotten
-    loaded = task.load_task(args.model_path, args.forget_class, accelerator, args.data_dir, args.cache_dir)
+    loaded = task.load_task(args.model_path, args.forget_class, accelerator, args.data_dir, args.cache_dir, args.weights)
     run_folder.begin(kind="mask", **loaded.facts)
 
     # Saliency, and the mask of its largest entries
     run_folder.start_clock()
-    options = {"passes": args.epochs, "batch_size": args.batch_size, "seed": args.seed}
-    saliency = passes.mean_gradient(loaded.model, loaded.forget, accelerator, **options)
+    options = {"passes": args.epochs, "batch_size": args.batch_size, "seed": args.seed, "cond_scale": args.cond_scale}
+    gradient = functools.partial(passes.batch_gradients, transform=torch.clone) if args.clip_batches else passes.mean_gradient
+    saliency = gradient(loaded.model, loaded.forget, accelerator, **options)
     mask = masking.select(saliency, args.mask_ratio)
     seconds = run_folder.seconds()
 

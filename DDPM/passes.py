@@ -1,6 +1,7 @@
 """Evaluation-mode passes over a split: mean gradient and Fisher diagonal."""
 
 import contextlib
+import itertools
 import math
 
 import torch
@@ -8,6 +9,7 @@ from tqdm import tqdm
 
 import data
 import models
+from sampling import guided
 from trainer import predict_noise, squared_error
 
 FISHER_BATCH = 64  # timesteps of an image that go through the model together
@@ -30,23 +32,48 @@ def loss_scale(accelerator, batches):
     return 2.0 ** math.ceil(10 + math.log2(batches)) if accelerator.mixed_precision == "fp16" else 1.0
 
 
-def mean_gradient(model, split, accelerator, *, passes, batch_size, seed):
+def mean_gradient(model, split, accelerator, *, passes, batch_size, seed, cond_scale=0.0):
     """Gradient of the noise-prediction loss over a whole split, {name: tensor} whose magnitude is SalUn's saliency.
 
     Eval mode, no augmentation, every image weighted once in each of `passes` passes with timesteps and noise of their own,
-    accumulated in float32 in place, without a second copy.
+    accumulated in float32 in place, without a second copy. cond_scale: w > 0 for the loss of the guided prediction.
     """
+    null = model.config.num_class_embeds - 1
     model.eval()
     model.zero_grad(set_to_none=True)
     here, scale = (accelerator.process_index, accelerator.num_processes), loss_scale(accelerator, passes * len(split) / batch_size)
     for number in range(passes):
         batches = data.whole_pass(split, batch_size, seed, models.TIMESTEPS, number, *here)
         for images, labels, t, noise in tqdm(batches, "gradient", disable=None):
-            prediction = predict_noise(model, models.noisy_images(images, noise, t), t, labels)
+            prediction = guided(model, models.noisy_images(images, noise, t), t, labels, null, cond_scale)
             (squared_error(prediction, noise).sum() / (passes * len(split)) * scale).backward()
     gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad / scale for name, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)
     return {name: accelerator.reduce(tensor, "sum") for name, tensor in gradient.items()}
+
+
+def batch_gradients(model, split, accelerator, *, passes, batch_size, seed, cond_scale, transform, clip=1.0):
+    """Mean over batches of transform(gradient of the batch), {name: tensor}: the official release's saliency, or SFRon's Fisher.
+
+    A batch's loss is the sum over pixels of the guided prediction's squared error. Its gradient is clipped to norm 1, so that every batch
+    weighs the same, or with clip None left as it is. Whole batches are shared among processes.
+    """
+    model.eval()
+    null, count = model.config.num_class_embeds - 1, passes * math.ceil(len(split) / batch_size)
+    total = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+    batches = (batch for number in range(passes) for batch in data.whole_pass(split, batch_size, seed, models.TIMESTEPS, number))
+    mine = itertools.islice(batches, accelerator.process_index, None, accelerator.num_processes)
+    for images, labels, t, noise in tqdm(mine, "gradient", disable=None):
+        model.zero_grad(set_to_none=True)
+        prediction = guided(model, models.noisy_images(images, noise, t), t, labels, null, cond_scale)
+        (images[0].numel() * squared_error(prediction, noise).mean()).backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                total[name].add_(transform(parameter.grad), alpha=1 / count)
+    model.zero_grad(set_to_none=True)
+    return {name: accelerator.reduce(tensor, "sum") for name, tensor in total.items()}
 
 
 def fisher_diagonal(model, split, accelerator, *, timesteps, seed):

@@ -6,7 +6,8 @@
 --classes takes numbers and names ("3", "0,3", "cat"), "all", and "x0" for all but 0; --num_per_class is one number for all of them, or one
 for each. Every image has a seed of its own: with --resume an interrupted run draws what is missing, and any batch size gives the same
 images. Guidance is (1 + w) eps(x | c) - w eps(x | no class), w = --cond_scale: 0 is plain conditional sampling. The guidance
-scale s of Stable Diffusion is w + 1. The official release samples with 1000 steps, w = 2 and --eta 1.
+scale s of Stable Diffusion is w + 1. The official release samples the last weights with 1000 steps and w = 2, and then stretches each image
+to its own darkest and brightest value: --weights last --eta 1 --no_clip --stretch.
 """
 
 import argparse
@@ -20,20 +21,33 @@ import trainer
 from files import file_sha, read_json
 from run_folder import RunFolder, check_apart
 
+INSTEAD = {  # of a command of the paper's repository, by its --mode
+    "sample_fid": "python sample.py --model_path runs/c10/salun --classes x0 --num_per_class 5000 --weights last --eta 1 --no_clip "
+    "--stretch --save_dir runs/c10/samples/salun",
+    "sample_classes": "python sample.py --model_path runs/c10/salun --classes 0 --num_per_class 500 --weights last --eta 1 --no_clip "
+    "--stretch --save_dir runs/c10/samples/salun",
+    "visualization": "python sample.py --model_path runs/c10/salun --num_per_class 10 --save_dir runs/c10/samples/salun",
+}
+
 
 def parse(argv=None):
     parser = cli.Parser(__doc__)
     parser.add(cli.DATA, "--model_path", nargs="+", type=Path, required=True, metavar="RUN", help="models to draw from")
     parser.add(cli.RUN, "--save_dir", nargs="+", type=Path, required=True, metavar="RUN", help="run folder to write, one for each model")
     parser.add(cli.DATA, "--classes", "--classes_to_generate", nargs="+", default=["all"], metavar="CLASS", help="classes to draw")
+    parser.add(cli.DATA, "--weights", **task.WEIGHTS)
     number = dict(nargs="+", type=cli.positive_int, default=[500], metavar="N")
     parser.add(cli.DATA, "--num_per_class", "--n_samples_per_class", **number, help="images of each class")
     parser.add(cli.METHOD, "--sampler", choices=("ddim", "ddpm"), default="ddim", help="ddpm adds noise at every step")
     parser.add_shared(options={"steps": dict(type=cli.positive_int, help="sampling steps, of 1000 in training")}, steps=1000)
     cond_scale = "weight w of classifier-free guidance, 0: none"
     parser.add(cli.METHOD, "--cond_scale", "--guidance", type=cli.non_negative_float, default=2.0, metavar="W", help=cond_scale)
-    parser.add(cli.METHOD, "--eta", type=cli.non_negative_float, default=0.0, help="ddim: noise at every step, 1: as much as ddpm")
+    eta = cli.number(float, lambda value: 0 <= value <= 1, "at least 0 and at most 1")
+    parser.add(cli.METHOD, "--eta", type=eta, default=0.0, help="ddim: noise at every step, 1: as much as ddpm")
+    parser.add(cli.METHOD, "--no_clip", action="store_true", help="do not clip x0 to the range of pixels at every step")
+    parser.add(cli.METHOD, "--stretch", action="store_true", help="stretch every image to its own darkest and brightest value")
     parser.add_shared("resume", "overwrite", "device", "compile", batch_size=128, precision="fp32", seed=1)
+    task.refuse_release(parser, argv, INSTEAD)
     args = parser.parse_args(argv)
     if len(args.save_dir) != len(args.model_path):
         parser.error(f"{len(args.model_path)} models need as many --save_dir, not {len(args.save_dir)}")
@@ -68,13 +82,13 @@ def main(argv=None):
 def draw_from(args, run_folder, accelerator):
     """All images of one model, into one run folder."""
     # Model
-    model, folder, recorded = task.load_model(args.model_path, accelerator)
+    model, file, recorded = task.load_model(args.model_path, accelerator, args.weights)
     if args.compile:
         model.compile()
     classes = data.Classes(recorded["classes"])
     keys = keys_of(args, classes.names)
-    facts = {"parent": str(folder), "parent_sha": file_sha(folder / "model.safetensors")}
-    run_folder.begin(kind="samples", **facts, model=recorded, model_done=read_json(folder / "done.json"))
+    facts = {"parent": str(file.parent), "parent_sha": file_sha(file)}
+    run_folder.begin(kind="samples", **facts, model=recorded, model_done=read_json(file.parent / "done.json"))
     samples = run_folder.folder / "samples"
     if accelerator.is_main_process:
         samples.mkdir(exist_ok=True)
@@ -82,7 +96,8 @@ def draw_from(args, run_folder, accelerator):
 
     # Draw
     run_folder.start_clock()
-    options = {name: getattr(args, name) for name in ("seed", "batch_size", "steps", "sampler", "cond_scale", "eta")}
+    options = {name: getattr(args, name) for name in ("seed", "batch_size", "steps", "sampler", "cond_scale", "eta", "stretch")}
+    options["clip"] = not args.no_clip
     sampling.draw_files(model, keys, samples, accelerator, null=classes.null, **options)
     accelerator.wait_for_everyone()
     run_folder.finish(f"{len(keys):,} images, {run_folder.seconds():.0f} s", seconds=run_folder.seconds(), images=len(keys))

@@ -15,13 +15,17 @@ from files import write_whole
 from trainer import predict_noise, predict_together
 
 
-def make_scheduler(sampler, steps):
-    """diffusers' scheduler for "ddim" (Song et al. 2021) or "ddpm" (Ho et al. 2020), spread over `steps` steps."""
-    from diffusers import DDIMScheduler
+def make_scheduler(sampler, steps, clip=True):
+    """diffusers' scheduler for "ddim" (Song et al. 2021) or "ddpm" (Ho et al. 2020), spread over `steps` steps.
+
+    clip: x_0 to the range of pixels at every step.
+    """
+    from diffusers import DDIMScheduler, DDPMScheduler
 
     if steps > models.TIMESTEPS:
         raise RunError(f"--steps {steps} is more than the {models.TIMESTEPS} steps of the noise schedule")
-    scheduler = DDIMScheduler(**models.NOISE) if sampler == "ddim" else models.noise_scheduler()
+    options = {} if sampler == "ddim" else {"variance_type": "fixed_large"}
+    scheduler = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[sampler](**models.NOISE, clip_sample=clip, **options)
     scheduler.set_timesteps(steps)
     return scheduler
 
@@ -35,17 +39,20 @@ def guided(model, x, t, labels, null, cond_scale):
 
 
 @torch.no_grad()
-def draw(model, keys, accelerator, *, null, seed, steps, sampler="ddim", cond_scale=2.0, eta=0.0, progress=None):
-    """Return uint8 images (N, H, W, C) for keys [(label, index)], in one batch. No step is kept in memory."""
+def draw(model, keys, accelerator, *, null, seed, steps, sampler="ddim", cond_scale=2.0, eta=0.0, clip=True, stretch=False, progress=None):
+    """Return uint8 images (N, H, W, C) for keys [(label, index)], in one batch. No step is kept in memory.
+
+    clip: x_0 at every step. stretch: each image to its own darkest and brightest value at the end, as the official release saves them.
+    """
     model.eval()
-    scheduler, device = make_scheduler(sampler, steps), accelerator.device
+    scheduler, device = make_scheduler(sampler, steps, clip), accelerator.device
     shape = (model.config.in_channels, model.config.sample_size, model.config.sample_size)
     draws = [data.make_generator("image", seed, *key) for key in keys]
     x = torch.stack([torch.randn(shape, generator=each) for each in draws]).to(device)
     labels = torch.tensor([label for label, _ in keys], device=device)
     # Guidance overshoots: x_0 is clipped to the range of pixels, and the noise must be the one that belongs to the clipped x_0. Without
     # this DDIM leaves noise in the samples, the more of it the more steps it takes.
-    extra = {"eta": eta, "use_clipped_model_output": True} if sampler == "ddim" else {}
+    extra = {"eta": eta, "use_clipped_model_output": clip} if sampler == "ddim" else {}
     for t in scheduler.timesteps:
         noise = guided(model, x, t.to(device).expand(len(keys)), labels, null, cond_scale)
         x = scheduler.step(noise, t, x, generator=draws, **extra).prev_sample
@@ -53,7 +60,25 @@ def draw(model, keys, accelerator, *, null, seed, steps, sampler="ddim", cond_sc
             progress.update(len(keys))
     if not torch.isfinite(x).all():
         raise RunError("the model draws NaN or infinite values: it was ruined by its training or unlearning; lower --lr there")
+    if stretch:
+        x = x.clamp(-1, 1)
+        low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+        x = (x - low) / (high - low).clamp_min(1e-5) * 2 - 1
     return data.to_uint8(x).cpu()
+
+
+def unfinished(model, x, labels, stop, *, null, steps, cond_scale):
+    """(x_t, t) of sampling runs by `steps` steps of DDIM that were stopped before step number `stop`. x: their starting noise (B, C, H, W).
+
+    t is the timestep, an int, that x_t has the noise of.
+    """
+    model.eval()
+    scheduler = make_scheduler("ddim", steps)
+    with torch.no_grad():
+        for t in scheduler.timesteps[:stop]:
+            noise = guided(model, x, t.to(x.device).expand(len(x)), labels, null, cond_scale)
+            x = scheduler.step(noise, t, x, use_clipped_model_output=True).prev_sample
+    return x, int(scheduler.timesteps[stop])
 
 
 def file_name(label, index):
@@ -72,10 +97,10 @@ def draw_files(model, keys, folder, accelerator, *, batch_size, steps, **options
                 write_png(folder / file_name(*key), image)
 
 
-def generate_split(model, labels, count, classes, trainer, name, batch_size=256):
-    """`count` images of each label, drawn by the model and shared among the processes, as a data.Split of that name."""
+def generate_split(model, labels, count, classes, trainer, name, steps=50, batch_size=256):
+    """`count` images of each label, drawn by the model in `steps` steps and shared among the processes, as a data.Split of that name."""
     accelerator, size, channels = trainer.accelerator, model.config.sample_size, model.config.in_channels
-    options = {"null": classes.null, "seed": data.derive_seed("replay", trainer.seed), "steps": 50, "cond_scale": 2.0}
+    options = {"null": classes.null, "seed": data.derive_seed("replay", trainer.seed), "steps": steps, "cond_scale": 2.0}
     keys = [(label, index) for label in labels for index in range(count)]
     blocks = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
     images = torch.zeros(len(keys), size, size, channels, dtype=torch.int32, device=accelerator.device)

@@ -3,9 +3,9 @@
     python train.py --dataset cifar10 --save_dir runs/cifar10/original
     python train.py --dataset cifar10 --retain_only --forget_class 3 --save_dir runs/cifar10/retrain
 
-Writes a run folder whose model.safetensors holds the averaged weights (EMA). Steps, learning rate and batch size
-default to the official release's for CIFAR-10. With --retain_only the forgotten classes are left out: this is Retrain, the reference for
-all methods. Several processes: accelerate launch --num_processes N train.py ...
+Writes a run folder whose model.safetensors holds the averaged weights (EMA), and last.safetensors the last ones.
+Steps, learning rate and batch size default to the official release's for CIFAR-10. With --retain_only the forgotten classes are left out:
+this is Retrain, the reference for all methods. Several processes: accelerate launch --num_processes N train.py ...
 """
 
 import functools
@@ -20,6 +20,15 @@ import trainer
 from run_folder import RunFolder
 from trainer import Trainer, denoising_loss, drop_labels
 
+INSTEAD = {  # of a command of the paper's repository, by its --mode
+    "train": "python train.py --dataset cifar10 --save_dir runs/c10/original",
+    "retrain": "python unlearn.py --method retrain --model_path runs/c10/original --forget_class 0 --save_dir runs/c10/retrain",
+    "generate_mask": "python generate_mask.py --model_path runs/c10/original --weights last --forget_class 0 --save_dir runs/c10/mask",
+    "saliency_unlearn": "python unlearn.py --method salun --model_path runs/c10/original --weights last --mask_path runs/c10/mask "
+    "--forget_class 0 --sum_alpha 1e-3 --save_dir runs/c10/salun",
+    "forget": "python unlearn.py --method sa --model_path runs/c10/original --weights last --forget_class 0 --save_dir runs/c10/sa",
+    "train_esd": "python unlearn.py --method esd --model_path runs/c10/original --weights last --forget_class 0 --save_dir runs/c10/esd",
+}
 SETTINGS = ("batch_size", "optimizer", "weight_decay", "schedule", "grad_clip", "ema")
 
 
@@ -28,15 +37,19 @@ def parse(argv=None):
     parser.add_shared("model_path", "cache_dir", "forget_class", required=["save_dir"], data_dir="data")
     parser.add(cli.DATA, "--dataset", choices=imagesets.DATASETS, default="cifar10", help="data set")
     parser.add(cli.DATA, "--arch", choices=models.UNETS, default="unet128", help="U-Net (models.py says what each is)")
+    parser.add(cli.DATA, "--with_test", **task.WITH_TEST)
     parser.add(cli.DATA, "--image_size", type=cli.positive_int, metavar="PX", help="size of the images of --dataset folder (default: 64)")
     parser.add(cli.FORGET, "--retain_only", action="store_true", help="leave out the classes of --forget_class: Retrain")
     choices = {"optimizer": dict(choices=trainer.OPTIMIZERS), "schedule": dict(choices=trainer.SCHEDULES)}
     parser.add_shared(options=choices, steps=800_000, lr=2e-4, batch_size=128, schedule="constant", optimizer="adam", weight_decay=0.0)
     class_dropout = "share of the labels replaced by the null class, for guidance"
     parser.add(cli.METHOD, "--class_dropout", type=cli.share, default=0.1, help=class_dropout)
+    loss = "mean over the values of an image, or their sum, on which --grad_clip acts as in the official release"
+    parser.add(cli.METHOD, "--loss", choices=("mean", "sum"), default="mean", help=loss)
     parser.add_shared(ema=0.9999, grad_clip=1.0)
     parser.add(cli.RUN, "--save_every", type=cli.positive_int, metavar="N", help="draw a grid of samples every N steps")
     parser.add_shared("limit", "resume", "overwrite", "device", "precision", "compile", seed=1)
+    task.refuse_release(parser, argv, INSTEAD)
     args = parser.parse_args(argv)
     if args.retain_only != bool(args.forget_class):
         parser.error("--retain_only and --forget_class belong together: name the classes to leave out")
@@ -49,7 +62,9 @@ def main(argv=None):
     run_folder = RunFolder(args, accelerator)
 
     # Data and model
-    images = task.load_images(args.dataset, args.data_dir, args.image_size, args.limit, args.seed, accelerator, args.cache_dir)
+    images = task.load_images(
+        args.dataset, args.data_dir, args.image_size, args.limit, args.seed, accelerator, args.cache_dir, args.with_test
+    )
     classes = data.forget_classes(args.forget_class or [], images.classes)
     forget, train = data.split(images, classes)
     train.name = "train"
@@ -73,13 +88,14 @@ def main(argv=None):
     flip, frames = imagesets.DATASETS[args.dataset].flip, {"save_every": args.save_every, "draw": draw if args.save_every else None}
     settings = {name: getattr(args, name) for name in SETTINGS}
     loop = Trainer(model, run_folder, seed=args.seed, accelerator=accelerator, flip=flip, **frames, **settings)
+    scale = train.images[0].numel() if args.loss == "sum" else 1
     run_folder.start_clock()
     for batch in loop.steps(args.steps, args.lr, train):
-        loop.step(train=denoising_loss(model, batch, drop_labels(batch, classes.null, args.class_dropout)))
+        loop.step(train=scale * denoising_loss(model, batch, drop_labels(batch, classes.null, args.class_dropout)))
 
     # Save
     seconds = run_folder.seconds()
-    run_folder.save("model.safetensors", model.state_dict())
+    loop.save_weights()
     message = f"{args.steps:,} steps on {len(train):,} images of {len(classes.retained)} classes, {seconds:.0f} s"
     run_folder.finish(message, seconds=seconds, images_seen=run_folder.images_seen)
 

@@ -108,7 +108,7 @@ class Trainer:
 
     def __init__(self, model, run_folder, accelerator, *, seed, mask=None, flip=False, save_every=None, draw=None, **settings):
         self.model, self.run_folder, self.accelerator, self.seed, self.mask = model, run_folder, accelerator, seed, mask
-        self.flip, self.save_every, self.draw, self.after_step = flip, save_every, draw, None
+        self.flip, self.save_every, self.draw, self.after_step, self.average = flip, save_every, draw, None, None
         if unknown := settings.keys() - SETTINGS.keys():
             raise TypeError(f"Trainer has no setting {', '.join(sorted(unknown))}")
         self.settings = argparse.Namespace(**SETTINGS | settings)
@@ -132,6 +132,7 @@ class Trainer:
                 torch.manual_seed(data.derive_seed("dropout", self.seed, self.number, self.accelerator.process_index))
                 batches = tuple(stream.batch(self.number) for stream in streams)
                 yield batches if len(splits) > 1 else batches[0]
+                self.run_folder.images_seen += self.batch_sizes
                 if self.draw is not None and (self.number + 1) % self.save_every == 0:
                     self._draw()
                 if time.monotonic() - saved > CHECKPOINT_SECONDS and self.number + 1 < steps:
@@ -140,8 +141,16 @@ class Trainer:
                     saved = time.monotonic()
             self.log.flush()
             if self.average is not None:
+                self.average.store(self.model.parameters())
                 self.average.copy_to(self.model.parameters())
         self.model.eval()
+
+    def save_weights(self):
+        """model.safetensors and, where those are averaged weights, last.safetensors with the last ones. Called once, after the loop."""
+        self.run_folder.save("model.safetensors", self.model.state_dict())
+        if self.average is not None:
+            self.average.restore(self.model.parameters())
+            self.run_folder.save("last.safetensors", self.model.state_dict())
 
     def _stream(self, split):
         size = (split.name == "forget" and self.settings.forget_batch_size) or self.settings.batch_size
@@ -209,7 +218,6 @@ class Trainer:
         self.salient.scatter()
         if self.average is not None:
             self.average.step(self.model.parameters())
-        self.run_folder.images_seen += self.batch_sizes
         self.log.add(terms, step=self.number + 1, lr=rate)
 
     def _draw(self):

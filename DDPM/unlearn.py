@@ -18,13 +18,16 @@ import sampling
 import task
 import trainer
 from cli import RunError
-from methods import FLAGS, METHODS, NEEDS_MASK, TAKES_NO_MASK
+from methods import EXCLUSIVE, FLAGS, METHODS, NEEDS_MASK, TAKES_NO_MASK
 from run_folder import RunFolder
+
+SMALL_ALPHA = 0.05  # below this --alpha is refused: it is sooner the paper repository's, of a sum, which means thousands of times as much
 
 
 def parse(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_shared("data_dir", "cache_dir", required=["save_dir", "model_path", "forget_class"])
+    parser.add(cli.DATA, "--weights", **task.WEIGHTS)
     target = "rl, salun, salun_soft: the class that stands in for the forgotten ones (default: the next retained one)"
     parser.add(cli.FORGET, "--target_class", metavar="CLASS", help=target)
     parser.add(cli.METHOD, "--method", "--unlearn", choices=METHODS, default="salun", help="unlearning method")
@@ -40,6 +43,12 @@ def parse(argv=None):
     args.options = cli.method_options(parser, args, METHODS)
     if args.target_class is not None and "targets" not in cli.method_inputs(METHODS[args.method]):
         parser.error(f"--method {args.method} does not read --target_class")
+    for one, other in EXCLUSIVE:
+        if getattr(args, one) is not None and getattr(args, other) is not None:
+            parser.error(f"--{one} and --{other} set the same weight: pass one of them")
+    if "sum_alpha" in args.options and args.alpha and args.alpha < SMALL_ALPHA:
+        release = f"if {args.alpha:g} is the paper repository's, a weight of sums over pixels, write --sum_alpha {args.alpha:g}"
+        parser.error(f"--alpha {args.alpha:g} hardly holds the retain set back, as both terms are means here: {release}")
     if args.method in NEEDS_MASK and args.mask_path is None:
         parser.error(f"--method {args.method} needs --mask_path: make a mask with generate_mask.py (without a mask it is --method rl)")
     if args.method in TAKES_NO_MASK and args.mask_path is not None:
@@ -53,7 +62,7 @@ def main(argv=None):
     run_folder = RunFolder(args, accelerator)
 
     # The original model, the forget and the retain set, the mask
-    loaded = task.load_task(args.model_path, args.forget_class, accelerator, args.data_dir, args.cache_dir)
+    loaded = task.load_task(args.model_path, args.forget_class, accelerator, args.data_dir, args.cache_dir, args.weights)
     model, trained = loaded.model, loaded.training
     if args.compile:
         model.compile()
@@ -84,7 +93,7 @@ def main(argv=None):
 
     # Save, after a check that no frozen weight moved
     changed = masking.check_change(before, dict(model.named_parameters()), mask)
-    run_folder.save("model.safetensors", model.state_dict())
+    loop.save_weights()
     if args.save_every and accelerator.is_main_process:
         sampling.write_gif(run_folder.folder / "fading.gif", sorted((run_folder.folder / "samples").glob("step_*.png")))
     measured = {"seconds": seconds, "mask_seconds": mask_info.get("mask_seconds", 0.0), "images_seen": run_folder.images_seen}

@@ -34,7 +34,8 @@ import cli
 from cli import AlreadyDone, RunError
 from files import check_finite, parse_json, read_json, read_tensors, remove_leftovers, write_json, write_tensors, write_whole
 
-WRITTEN = "done.json log.csv model.safetensors mask.safetensors checkpoint.safetensors metrics.json model samples fading.gif"
+WRITTEN = "done.json log.csv model.safetensors last.safetensors mask.safetensors checkpoint.safetensors metrics.json "
+WRITTEN += "model samples fading.gif"
 PATHS = ("model_path", "classifier", "pretrained", "clip_model")  # flags that name a file or folder, or something else
 # may differ when a run is resumed
 NOT_COMPARED = ["save_dir", "cache_dir", "resume", "overwrite", "device", "processes", "computed_on", "parent"]

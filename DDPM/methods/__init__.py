@@ -10,18 +10,27 @@ A loss is a mean over the global batch: batch.mean(per-sample losses). A mean ov
 processes.
 """
 
-from cli import positive_int
+from cli import non_negative_float, share
 
 from .erasediff import erasediff
 from .esd import esd
 from .ga import ga
+from .ga_retain import ga_retain
 from .retrain import retrain
 from .rl import rl
 from .sa import sa
 from .salun import salun
 from .salun_soft import salun_soft
+from .scissorhands import scissorhands
+from .sfron import sfron
 
-METHODS = {method.__name__: method for method in (retrain, ga, rl, esd, sa, salun, salun_soft, erasediff)}
+ALL = (retrain, ga, ga_retain, rl, esd, sa, salun, salun_soft, erasediff, sfron, scissorhands)
+METHODS = {method.__name__: method for method in ALL}
 NEEDS_MASK = {"salun"}
 TAKES_NO_MASK = {"retrain"}  # starts from fresh weights
-FLAGS = {"replay": dict(type=positive_int, metavar="N", help="samples that the original draws of each class")}  # of several methods
+EXCLUSIVE = (("alpha", "sum_alpha"), ("forget_weight", "erase_rate"))  # flags that say the same thing in two ways
+FLAGS = {  # of several methods
+    "forget_weight": dict(type=non_negative_float, help="fixed weight of the forget term"),
+    "sum_alpha": dict(type=non_negative_float, help="--alpha of a retain term that is a sum over pixels: the paper repository's"),
+    "target_dropout": dict(type=share, help="share of the labels dropped in the prediction for a forgotten class, and in its target"),
+}

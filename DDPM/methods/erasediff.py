@@ -1,34 +1,71 @@
 import torch
 
+import data
 import models
-from cli import positive_float
+from cli import non_negative_float
 from trainer import noisy_images, predict_together, squared_error
 
-FLAGS = {"erase_rate": dict(type=positive_float, help="lower bound on the rate at which the forget loss falls")}
+from .salun import detached_prediction, drop_both
+
+FLAGS = {
+    "forget_target": dict(
+        choices=("relabel", "uniform"), help="what is predicted for a forgotten class: another class's, or uniform noise"
+    ),
+    "erase_rate": dict(type=non_negative_float, help="eta of a weight that adapts to the gradients, in place of --forget_weight"),
+}
+TRAINING = {"ema": 0.99}
 
 
-def erasediff(model, forget, retain, trainer, *, steps=1000, lr=1e-4, erase_rate=0.5):
+def erasediff(
+    model,
+    forget,
+    retain,
+    trainer,
+    classes,
+    *,
+    steps=288,
+    lr=1e-4,
+    forget_target="relabel",
+    forget_weight=0.1,
+    erase_rate=None,
+    target_dropout=0.1,
+):
     """EraseDiff (Wu et al., CVPR 2025, arXiv 2401.05779), a successor of SalUn: minimise the retain loss L_r while the forget loss L_f
-    is at its minimum. L_f is the loss of predicting uniform noise for the forgotten classes, noised with it, in place of normal noise.
+    is at its minimum, by steps down L_r + lambda * L_f.
 
-    The authors' code had uniform noise in early 2024 and has relabelled since August 2024. The multiplier below is that of the bilevel
-    method it builds on, unverified against the paper.
-    The constraint's gradient is that of L_f (its minimum, a constant, drops out). Each step goes along g_r + lambda * g_f with
-    lambda = max(0, erase_rate - <g_r, g_f> / |g_f|^2). So L_f falls at a rate of at least erase_rate * |g_f|^2 while L_r is minimised.
+    L_f as in the authors' code since August 2024 is that of SalUn with one random retained class c' for the whole batch. "uniform" is
+    what it had before: predict uniform noise for forgotten images noised with it. lambda is fixed as there, or with erase_rate
+    max(0, erase_rate - cos(g_r, g_f)). Both terms are means over pixels. The inner minimisation of L_f is left out: in their code it adds
+    a constant to the loss, restores the weights, and leaves a trace in Adam's moments only.
     """
     for forget_batch, retain_batch in trainer.steps(steps, lr, forget, retain):
-        uniform = torch.special.ndtr(forget_batch.noise)  # a normal variable's distribution function makes it uniform in (0, 1)
-        forget_noisy = models.noisy_images(forget_batch.images, uniform, forget_batch.t)
+        if forget_target == "relabel":
+            draw = data.make_generator("class", trainer.seed, trainer.number)
+            other = classes.retained[int(torch.randint(len(classes.retained), (), generator=draw))]
+            c, other = drop_both(forget_batch, torch.full_like(forget_batch.labels, other), classes.null, target_dropout)
+            noisy = noisy_images(forget_batch)
+            target = detached_prediction(model, noisy, forget_batch.t, other, dropout=target_dropout > 0)
+        else:
+            target = torch.special.ndtr(forget_batch.noise)  # a normal variable's distribution function makes it uniform in (0, 1)
+            c, noisy = forget_batch.labels, models.noisy_images(forget_batch.images, target, forget_batch.t)
         forget_prediction, retain_prediction = predict_together(
-            model, (forget_noisy, forget_batch.t, forget_batch.labels), (noisy_images(retain_batch), retain_batch.t, retain_batch.labels)
+            model, (noisy, forget_batch.t, c), (noisy_images(retain_batch), retain_batch.t, retain_batch.labels)
         )
-        forget_loss = forget_batch.mean(squared_error(forget_prediction, uniform))
+        forget_loss = forget_batch.mean(squared_error(forget_prediction, target))
         retain_loss = retain_batch.mean(squared_error(retain_prediction, retain_batch.noise))
+        if erase_rate is None:
+            trainer.step(forget=forget_weight * forget_loss, retain=retain_loss)
+        else:
+            forget_gradient, retain_gradient = trainer.gradients(forget_loss, retain_graph=True), trainer.gradients(retain_loss)
+            weight = (erase_rate - cosine(forget_gradient, retain_gradient)).clamp_min(0)
+            combined = [a + weight * b for a, b in zip(retain_gradient, forget_gradient, strict=True)]
+            trainer.apply(combined, forget=forget_loss, retain=retain_loss)
 
-        forget_gradient = trainer.gradients(forget_loss, retain_graph=True)
-        retain_gradient = trainer.gradients(retain_loss)
-        inner = sum((a * b).sum() for a, b in zip(retain_gradient, forget_gradient, strict=True))
-        square = sum(b.square().sum() for b in forget_gradient)
-        weight = (erase_rate - inner / square.clamp_min(1e-30)).clamp_min(0)
-        combined = [a + weight * b for a, b in zip(retain_gradient, forget_gradient, strict=True)]
-        trainer.apply(combined, forget=forget_loss, retain=retain_loss)
+
+def cosine(one, other):
+    """Cosine of the angle between two lists of tensors."""
+    inner, squares = (
+        sum((a * b).sum() for a, b in zip(one, other, strict=True)),
+        [sum(a.square().sum() for a in each) for each in (one, other)],
+    )
+    return inner / (squares[0].sqrt() * squares[1].sqrt() + 1e-8)

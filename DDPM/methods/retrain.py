@@ -11,5 +11,6 @@ def retrain(model, retain, trainer, classes, fresh, training, *, steps=None, lr=
     model.load_state_dict(fresh().state_dict())
     steps, lr = training["steps"] if steps is None else steps, training["lr"] if lr is None else lr
     retain.name = "train"  # the stream of batches that train.py draws
+    scale = retain.images[0].numel() if training["loss"] == "sum" else 1
     for batch in trainer.steps(steps, lr, retain):
-        trainer.step(train=denoising_loss(model, batch, drop_labels(batch, classes.null, training["class_dropout"])))
+        trainer.step(train=scale * denoising_loss(model, batch, drop_labels(batch, classes.null, training["class_dropout"])))

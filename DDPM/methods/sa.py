@@ -8,20 +8,23 @@ from sampling import generate_split
 from trainer import noisy_images, predict_together, squared_error
 
 FLAGS = {
+    "replay": dict(type=positive_int, metavar="N", help="samples that the original draws of each class"),
+    "replay_steps": dict(type=positive_int, metavar="N", help="sampling steps of each of them"),
     "ewc": dict(type=non_negative_float, help="weight of the elastic term"),
     "fisher_timesteps": dict(type=positive_int, metavar="N", help="timesteps in the gradient of an image"),
 }
+TRAINING = {"ema": 0.9999}
 
 
-def sa(model, trainer, classes, *, steps=1000, lr=1e-4, alpha=1.0, replay=500, ewc=10.0, fisher_timesteps=50):
+def sa(model, trainer, classes, *, steps=20_000, lr=1e-4, alpha=1.0, replay=500, replay_steps=1000, ewc=10.0, fisher_timesteps=1000):
     """Selective amnesia (Heng & Soh 2023, arXiv 2305.10120): the forgotten classes are mapped to images of uniform noise, the others are
     replayed from samples that the original generates, and sum F_i (theta_i - theta_o,i)^2 holds the weights back. Reads no training images.
 
-    `replay` images per class are drawn once, and F is the Fisher diagonal over all of them. The terms are means over the D values of
-    an image, where the authors' code takes sums over them and over the T timesteps. Their lambda is `ewc` here, which therefore weighs
-    the squared gradient of the mean loss by T^2 * D.
+    `replay` images per class are drawn once, and F is the Fisher diagonal over all of them, of losses summed over the D values of an
+    image and the T timesteps, as in the authors' code: the squared gradient of the mean loss times (T * D)^2. Their lambda is `ewc`. Losses
+    are sums over D, on which the gradient is clipped to norm 1. Their samples have eta 1 and no clipping, the replay here is DDIM's.
     """
-    generated = generate_split(model, range(classes.null), replay, classes, trainer, "retain")
+    generated = generate_split(model, range(classes.null), replay, classes, trainer, "retain", replay_steps)
     retain = generated.take((~torch.isin(generated.labels.cpu(), torch.tensor(classes.forgotten))).nonzero().squeeze(1))
     draw, device = data.make_generator("noise images", trainer.seed), generated.images.device
     noise = torch.randint(256, (replay * len(classes.forgotten), *generated.images.shape[1:]), generator=draw).to(torch.uint8)
@@ -30,8 +33,8 @@ def sa(model, trainer, classes, *, steps=1000, lr=1e-4, alpha=1.0, replay=500, e
 
     origin = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     fisher = fisher_diagonal(model, generated, trainer.accelerator, timesteps=fisher_timesteps, seed=trainer.seed)
-    scale = ewc * models.TIMESTEPS**2 * generated.images[0].numel()
-    importance = {name: scale * value for name, value in fisher.items()}
+    pixels = generated.images[0].numel()
+    importance = {name: ewc * (models.TIMESTEPS * pixels) ** 2 * value for name, value in fisher.items()}
     for forget_batch, retain_batch in trainer.steps(steps, lr, forget, retain):
         forget_prediction, retain_prediction = predict_together(
             model, *((noisy_images(batch), batch.t, batch.labels) for batch in (forget_batch, retain_batch))
@@ -39,4 +42,4 @@ def sa(model, trainer, classes, *, steps=1000, lr=1e-4, alpha=1.0, replay=500, e
         elastic = sum((importance[name] * (parameter - origin[name]).square()).sum() for name, parameter in model.named_parameters())
         forget_loss = forget_batch.mean(squared_error(forget_prediction, forget_batch.noise))
         retain_loss = retain_batch.mean(squared_error(retain_prediction, retain_batch.noise))
-        trainer.step(forget=forget_loss, retain=alpha * retain_loss, elastic=elastic)
+        trainer.step(forget=pixels * forget_loss, retain=alpha * pixels * retain_loss, elastic=elastic)

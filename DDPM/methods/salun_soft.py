@@ -9,7 +9,22 @@ from masking import kth_smallest
 from .salun import salun
 
 
-def salun_soft(model, forget, retain, trainer, classes, targets, training, *, steps=1000, lr=1e-4, alpha=3.072, mask_ratio=0.5):
+def salun_soft(
+    model,
+    forget,
+    retain,
+    trainer,
+    classes,
+    targets,
+    training,
+    *,
+    steps=1000,
+    lr=1e-4,
+    alpha=3.072,
+    sum_alpha=None,
+    target_dropout=0.1,
+    mask_ratio=0.5,
+):
     """SalUn-soft: SalUn's loss + beta * |theta - theta_o|_1 by proximal gradient, in place of a mask.
 
     After each step theta - theta_o is soft-thresholded at its k-th smallest magnitude. k falls linearly from mask_ratio * n to 0
@@ -32,4 +47,5 @@ def salun_soft(model, forget, retain, trainer, classes, targets, training, *, st
             salient.tensors[name].copy_(anchor + F.softshrink(salient.tensors[name] - anchor, threshold))
 
     trainer.after_step = proximal_step
-    salun(model, forget, retain, trainer, classes, targets, training, steps=steps, lr=lr, alpha=alpha)
+    options = {"steps": steps, "lr": lr, "alpha": alpha, "sum_alpha": sum_alpha, "target_dropout": target_dropout}
+    salun(model, forget, retain, trainer, classes, targets, training, **options)

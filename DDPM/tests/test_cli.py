@@ -81,6 +81,15 @@ WRONG = {  # name: (flags of unlearn.py, part of the message)
     "mask of another class": ("--forget_class 4 --mask_path {home}/mask", "another forget set"),
     "missing mask": ("--forget_class 3 --mask_path {tmp}/none", "does not exist"),
     "a model as a mask": ("--forget_class 3 --mask_path {home}/original/model.safetensors", "is no mask"),
+    "the release's alpha": (f"{RL} --alpha 1e-3", "write --sum_alpha 0.001"),
+    "alpha in two ways": (f"{RL} --alpha 1 --sum_alpha 1e-3", "--alpha and --sum_alpha set the same weight"),
+    "a fixed and an adaptive weight": (
+        "--method erasediff --forget_class 3 --forget_weight 1 --erase_rate 1",
+        "--forget_weight and --erase_rate set the same weight",
+    ),
+    "dropout of a method without a target": ("--method sa --forget_class 3 --target_dropout 0.1", "does not read --target_dropout"),
+    "a mask of the averaged weights": ("--forget_class 3 --mask_path {home}/mask --weights last", "from another model"),
+    "weights that no run has": (f"{RL} --weights best", "invalid choice: 'best'"),
     "a loss that explodes": ("--method ga --forget_class 3 --lr 1e30 --steps 40", "lower --lr"),
     "no CUDA": (f"{RL} --device cuda", "no CUDA device"),
 }
@@ -146,6 +155,17 @@ OTHERS = {  # name: (command, part of the message)
     ),
     "two models, one folder": ("sample --model_path {home}/original {home}/original --save_dir {tmp}/run", "need as many --save_dir"),
     "samples of a classifier": ("sample --model_path {home}/classifier --save_dir {tmp}/run", "run of kind classifier"),
+    "the release's training": ("train --config cifar10_train.yml --mode train", "write python train.py --dataset cifar10"),
+    "the release's unlearning": (
+        "train --config=x.yml --label_to_forget 0 --mode=saliency_unlearn --alpha 1e-3 --method rl",
+        "write python unlearn.py --method salun",
+    ),
+    "the release's sampling": (
+        "sample --config x.yml --mode sample_classes --n_samples_per_class 500",
+        "write python sample.py --model_path",
+    ),
+    "more noise than ddpm's": ("sample --model_path {home}/original --eta 1.01 --save_dir {tmp}/run", "at most 1"),
+    "relearning what was never forgotten": ("relearn --model_path {home}/original --save_dir {tmp}/run", "has forgotten nothing"),
     "eta for ddpm": ("sample --model_path {home}/original --sampler ddpm --eta 1 --save_dir {tmp}/run", "--eta is for"),
     "weights for the small net": (
         "train_classifier --dataset digits --arch cnn --pretrained imagenet --save_dir {tmp}/run",
@@ -302,12 +322,12 @@ def test_training_resumes_to_the_same_bytes_after_a_kill(home, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["salun", "salun_soft", "sa"])
+@pytest.mark.parametrize("method", ["salun", "salun_soft", "sa", "sfron"])
 def test_unlearning_resumes_to_the_same_bytes_after_a_kill(method, home, tmp_path):
     """Mutation: theta_o from the checkpoint."""
 
     def command(folder, *more):
-        extra = "--replay 2 --fisher_timesteps 4 --ewc 1e-4" if method == "sa" else ""
+        extra = "--replay 2 --replay_steps 9 --fisher_timesteps 4 --ewc 1e-4" if method == "sa" else ""
         return unlearn_command(home, folder, "--steps 40", extra, *more, method=method)
 
     ok(*command(tmp_path / "whole"))
@@ -350,13 +370,14 @@ def test_two_processes_give_the_result_of_one(home, tmp_path):
             f"--data_dir {home}/data --save_dir {base}/original",
             f"generate_mask {start} --save_dir {base}/mask",
             f"unlearn --method salun {start} --mask_path {single}/mask --steps 4 --batch_size 13 --lr 1e-3 --save_dir {base}/salun",
-            f"unlearn --method erasediff {start} --steps 3 --batch_size 8 --lr 1e-3 --save_dir {base}/erasediff",
-            f"unlearn --method sa {start} --steps 2 --batch_size 8 --replay 2 --fisher_timesteps 3 --save_dir {base}/sa",
+            f"unlearn --method erasediff {start} --steps 3 --batch_size 8 --lr 1e-3 --erase_rate 0.5 --save_dir {base}/erasediff",
+            f"unlearn --method sfron {start} --steps 2 --batch_size 100 --lr 1e-3 --save_dir {base}/sfron",
+            f"unlearn --method sa {start} --steps 2 --batch_size 8 --replay 2 --replay_steps 9 --fisher_timesteps 3 --save_dir {base}/sa",
             f"sample --model_path {single}/original --num_per_class 3 --steps 4 --batch_size 7 --precision fp32 --save_dir {base}/samples",
             f"evaluate --sample_path {base}/samples --classifier {home}/classifier --features classifier --forget_class 3",
         ]
         together(commands, count, tmp_path)
-        names = ("original", "salun", "erasediff", "sa")
+        names = ("original", "salun", "erasediff", "sfron", "sa")
         results[count] = {name: read_tensors(base / name / "model.safetensors")[0] for name in names}
         results[count]["mask"] = read_tensors(base / "mask" / "mask.safetensors")[0]
         assert json.loads((base / "salun" / "args.json").read_text())["processes"] == count

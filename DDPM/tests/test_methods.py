@@ -30,15 +30,18 @@ from trainer import Trainer, predict_noise
 SETTINGS = {
     "retrain": "",
     "ga": "--steps 15 --lr 5e-4",
+    "ga_retain": "--steps 40 --lr 1e-3 --alpha 10",
     "rl": "--steps 60 --lr 1e-3 --alpha 1",
-    "esd": "--steps 60 --lr 1e-3 --replay 16",
-    "sa": "--steps 60 --lr 1e-3 --replay 4 --fisher_timesteps 8 --ewc 1e-4",
+    "esd": "--steps 60 --lr 1e-3 --draw_steps 8",
+    "sa": "--steps 60 --lr 1e-3 --ema 0 --replay 4 --replay_steps 20 --fisher_timesteps 8 --ewc 1e-4",
     "salun": "--steps 60 --lr 1e-3 --alpha 1",
     "salun_soft": "--steps 60 --lr 1e-3 --alpha 1",
-    "erasediff": "--steps 60 --lr 1e-3",
+    "erasediff": "--steps 60 --lr 1e-3 --ema 0 --forget_weight 1",
+    "sfron": "--steps 30 --lr 1e-3",
+    "scissorhands": "--steps 60 --lr 1e-3",
 }
 SHORT = dict.fromkeys(SETTINGS, "--steps 3 --lr 1e-3")
-SHORT |= {"esd": f"{SHORT['esd']} --replay 16", "sa": f"{SHORT['sa']} --replay 4 --fisher_timesteps 8 --ewc 1e-4"}
+SHORT |= {"esd": f"{SHORT['esd']} --draw_steps 4", "sa": f"{SHORT['sa']} --replay 4 --replay_steps 8 --fisher_timesteps 8 --ewc 1e-4"}
 
 
 @torch.no_grad()
@@ -63,12 +66,18 @@ def apart(loaded):
     return difference(probe(loaded, loaded.forget)[0], probe(loaded, loaded.forget, label=FORGOTTEN + 1)[0])
 
 
+def apart_from_all(loaded):
+    """How far they are from the mean over all other classes."""
+    others = torch.stack([probe(loaded, loaded.forget, label=label)[0] for label in loaded.classes.retained])
+    return difference(probe(loaded, loaded.forget)[0], others.mean(0))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_method_keeps_its_promise(name, unlearn, load):
     """Mutation: swap the sign of the forget loss, or forget and retain."""
     before, after = load(), load(unlearn(name, SETTINGS[name]))
-    if name == "ga":
+    if name in ("ga", "ga_retain", "sfron", "scissorhands"):
         assert loss(after, after.forget) > 1.5 * loss(before, before.forget)
     if name in ("rl", "salun", "salun_soft"):
         assert apart(after) < 0.4 * apart(before)
@@ -81,13 +90,13 @@ def test_method_keeps_its_promise(name, unlearn, load):
         noise_images = data.Split(images, torch.full((64,), FORGOTTEN), torch.arange(64), "noise")
         assert loss(after, noise_images) < 0.93 * loss(before, noise_images)  # noise leaves little to predict
     if name == "erasediff":
-        assert loss(after, after.forget, noise="uniform") < 0.7 * loss(before, before.forget, noise="uniform")
+        assert apart_from_all(after) < 0.6 * apart_from_all(before)
     if name == "retrain":
         retained, embedding = torch.tensor(after.classes.retained), after.model.class_embedding.weight.detach()
         fresh = models.build_unet(**before.facts["architecture"], seed=1).class_embedding.weight
         assert torch.equal(embedding[FORGOTTEN], fresh[FORGOTTEN])  # never trained
         assert (embedding[retained] != fresh[retained]).any()
-    worst = {"esd": 1.6, "sa": 1.6, "erasediff": 1.5}.get(name, 1.15)
+    worst = {"esd": 1.6, "sa": 1.6, "scissorhands": 1.6}.get(name, 1.15)
     assert name == "ga" or loss(after, after.retain) < worst * loss(before, before.retain)  # ascent holds nothing back
 
 
@@ -382,7 +391,7 @@ def test_the_target_is_detached_and_another_class(unlearn, monkeypatch):
 
     monkeypatch.setattr(trainer, "predict_noise", watched)
     monkeypatch.setattr(sys.modules["methods.salun"], "predict_noise", watched)
-    unlearn("rl", SHORT["rl"], "--target_class 7")
+    unlearn("rl", SHORT["rl"], "--target_class 7 --target_dropout 0")
     targets = [labels for grad, labels in calls if not grad]
     assert len(targets) == 3 and all((labels == 7).all() for labels in targets)
     with_gradient = [labels for grad, labels in calls if grad]
@@ -424,37 +433,6 @@ def test_soft_is_anchored_at_the_original(load, unlearn):
         sum((value - origin[name]).abs().sum().item() for name, value in load(path).model.named_parameters()) for path in (soft, free)
     )
     assert soft < 0.5 * free
-
-
-class FakeTrainer:
-    """Hands out gradients made beforehand, and keeps what is made of them."""
-
-    def __init__(self, **gradients):
-        self.found = gradients
-
-    def steps(self, steps, lr, forget, retain):
-        stream = data.Stream(few(), batch_size=4, seed=1, timesteps=1000)
-        yield stream.batch(0), stream.batch(1)
-
-    def gradients(self, term, retain_graph=False):
-        return self.found["forget" if retain_graph else "retain"]
-
-    def apply(self, gradients, forget, retain):
-        self.applied = torch.cat([gradient.flatten() for gradient in gradients])
-
-
-def test_erasediff_lowers_the_forget_loss_at_the_rate_asked_for():
-    """Mutation: drop max(0, .); swap the two gradients."""
-    retain, forget = [torch.tensor([1.0, 0]), torch.tensor([2.0])], [torch.tensor([-1.0, 1]), torch.tensor([0.5])]
-    flat = torch.cat(forget)
-
-    def direction(retain):
-        loop = FakeTrainer(forget=forget, retain=retain)
-        methods.METHODS["erasediff"](lambda noisy, t, **options: (noisy,), None, None, loop, erase_rate=0.5)
-        return loop.applied
-
-    assert (direction(retain) @ flat).item() == pytest.approx(0.5 * (flat @ flat).item())  # here <g_r, g_f> = 0 < 0.5 |g_f|^2
-    assert torch.equal(direction([5 * value for value in forget]), 5 * flat)  # going down L_r alone is enough
 
 
 def test_fisher_is_the_mean_square_of_single_gradients(load, monkeypatch):
