@@ -94,6 +94,7 @@ COMMANDS["DDPM"] = {
     "resnet34": "train_classifier --dataset digits --limit 4 --data_dir {data} --epochs 1 --batch_size 4",
     "mask": "generate_mask --batch_size 32 --forget_class 3 --model_path {original}",
     "unlearn": "unlearn --method salun --mask_path {mask} --steps 3 --forget_class 3 --model_path {original}",
+    "relearn": "relearn --num_images 10 --steps 15 --precision fp32 --model_path {models}/salun",
     "sample": "sample --num_per_class 2 --steps 3 --batch_size 4 --model_path {original}",
     "evaluate": "evaluate --features classifier --num_reference 100 --classifier {classifier} --forget_class 3 --sample_path {samples}",
     "inception": "evaluate --num_reference 100 --classifier {classifier} --forget_class 3 --sample_path {samples}",
@@ -139,14 +140,15 @@ COMMANDS["SD"] = {
     "table": "table {table}",
     "resume": "train {tiny} --vae_steps 2 --steps 150 --limit 40 --data_dir {data} --resume",
 }
-KILLED = ("train", "classifier", "mask", "sample", "evaluate")  # beside all methods
+KILLED = ("train", "classifier", "mask", "relearn", "sample", "evaluate")  # beside all methods
 UNSAVED = ("table", "measure")  # these write into what they read, and take no --save_dir
 
 # fmt: off
 METHOD_FLAGS = {  # "": the command of a method that is killed; *: flags of those that are not named
     "Classification": {"": "unlearn --num_forget 60 --precision fp32 --model_path {original}", "*": "--epochs 5", "iu": "", "ssd": ""},
     "DDPM": {"": "unlearn --forget_class 3 --precision fp32 --model_path {original}", "*": "--steps 15",
-             "esd": "--steps 15 --replay 16", "sa": "--steps 15 --replay 4 --fisher_timesteps 8 --ewc 1e-4"},
+             "esd": "--steps 15 --batch_size 8 --draw_steps 4",
+             "sa": "--steps 15 --replay 4 --replay_steps 8 --fisher_timesteps 8 --ewc 1e-4"},
     "SD": {"": "unlearn --forget_class three --precision fp32 --model_path {original}", "*": "--steps 8", "uce": "",
            "esd": "--steps 8 --sample_steps 3", "ca": "--steps 8 --num_images 4 --generation_steps 3"},
 }
