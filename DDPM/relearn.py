@@ -65,7 +65,7 @@ def main(argv=None):
 
     # Save
     seconds, changed = run_folder.seconds(), masking.check_change(before, dict(model.named_parameters()), None)
-    loop.save_weights()
+    task.save_weights(loop)
     message = f"{recorded['method']}, {args.steps:,} steps on {len(few)} images of the forgotten classes, {seconds:.1f} s"
     run_folder.finish(message, seconds=seconds, images_seen=run_folder.images_seen, fraction_changed=changed)
 

@@ -65,6 +65,14 @@ def load_images(dataset, data_dir, image_size, limit, seed, accelerator, cache_d
     return dataclasses.replace(images, x_train=few.images, y_train=few.labels)
 
 
+def save_weights(loop):
+    """Write model.safetensors after the loop of a Trainer and, where those are averaged weights, the last ones into last.safetensors."""
+    loop.run_folder.save("model.safetensors", loop.model.state_dict())
+    if loop.average is not None:
+        loop.average.restore(loop.model.parameters())
+        loop.run_folder.save("last.safetensors", loop.model.state_dict())
+
+
 def weights_file(folder, recorded, weights):
     """The file of a run's averaged weights (weights "ema") or of its last ones ("last"): one file where nothing was averaged.
 

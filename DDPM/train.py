@@ -95,7 +95,7 @@ def main(argv=None):
 
     # Save
     seconds = run_folder.seconds()
-    loop.save_weights()
+    task.save_weights(loop)
     message = f"{args.steps:,} steps on {len(train):,} images of {len(classes.retained)} classes, {seconds:.0f} s"
     run_folder.finish(message, seconds=seconds, images_seen=run_folder.images_seen)
 

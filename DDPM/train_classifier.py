@@ -4,10 +4,9 @@
     python train_classifier.py --dataset digits --arch cnn --lr 1e-3 --epochs 20 --save_dir runs/digits/classifier
 
 The defaults are the official release's: an ImageNet ResNet-34 on images scaled to 224 px, Adam 1e-5 at a constant rate, the new last
-layer at ten times that, weight decay 5e-4. With --with_test, as the release has it for STL-10, it is trained on training and test images
-but for 1,000 of them (of small sets a tenth), drawn by --seed, on which it is tested.
-ImageNet weights are torchvision's, downloaded on first use; --pretrained FILE.safetensors takes them from a file. Else it
-sees all training images, of every class, and is tested on the data set's test images.
+layer at ten times that, weight decay 5e-4. ImageNet weights are torchvision's, downloaded on first use; --pretrained FILE.safetensors
+takes them from a file. It sees all training images, of every class, and is tested on the data set's test images. With --with_test, as the
+release has it for STL-10, it sees both but for 1,000 images (a tenth of small sets), drawn by --seed, on which it is tested.
 """
 
 import math
@@ -78,7 +77,7 @@ def main(argv=None):
     )
     count = len(images.y_train)
     order = torch.randperm(count, generator=data.make_generator("hold out", args.seed))
-    held_out = order[: min(1000, count // 10)] if args.with_test else order[:0]
+    held_out = order[: max(1, min(1000, count // 10))] if args.with_test else order[:0]
     train = images.train(order[len(held_out) :].sort().values, "train")
     x_test, y_test = (images.x_train[held_out], images.y_train[held_out]) if args.with_test else (images.x_test, images.y_test)
     shape = {"arch": args.arch, "num_classes": len(images.classes), "channels": images.x_train.shape[3]}

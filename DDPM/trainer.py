@@ -145,13 +145,6 @@ class Trainer:
                 self.average.copy_to(self.model.parameters())
         self.model.eval()
 
-    def save_weights(self):
-        """model.safetensors and, where those are averaged weights, last.safetensors with the last ones. Called once, after the loop."""
-        self.run_folder.save("model.safetensors", self.model.state_dict())
-        if self.average is not None:
-            self.average.restore(self.model.parameters())
-            self.run_folder.save("last.safetensors", self.model.state_dict())
-
     def _stream(self, split):
         size = (split.name == "forget" and self.settings.forget_batch_size) or self.settings.batch_size
         here = {"rank": self.accelerator.process_index, "world": self.accelerator.num_processes}

@@ -93,7 +93,7 @@ def main(argv=None):
 
     # Save, after a check that no frozen weight moved
     changed = masking.check_change(before, dict(model.named_parameters()), mask)
-    loop.save_weights()
+    task.save_weights(loop)
     if args.save_every and accelerator.is_main_process:
         sampling.write_gif(run_folder.folder / "fading.gif", sorted((run_folder.folder / "samples").glob("step_*.png")))
     measured = {"seconds": seconds, "mask_seconds": mask_info.get("mask_seconds", 0.0), "images_seen": run_folder.images_seen}
