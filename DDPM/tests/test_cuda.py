@@ -17,7 +17,7 @@ from helpers import FORGOTTEN, TINY, ok, script
 
 pytestmark = pytest.mark.slow
 MASK, WEIGHTS = "mask.safetensors", "model.safetensors"
-SHORT = {"esd": "--replay 2", "sa": "--replay 2 --fisher_timesteps 2 --ewc 1e-4"}
+SHORT = {"esd": "--draw_steps 3", "sa": "--replay 2 --replay_steps 4 --fisher_timesteps 2 --ewc 1e-4"}
 
 
 @pytest.fixture
