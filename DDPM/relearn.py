@@ -24,7 +24,7 @@ from trainer import denoising_loss, drop_labels
 
 def parse(argv=None):
     parser = cli.Parser(__doc__)
-    parser.add_shared("data_dir", required=["save_dir", "model_path"])
+    parser.add_shared("data_dir", "cache_dir", required=["save_dir", "model_path"])
     number = "images of the forgotten classes to train on"
     parser.add(cli.FORGET, "--num_images", type=cli.positive_int, default=10, metavar="K", help=number)
     parser.add_shared("resume", "overwrite", "device", "precision", steps=50, lr=1e-4, batch_size=128, seed=1)
@@ -41,7 +41,8 @@ def main(argv=None):
     origin = recorded["training"] if recorded["kind"] == "unlearn" else recorded
     if not recorded["forgotten"]:
         raise RunError(f"{file.parent} has forgotten nothing: name a run of unlearn.py, or of train.py --retain_only")
-    images = task.data_of(origin, args.data_dir or moved(origin["data_dir"], recorded, file.parent), accelerator)
+    data_dir = args.data_dir or moved(origin["data_dir"], recorded, file.parent)
+    images = task.data_of(origin, data_dir, accelerator, args.cache_dir)
     classes = data.Classes(recorded["classes"], tuple(recorded["forgotten"]))
     forget, _ = data.split(images, classes)
     if args.num_images > len(forget):

@@ -15,7 +15,7 @@ for seed in ${SEEDS:-1}; do
   R=$OUT/seed$seed
   forget=(--model_path "$R/original" --forget_class "$CLASS" --batch_size 64 --seed "$seed")
   python train.py --dataset folder --data_dir "$DATA" --image_size 64 --arch unet128 --steps 50000 --lr 1e-4 --batch_size 64 --ema 0.999 --seed "$seed" --save_every 5000 --save_dir "$R/original" --resume
-  python train_classifier.py --dataset folder --data_dir "$DATA" --image_size 64 --arch resnet34 --lr 1e-4 --epochs 20 --batch_size 64 --seed "$seed" --save_dir "$R/classifier" --resume
+  python train_classifier.py --dataset folder --data_dir "$DATA" --image_size 64 --arch resnet34 --lr 1e-4 --epochs 20 --batch_size 64 --schedule linear --seed "$seed" --save_dir "$R/classifier" --resume
   python generate_mask.py --model_path "$R/original" --forget_class "$CLASS" --mask_ratio 0.5 --seed "$seed" --save_dir "$R/mask" --resume
   python unlearn.py --method retrain "${forget[@]}" --save_dir "$R/retrain" --resume
   python unlearn.py --method salun   "${forget[@]}" --steps 1000 --alpha 1 --lr 1e-4 --mask_path "$R/mask" --save_every 100 --save_dir "$R/salun" --resume
