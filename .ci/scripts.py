@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("Classification", "DDPM", "SD")
 # What a script is given: variables, then flags. A script that is not named is given its folder's.
 PAPER = "LIMIT=60 EPOCHS=1 BATCH_SIZE=32 --lr 1e-3 --fisher_samples 4"  # two steps at the paper's lr leave weights that overflow
+REPLAY = "--replay 2 --replay_steps 2 --fisher_timesteps 2"
 DIGITS = "EPOCHS=1 STEPS=2 SAMPLING_STEPS=2 NUM_SAMPLES=2 LIMIT=60"
 MODEL = "STEPS=2 SAMPLING_STEPS=2 NUM_SAMPLES=2 BATCH_SIZE=4 MODEL=stand-ins/sd MEMORY=--gradient_checkpointing"
 DRAWN = f"{MODEL} EPOCHS=1 NUM_IMAGES=4 CLIP=stand-ins/clip"
@@ -41,14 +42,14 @@ CASES = {
     "Classification/own_data.sh": 'DATA="own photos" CLASS="golden retriever" EPOCHS=1 BATCH_SIZE=8 IMAGE_SIZE=32',
     "Classification/quickstart.sh": "NUM_FORGET=20 LIMIT=200 EPOCHS=1",
     "Classification/tune_digits.sh": "NUM_FORGET=20 LIMIT=200 EPOCHS=1 SEEDS=101",
-    "DDPM": f"{DIGITS} BATCH_SIZE=2 --features classifier --pretrained none --replay 2 --replay_steps 2 --fisher_timesteps 2 --draw_steps 2",
+    "DDPM": f"{DIGITS} BATCH_SIZE=2 --features classifier --pretrained none {REPLAY} --draw_steps 2",
     "DDPM/benchmark.sh": "EPOCHS=1 STEPS=2 NUM_SAMPLES=1 LIMIT=60 BATCH_SIZE=1 --rounds 1",
-    "DDPM/digits_table.sh": f"{DIGITS} NUM_IMAGES=2 --replay 2 --replay_steps 2 --fisher_timesteps 2",
+    "DDPM/digits_table.sh": f"{DIGITS} NUM_IMAGES=2 {REPLAY}",
     "DDPM/fashion_mnist.sh": f"{DIGITS} BATCH_SIZE=8 --draw_steps 2 --num_reference 20",
     "DDPM/gpu_check.sh": GPU_CHECK,
     "DDPM/own_data.sh": f'DATA="own photos" CLASS="golden retriever" {DIGITS} BATCH_SIZE=2 IMAGE_SIZE=16 --pretrained none --arch unet32',
     "DDPM/quickstart.sh": DIGITS,
-    "DDPM/tune_digits.sh": f"{DIGITS} --replay 2 --replay_steps 2 --fisher_timesteps 2",
+    "DDPM/tune_digits.sh": f"{DIGITS} {REPLAY}",
     "SD": f"{DRAWN} --features none",
     "SD/benchmark.sh": "--divide 8 --rounds 1",
     "SD/digits_table.sh": f"{DIGITS} --vae_steps 2",
