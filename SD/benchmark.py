@@ -149,7 +149,7 @@ def full_size(part, args, accelerator):
     figures, path, run_folder = {"weights": count}, args.folder / "mask.safetensors", null_run_folder(args.folder)
     start = time.perf_counter()
     if part == "mask":
-        options = {"cond_scale": 7.5, "passes": 1, "batch_size": 1, "seed": 1}
+        options = {"guidance_scale": 8.5, "passes": 1, "batch_size": 1, "seed": 1}
         saliency = passes.mean_gradient(unet, scheduler, forget, embeddings, accelerator, **options)
         middle = time.perf_counter()
         mask = masking.select(saliency, 0.5)

@@ -114,7 +114,7 @@ def of_classes(flags, pipeline, recorded, shas, accelerator, needs):
     clash = next((text for text in target_prompts if text in [table[label] for label in labels]), None)
     if clash is not None:
         raise RunError(f"the target prompt {clash!r} is forgotten itself: name another one")
-    table = [*table, *(text for text in dict.fromkeys(target_prompts) if text not in table), models.NULL]
+    table = [*table, *(text for text in dict.fromkeys(target_prompts) if text not in (*table, models.NULL)), models.NULL]
     targets = torch.arange(len(table))
     targets[labels] = torch.tensor([table.index(text) for text in target_prompts])
     numbers = torch.tensor(found.y_train)

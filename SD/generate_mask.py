@@ -3,11 +3,14 @@
     python generate_mask.py --model_path runs/sd/original --dataset imagenette --data_dir data --forget_class church --save_dir runs/mask
 
 Saliency is |gradient of the mean squared error of the guided prediction over all images to forget|, each under its own prompt, in eval
-mode: (1 + w) eps(x_t | c) - w eps(x_t | null) against the noise, w = --cond_scale, as in the official release. 0 is the plain training
-loss; the guidance scale s of generate_images.py is w + 1. In each of --epochs passes every image is seen once, at a timestep and with
+mode: s eps(x_t | c) - (s - 1) eps(x_t | null) against the noise, s = --guidance_scale, as for generate_images.py. 1 is the plain training
+loss, 8.5 is what the official release has: it writes (1 + 7.5) eps(x_t | c) - 7.5 eps(x_t | null), and --mask_guidance 7.5 says the same
+here. In each of --epochs passes every image is seen once, at a timestep and with
 noise that follow from --seed; the timesteps of a pass are spread evenly. The mask keeps exactly floor(mask_ratio * n) of the n weights.
 What is forgotten is named as for unlearn.py.
 """
+
+import argparse
 
 import cli
 import concepts
@@ -17,14 +20,27 @@ import task
 import trainer
 from run_folder import RunFolder
 
+guidance_scale = cli.number(float, lambda value: 1 <= value < cli.FLOAT, "a number of at least 1 and below 1e35")
+
+
+def from_weight(text):
+    """An argparse type: the guidance scale s = w + 1 of a weight w."""
+    return cli.non_negative_float(text) + 1
+
+
+from_weight.__name__ = "float"  # for argparse's message
+
 
 def parse(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_shared(required=["save_dir"])
     concepts.add_model_flag(parser)
     concepts.add_concept_flags(parser)
-    cond_scale = "guidance w of the loss, 0: none"
-    parser.add(cli.METHOD, "--cond_scale", "--mask_guidance", type=cli.non_negative_float, default=7.5, metavar="W", help=cond_scale)
+    either = parser.groups[cli.METHOD].add_mutually_exclusive_group()
+    scale = "guidance scale of the loss, 1: none"
+    either.add_argument("--guidance_scale", type=guidance_scale, default=8.5, metavar="S", help=scale)
+    weight = {"type": from_weight, "dest": "guidance_scale", "default": argparse.SUPPRESS, "metavar": "W"}
+    either.add_argument("--mask_guidance", "--c_guidance", "--cond_scale", **weight, help="the same, counted from 0: W = S - 1")
     parser.add(cli.RUN, "--gradient_checkpointing", action="store_true", help="less memory, more time")
     parser.add_shared("resume", "overwrite", "device", mask_ratio=0.5, epochs=1, batch_size=8, precision="fp32", seed=1)
     args = parser.parse_args(argv)
@@ -48,7 +64,7 @@ def main(argv=None):
 
     # Saliency, and the mask of its largest entries
     run_folder.start_clock()
-    options = {"cond_scale": args.cond_scale, "passes": args.epochs, "batch_size": args.batch_size, "seed": args.seed}
+    options = {"guidance_scale": args.guidance_scale, "passes": args.epochs, "batch_size": args.batch_size, "seed": args.seed}
     saliency = passes.mean_gradient(unet, loaded.scheduler, loaded.forget, loaded.embeddings, accelerator, **options)
     mask = masking.select(saliency, args.mask_ratio)
     seconds = run_folder.seconds()

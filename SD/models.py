@@ -23,11 +23,13 @@ NOISE |= dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
 sampling_steps = number(int, lambda value: 0 < value < TIMESTEPS, f"from 1 to {TIMESTEPS - 1}")  # argparse types
 image_count = number(int, lambda value: 0 < value <= 10**6, "from 1 to 1,000,000")
 image_edge = number(int, lambda value: 4 <= value <= 8192, "from 4 to 8,192 px")
-TRAIN_METHODS = {  # which weights of the U-Net may change (ESD, arXiv 2303.07345: x, u, self, full)
+KEYS_AND_VALUES = ("attn2.to_k.weight", "attn2.to_v.weight")  # what reads the prompt
+TRAIN_METHODS = {  # which weights of the U-Net may change: the first four are ESD's, as in its authors' train-esd.py (full, x, u, self)
     "full": lambda name: True,
     "xattn": lambda name: ".attn2." in name,
-    "noxattn": lambda name: ".attn2." not in name,
+    "noxattn": lambda name: ".attn2." not in name and not name.startswith(("time_embedding.", "conv_norm_out.", "conv_out.")),
     "selfattn": lambda name: ".attn1." in name,
+    "xattn_kv": lambda name: name.endswith(KEYS_AND_VALUES),
 }
 UNETS = {  # the U-Nets that train.py --from_scratch builds: widths of the levels, widths of the autoencoder's levels
     "tiny": dict(widths=(32, 64), vae=(16, 32), text=64, layers=1, image_size=16),  # latents of 8x8

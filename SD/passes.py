@@ -28,11 +28,11 @@ def loss_scale(accelerator, batches):
     return 2.0 ** math.ceil(10 + math.log2(batches)) if accelerator.mixed_precision == "fp16" else 1.0
 
 
-def mean_gradient(unet, scheduler, split, embeddings, accelerator, *, cond_scale, passes, batch_size, seed):
+def mean_gradient(unet, scheduler, split, embeddings, accelerator, *, guidance_scale, passes, batch_size, seed):
     """Gradient of the forget loss over a whole split, {name: tensor} whose magnitude is SalUn's saliency.
 
-    The loss is the mean squared error of the guided prediction (1 + w) f(c) - w f(null), w = cond_scale, as in the official release; at
-    w = 0 it is the plain training loss. embeddings: (P, L, D), the last one that of the empty prompt. Eval mode. Every image is weighted
+    The loss is the mean squared error of the guided prediction s f(c) - (s - 1) f(null), s = guidance_scale, as in the official release; at
+    s = 1 it is the plain training loss. embeddings: (P, L, D), the last one that of the empty prompt. Eval mode. Every image is weighted
     once in each of `passes` passes, with timesteps and noise of their own. Accumulated in float32 in place, without a second copy.
     """
     unet.eval()
@@ -42,12 +42,12 @@ def mean_gradient(unet, scheduler, split, embeddings, accelerator, *, cond_scale
         batches = data.whole_pass(split, batch_size, seed, models.TIMESTEPS, accelerator.device, number, *here)
         for latents, labels, t, noise in tqdm(batches, "gradient", disable=None):
             noisy, conditions = scheduler.add_noise(latents, noise, t), embeddings[labels]
-            if cond_scale == 0:
+            if guidance_scale == 1:
                 prediction = predict(unet, noisy, t, conditions)
             else:
                 parts = (noisy, t, conditions), (noisy, t, embeddings[-1].expand_as(conditions))
                 conditional, unconditional = predict_together(unet, *parts)
-                prediction = (1 + cond_scale) * conditional - cond_scale * unconditional
+                prediction = guidance_scale * conditional - (guidance_scale - 1) * unconditional
             (squared_error(prediction, training_target(scheduler, latents, noise, t)).sum() / (passes * len(split)) * scale).backward()
     gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad / scale for name, p in unet.named_parameters()}
     unet.zero_grad(set_to_none=True)

@@ -31,7 +31,7 @@ from files import cache_folder
 from methods import FLAGS, METHODS, NEEDS_MASK, NO_CHECKPOINTING, TAKES_NO_MASK
 from run_folder import RunFolder
 
-SETTINGS = trainer.SETTINGS | {"train_method": "full"}
+SETTINGS = trainer.SETTINGS | {"train_method": "full", "grad_clip": 0.0}
 
 
 def parse(argv=None):
@@ -41,10 +41,10 @@ def parse(argv=None):
     concepts.add_concept_flags(parser)
     parser.add(cli.METHOD, "--method", "--unlearn", choices=METHODS, default="salun", help="unlearning method")
     parser.add_shared("mask_path")
-    train_method = "which weights of the U-Net may change (default: full; esd, fmn, uce and ca: xattn)"
+    train_method = "which weights of the U-Net may change (default: full; esd: xattn; uce and ca: xattn_kv)"
     parser.add(cli.METHOD, "--train_method", choices=models.TRAIN_METHODS, help=train_method)
     cli.add_method_flags(parser, METHODS, FLAGS)
-    defaults = "(defaults of these settings: the method's authors', else adam, constant, no weight decay, no averaging)"
+    defaults = "(defaults of these settings: the method's authors', else adam, constant, no weight decay, no clipping, no averaging)"
     choices = {"optimizer": dict(choices=trainer.OPTIMIZERS, help=f"optimizer {defaults}"), "schedule": dict(choices=trainer.SCHEDULES)}
     parser.add_shared(*(name for name in SETTINGS if name != "train_method"), options=choices)
     parser.add(cli.RUN, "--gradient_checkpointing", action="store_true", help="less memory, more time")
@@ -133,6 +133,8 @@ def main(argv=None):
         "unet": unet,
         "trainer": trainer.Trainer(unet, run_folder, accelerator, seed=args.seed, mask=mask, **pictures, **settings),
         "retained": [number for number in range(len(prompts)) if number not in loaded.forgotten],
+        "named": [number for number, text in enumerate(prompts) if text in (*(args.retain_prompts or ()), models.NULL)],
+        "tokenizer": loaded.pipeline.tokenizer,
         "words": [models.word_tokens(loaded.pipeline.tokenizer, prompt) for prompt in prompts],
         "latent_shape": loaded.forget.shape,
         "generated": functools.partial(generate_split, flags=flags, **same),

@@ -2,11 +2,11 @@
 
 A method is a function that edits the U-Net in place. Its positional parameters are what it is handed: `unet`, `forget`, `retain`
 (Splits of latents), `trainer`, `scheduler` (the noise schedule), `embeddings` (P, L, D) of all prompts, the last one the empty prompt,
-`targets` (P,) (the prompt that stands in for each), `forgotten` and `retained` (numbers of prompts), `words` (each prompt's own tokens),
-`latent_shape` (C, h, w), `generated(numbers, name)` (a Split of images that the original draws of prompts). A method that does not name
-`retain` is handed nothing that is retained. Its keyword-only parameters are its flags, with their defaults. A flag that no other method
-has is declared in the method's own file, in FLAGS. TRAINING there holds the training settings of the method's authors, where they
-differ from unlearn.py's.
+`targets` (P,) (the prompt that stands in for each), `forgotten` and `retained` (numbers of prompts), `named` (those that --retain_prompts
+names, and the empty one), `tokenizer`, `words` (each prompt's own tokens), `latent_shape` (C, h, w), `generated(numbers, name)` (a
+Split of images that the original draws of prompts). A method that does not name `retain` is handed nothing that is retained. Its
+keyword-only parameters are its flags, with their defaults. A flag that no other method has is declared in the method's own file, in
+FLAGS. TRAINING there holds the training settings of the method's authors, where they differ from unlearn.py's.
 
 A loss is a mean over the global batch: batch.mean(per-sample losses). A mean over this process's samples would be wrong under several
 processes.
@@ -25,4 +25,6 @@ METHODS = {method.__name__: method for method in (ga, rl, esd, fmn, salun, salun
 NEEDS_MASK = {"salun"}
 TAKES_NO_MASK = {"uce"}  # a closed form: there is no gradient
 NO_CHECKPOINTING = {"uce", "fmn"}  # fmn looks into the forward pass, which gradient checkpointing repeats
-FLAGS = {}  # of several methods, and of no other script
+FLAGS = {  # of several methods, and of no other script
+    "authors_code": dict(choices=("2023", "2025"), help="follow its authors' code of the paper, or that of 2025")
+}

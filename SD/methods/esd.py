@@ -4,7 +4,7 @@ import torch
 
 from cli import non_negative_float
 from data import prompts_alone
-from models import sampling_steps
+from models import TIMESTEPS, sampling_steps
 from sampling import partially_denoised
 from trainer import predict, predict_together, squared_error
 
@@ -13,7 +13,7 @@ FLAGS = {
     "sample_guidance_scale": dict(type=non_negative_float, metavar="S", help="guidance scale used to sample x_t, 1: none"),
     "sample_steps": dict(type=sampling_steps, help="steps of the sampling runs that x_t is taken from"),
 }
-TRAINING = {"train_method": "xattn"}
+TRAINING = {"train_method": "xattn", "batch_size": 1}  # train-esd.py of the authors
 
 
 def esd(
@@ -29,19 +29,26 @@ def esd(
     negative_guidance=1.0,
     sample_guidance_scale=3.0,
     sample_steps=50,
+    authors_code="2023",
 ):
     """Erased stable diffusion (Gandikota et al. 2023, arXiv 2303.07345): train eps(x_t | c) towards
     eps_o(x_t | null) - eta * (eps_o(x_t | c) - eps_o(x_t | null)), eta = negative_guidance.
 
-    Reads no images: x_t is where a sampling run of the model in training, at `sample_guidance_scale`, stands after a random number of
-    its `sample_steps` steps. --train_method xattn is ESD-x, noxattn ESD-u, selfattn and full are the paper's other two.
+    Reads no images: x_t is where a sampling run at `sample_guidance_scale` stands after a random number of its `sample_steps` steps. In
+    the code of 2023 (train-esd.py) the model in training draws x_t, and t is drawn anew within the step of the sampler. In that of 2025
+    (esd_sd.py) the original draws it, and t is the sampler's; eta is counted from eps_o(x_t | c) there, so that its 2 is 1 here.
+    --train_method xattn is ESD-x, noxattn ESD-u, selfattn and full are the paper's other two.
     """
     teacher = copy.deepcopy(unet).eval().requires_grad_(False)
     for batch in trainer.steps(steps, lr, prompts_alone(forgotten, latent_shape, "forget")):
         conditions, empty = embeddings[batch.labels], embeddings[-1].expand(len(batch.labels), -1, -1)
         options = {"guidance_scale": sample_guidance_scale, "steps": sample_steps}
         with torch.no_grad():
-            noisy, t = partially_denoised(unet, scheduler, batch, conditions, empty, trainer, **options)
+            drawing = unet if authors_code == "2023" else teacher
+            noisy, t = partially_denoised(drawing, scheduler, batch, conditions, empty, trainer, **options)
+            if authors_code == "2023":
+                width = TIMESTEPS // sample_steps
+                t = (t - t % width + (width * batch.uniform).long()).clamp_max(TIMESTEPS - 1)
             conditional, unconditional = predict_together(teacher, (noisy, t, conditions), (noisy, t, empty))
             target = unconditional - negative_guidance * (conditional - unconditional)
         trainer.step(forget=batch.mean(squared_error(predict(unet, noisy, t, conditions), target)))

@@ -1,30 +1,38 @@
+import argparse
+
 import torch
 
 from trainer import noisy_latents, predict
 
-TRAINING = {"train_method": "xattn"}
+FLAGS = {"end_token": dict(action=argparse.BooleanOptionalAction, help="count every end token as the concept's too, padding included")}
+# configs/attn.yaml of the authors
+TRAINING = {"train_method": "full", "optimizer": "adamw", "weight_decay": 0.01, "batch_size": 1, "grad_clip": 1.0}
 
 
-def fmn(unet, forget, trainer, scheduler, embeddings, targets, forgotten, words, *, steps=35, lr=1e-5):
+def fmn(unet, forget, trainer, scheduler, embeddings, targets, forgotten, tokenizer, words, *, steps=35, lr=2e-6, end_token=True):
     """Forget-Me-Not (Zhang et al. 2023, arXiv 2303.17591), attention resteering: on images to forget, under their own prompts, drive the
     cross-attention paid to the concept's tokens to zero.
 
-    The loss is the sum over all cross-attention layers of the mean square of these attention probabilities (the reduction is ours).
+    The loss of an image is one L2 norm over the attention probabilities of all layers, heads and pixels to these tokens, as in the
+    authors' train_attn.py. end_token is their use_pooler, true in their configuration: on Stable Diffusion 1.x, whose padding consists
+    of end tokens, it takes in all positions behind the prompt. Their textual inversion (use_ti) is left out: the concept's tokens are
+    those of its prompt that the target lacks.
     """
-    concept_tokens = torch.zeros(embeddings.shape[:2], device=embeddings.device)
+    of_concept = torch.zeros(embeddings.shape[:2], device=embeddings.device)
     for number in forgotten:
-        concept_tokens[number, concept_positions(words[number], words[int(targets[number])])] = 1
+        of_concept[number, concept_positions(words[number], words[int(targets[number])])] = 1
+        if end_token:
+            end = len(words[number]) + 1
+            padded = tokenizer.pad_token_id == tokenizer.eos_token_id
+            of_concept[number, end : None if padded else end + 1] = 1
 
     # What comes after the last layer's attention does not show in the loss, its values for one
     for batch in trainer.steps(steps, lr, forget, reaches_all=False):
         with CrossAttention(unet) as attention:
             predict(unet, noisy_latents(scheduler, batch), batch.t, embeddings[batch.labels])
-        chosen = concept_tokens[batch.labels]
-        squares = [
-            (paid.float().square() * chosen[:, None, None]).sum((1, 2, 3)) / (paid.shape[1] * paid.shape[2] * chosen.sum(1))
-            for paid in attention.found
-        ]
-        trainer.step(forget=batch.mean(sum(squares)))
+        chosen = of_concept[batch.labels][:, None, None]
+        norms = [(paid.float() * chosen).flatten(1).norm(dim=1) for paid in attention.found]
+        trainer.step(forget=batch.mean(torch.stack(norms).norm(dim=0)))
 
 
 def concept_positions(prompt, target):
