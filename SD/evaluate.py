@@ -236,6 +236,8 @@ def write_metrics(folder, sample_folder, measured):
         "classifier": Path(measured["classifier"]).name if "classifier" in measured else None,
         "features": features and f"{features}, {measured['reference_images']:,} reference images",
     }
+    if "relearned_images" in (options := model.get("options", {})):
+        facts["relearned"] = "{relearned_images} images of what was forgotten, {steps} steps, lr {lr:g}".format(**options)
     row = describe(model, model.get("seed", recorded["seed"]), facts)
     write_json(folder / "metrics.json", row | measured | {"sample_path": str(sample_folder), "num_samples": recorded["num_samples"]})
     return "  ".join(f"{name} {measured[name]:.2f}" for name in metrics.COLUMNS if name in measured)

@@ -30,15 +30,15 @@ class Task:
     facts: dict
 
 
-def load_task(model_path, flags, accelerator, needs=("forget", "retain"), variant=None):
+def load_task(model_path, flags, accelerator, needs=("forget", "retain"), variant=None, originals_only=True):
     """Open the original and everything that the concept flags name, latents and embeddings included.
 
     flags: {flag: value} of concepts.CONCEPT_FLAGS. needs: whose images are read; the others are neither encoded nor drawn, and their
-    latents are zero. variant: of a folder's weight files. Raises RunError for anything missing, unfinished or contradictory, and for a
-    model that has forgotten already.
+    latents are zero. variant: of a folder's weight files. Raises RunError for anything missing, unfinished or contradictory, and with
+    originals_only for a model that has forgotten already.
     """
     pipeline, recorded = pipelines.open_pipeline(model_path, variant=variant)
-    if recorded and (recorded["kind"] != "train" or recorded["method"] != "original"):
+    if originals_only and recorded and (recorded["kind"] != "train" or recorded["method"] != "original"):
         raise RunError(f"{model_path} is no original model (to forget more, start from the original and forget everything together)")
     trainer.prepare(pipeline.unet, accelerator)
     shas = {"vae": models.sha(pipeline.vae), "model": models.sha(pipeline.unet, pipeline.vae, pipeline.text_encoder)}

@@ -16,15 +16,14 @@ from .ca import ca
 from .esd import esd
 from .fmn import fmn
 from .ga import ga
+from .ga_retain import ga_retain
 from .rl import rl
 from .salun import salun
 from .salun_soft import salun_soft
 from .uce import uce
 
-METHODS = {method.__name__: method for method in (ga, rl, esd, fmn, salun, salun_soft, uce, ca)}
+METHODS = {method.__name__: method for method in (ga, ga_retain, rl, esd, fmn, salun, salun_soft, uce, ca)}
 NEEDS_MASK = {"salun"}
 TAKES_NO_MASK = {"uce"}  # a closed form: there is no gradient
 NO_CHECKPOINTING = {"uce", "fmn"}  # fmn looks into the forward pass, which gradient checkpointing repeats
-FLAGS = {  # of several methods, and of no other script
-    "authors_code": dict(choices=("2023", "2025"), help="follow its authors' code of the paper, or that of 2025")
-}
+FLAGS = {}  # of several methods, and of no other script

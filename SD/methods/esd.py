@@ -10,6 +10,7 @@ from trainer import predict, predict_together, squared_error
 
 FLAGS = {
     "negative_guidance": dict(type=non_negative_float, help="strength of the guidance away from the prompt"),
+    "draw_from": dict(choices=("trained", "original"), help="the model that samples x_t, as in the authors' code of 2023 or of 2025"),
     "sample_guidance_scale": dict(type=non_negative_float, metavar="S", help="guidance scale used to sample x_t, 1: none"),
     "sample_steps": dict(type=sampling_steps, help="steps of the sampling runs that x_t is taken from"),
 }
@@ -28,15 +29,15 @@ def esd(
     lr=1e-5,
     negative_guidance=1.0,
     sample_guidance_scale=3.0,
+    draw_from="trained",
     sample_steps=50,
-    authors_code="2023",
 ):
     """Erased stable diffusion (Gandikota et al. 2023, arXiv 2303.07345): train eps(x_t | c) towards
     eps_o(x_t | null) - eta * (eps_o(x_t | c) - eps_o(x_t | null)), eta = negative_guidance.
 
     Reads no images: x_t is where a sampling run at `sample_guidance_scale` stands after a random number of its `sample_steps` steps. In
-    the code of 2023 (train-esd.py) the model in training draws x_t, and t is drawn anew within the step of the sampler. In that of 2025
-    (esd_sd.py) the original draws it, and t is the sampler's; eta is counted from eps_o(x_t | c) there, so that its 2 is 1 here.
+    the authors' train-esd.py of 2023 the model in training draws x_t, and t is drawn anew within the step of the sampler. In their
+    esd_sd.py of 2025 the original draws it, and t is the sampler's. Its eta counts from eps_o(x_t | c), so that 2 there is 1 here.
     --train_method xattn is ESD-x, noxattn ESD-u, selfattn and full are the paper's other two.
     """
     teacher = copy.deepcopy(unet).eval().requires_grad_(False)
@@ -44,9 +45,9 @@ def esd(
         conditions, empty = embeddings[batch.labels], embeddings[-1].expand(len(batch.labels), -1, -1)
         options = {"guidance_scale": sample_guidance_scale, "steps": sample_steps}
         with torch.no_grad():
-            drawing = unet if authors_code == "2023" else teacher
+            drawing = unet if draw_from == "trained" else teacher
             noisy, t = partially_denoised(drawing, scheduler, batch, conditions, empty, trainer, **options)
-            if authors_code == "2023":
+            if draw_from == "trained":
                 width = TIMESTEPS // sample_steps
                 t = (t - t % width + (width * batch.uniform).long()).clamp_max(TIMESTEPS - 1)
             conditional, unconditional = predict_together(teacher, (noisy, t, conditions), (noisy, t, empty))

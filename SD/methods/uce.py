@@ -11,6 +11,7 @@ def scale(text):
 
 
 FLAGS = {
+    "authors_code": dict(choices=("2023", "2025"), help="follow the authors' code of the paper, or that of 2025"),
     "erase_scale": dict(type=positive_float, help="weight of the forgotten prompts"),
     "preserve": dict(choices=("named", "retained"), help="keep the prompts that --retain_prompts names, or all that are retained"),
     "preserve_scale": dict(type=scale, help="weight of the kept prompts, or auto: max(0.1, 1 / their number), 1 in the code of 2025"),

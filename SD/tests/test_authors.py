@@ -102,11 +102,16 @@ def test_relabelling_is_random_label_py(name, task):
     same_gradient(found, forget + 0.5 * remain, task["unet"])
 
 
-def test_gradient_ascent_is_that_of_the_noise_prediction_loss(task):
-    """Mutation: descend."""
-    found = step_of("ga", task)
+@pytest.mark.parametrize(("name", "alpha"), [("ga", 0.0), ("ga_retain", 0.1)])
+def test_gradient_ascent_is_gradient_ascent_py_with_its_retain_term_or_without(name, alpha, task):
+    """Mutation: descend; leave the retain term out, or weigh it by 1."""
+    found = step_of(name, task)
     x, prompts, t, noise, _ = batch_of(task["forget"])
-    same_gradient(found, -torch.nn.MSELoss()(eps(task, noisy(x, t, noise), t, prompts), noise), task["unet"])
+    kept, kept_prompts, kept_t, kept_noise, _ = batch_of(task["retain"])
+    mse = torch.nn.MSELoss()
+    forget = -mse(eps(task, noisy(x, t, noise), t, prompts), noise)
+    retain = mse(eps(task, noisy(kept, kept_t, kept_noise), kept_t, kept_prompts), kept_noise)
+    same_gradient(found, forget + alpha * retain, task["unet"])
 
 
 def test_salun_soft_is_proximal_gradient_py(task):
@@ -134,12 +139,12 @@ def test_salun_soft_is_proximal_gradient_py(task):
     assert moved > 0 and (after[0] - expected).norm() < 2e-3 * moved
 
 
-@pytest.mark.parametrize("code", ["2023", "2025"])
-def test_esd_is_its_authors_code(code, task):
-    """Mutation: another sign of eta; in 2025, an x_t of the model in training; in 2023, the sampler's own t."""
+@pytest.mark.parametrize("draw_from", ["trained", "original"])
+def test_esd_is_its_authors_code(draw_from, task):
+    """Mutation: another sign of eta; the sampler's own t in the code of 2023, or another one in that of 2025."""
     steps = 5
     split = data.prompts_alone([FORGET], (4, 8, 8), "forget")
-    found = step_of("esd", task, sample_steps=steps, sample_guidance_scale=3.0, authors_code=code)
+    found = step_of("esd", task, sample_steps=steps, sample_guidance_scale=3.0, draw_from=draw_from)
     _, prompts, _, x, uniform = batch_of(split)
     empty = torch.full_like(prompts, EMPTY)
     # DDIM without noise from the last of 5 levels, until a random one
@@ -156,14 +161,14 @@ def test_esd_is_its_authors_code(code, task):
             x = there.sqrt() * clean + (1 - there).sqrt() * guided
         index = steps - 1 - count
         low, high = round(index / steps * 1000), round((index + 1) / steps * 1000)
-        t = low + ((high - low) * uniform).long() if code == "2023" else torch.full_like(prompts, levels[count])
+        t = low + ((high - low) * uniform).long() if draw_from == "trained" else torch.full_like(prompts, levels[count])
         e_0, e_p = eps(task, x, t, empty), eps(task, x, t, prompts)
-        target = e_0 - 1.0 * (e_p - e_0) if code == "2023" else e_p - 2.0 * (e_p - e_0)
+        target = e_0 - 1.0 * (e_p - e_0) if draw_from == "trained" else e_p - 2.0 * (e_p - e_0)
     same_gradient(found, torch.nn.MSELoss()(eps(task, x, t, prompts), target), task["unet"])
 
 
-@pytest.mark.parametrize("code", ["2023", "2025"])
-def test_esd_draws_with_the_model_that_its_authors_draw_with(code, task, monkeypatch):
+@pytest.mark.parametrize("draw_from", ["trained", "original"])
+def test_esd_draws_with_the_model_that_its_authors_draw_with(draw_from, task, monkeypatch):
     """Mutation: draw x_t with the original in the code of 2023, or with the model in training in that of 2025."""
     module, drawn = sys.modules["methods.esd"], []
 
@@ -173,8 +178,8 @@ def test_esd_draws_with_the_model_that_its_authors_draw_with(code, task, monkeyp
 
     partially_denoised = module.partially_denoised
     monkeypatch.setattr(module, "partially_denoised", watched)
-    step_of("esd", task, sample_steps=2, authors_code=code)
-    assert [unet is task["unet"] for unet in drawn] == [code == "2023"]
+    step_of("esd", task, sample_steps=2, draw_from=draw_from)
+    assert [unet is task["unet"] for unet in drawn] == [draw_from == "trained"]
 
 
 def attention(task, x, t, prompts):
@@ -275,13 +280,14 @@ def test_uce_is_its_authors_closed_form(code, preserve, task):
 # What the authors' code has as defaults, or says in its commands: file names in README.md
 SETTINGS = {
     "salun": dict(steps=600, lr=1e-5, alpha=0.5, train_method="full", optimizer="adam", weight_decay=0.0, batch_size=8, grad_clip=0.0),
-    "esd": dict(steps=1000, lr=1e-5, negative_guidance=1.0, sample_guidance_scale=3.0, sample_steps=50, authors_code="2023")
+    "esd": dict(steps=1000, lr=1e-5, negative_guidance=1.0, sample_guidance_scale=3.0, sample_steps=50, draw_from="trained")
     | dict(train_method="xattn", optimizer="adam", weight_decay=0.0, batch_size=1, grad_clip=0.0),
     "fmn": dict(steps=35, lr=2e-6, end_token=True, train_method="full", optimizer="adamw", weight_decay=0.01, batch_size=1, grad_clip=1.0),
     "uce": dict(erase_scale=1.0, preserve="named", preserve_scale="auto", ridge=0.5, authors_code="2023", train_method="xattn_kv"),
     "ca": dict(steps=100, lr=1.6e-5, alpha=0.0, train_method="xattn_kv", optimizer="adamw", weight_decay=0.01, batch_size=8, grad_clip=0.0),
 }
 SETTINGS |= dict.fromkeys(("rl", "salun_soft"), SETTINGS["salun"])
+SETTINGS["ga_retain"] = SETTINGS["salun"] | {"steps": 1200, "alpha": 0.1}
 
 
 @pytest.mark.parametrize("name", SETTINGS)

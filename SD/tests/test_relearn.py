@@ -1,0 +1,75 @@
+"""Relearning: a few images of what was forgotten, some steps, and how much of it comes back."""
+
+import shutil
+
+import pytest
+import torch
+
+import data
+from files import read_json
+from helpers import FORGOTTEN, TINY, ok, script
+from trainer import predict
+
+
+@torch.no_grad()
+def forget_loss(loaded):
+    """Noise-prediction loss on all forgotten images, at fixed noise and timesteps."""
+    latents, labels, t, noise = (torch.cat(parts) for parts in zip(*data.whole_pass(loaded.forget, 64, 9, 1000, "cpu"), strict=True))
+    noisy = loaded.scheduler.add_noise(latents, noise, t)
+    return (predict(loaded.pipeline.unet.eval(), noisy, t, loaded.embeddings[labels]) - noise).square().mean().item()
+
+
+@pytest.mark.slow
+def test_a_few_images_bring_back_what_was_forgotten(home, unlearn, load, tmp_path):
+    """Mutation: train on the retained images, or from the original's weights; take all forgotten images."""
+    forgot, folder = unlearn("ga", "--steps 15 --lr 5e-4"), tmp_path / "relearned"
+    ok("relearn", "--model_path", forgot, "--num_images 10 --steps 40 --lr 1e-3 --batch_size 16 --precision fp32 --save_dir", folder)
+    before, after = forget_loss(load(forgot)), forget_loss(load(folder))
+    assert after < 0.7 * before
+    recorded, parent = read_json(folder / "args.json"), read_json(forgot / "args.json")
+    for name in ("method", "forgotten", "forget_sha", "parent_sha", "classes"):
+        assert recorded[name] == parent[name]
+    assert recorded["options"] == {"relearned_images": 10, "steps": 40, "lr": 1e-3}
+    other, same = tmp_path / "other", tmp_path / "same"
+    for seed, where in (("2", other), ("1", same)):
+        ok("relearn", "--model_path", forgot, "--num_images 10 --steps 1 --precision fp32 --seed", seed, "--save_dir", where)
+    weights = [(where / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() for where in (other, same)]
+    assert weights[0] != weights[1]
+
+
+@pytest.mark.slow
+def test_relearned_runs_stand_in_a_table_of_their_own_beside_retrain(home, unlearn, tmp_path, capsys):
+    """Mutation: leave `relearned` out of the facts; take the retrained model for the original that a table's runs must share."""
+    ok("train", TINY, "--steps 3 --vae_steps 3 --retain_only --forget_class", FORGOTTEN, "--data_dir", home / "data", "--save_dir", tmp_path / "retrain")
+    forgot = unlearn("ga", "--steps 3 --lr 5e-4")
+    for name, model in (("ga", forgot), ("retrain", tmp_path / "retrain")):
+        ok("relearn", "--model_path", model, "--num_images 4 --steps 2 --precision fp32 --save_dir", tmp_path / "relearned" / name)
+    models = [forgot, tmp_path / "relearned" / "ga", tmp_path / "relearned" / "retrain"]
+    samples = [tmp_path / "runs" / name for name in ("plain/ga", "relearned/ga", "relearned/retrain")]
+    ok("generate_images", "--model_path", *models, "--num_samples 2 --steps 2 --batch_size 30 --save_dir", *samples)
+    ok("evaluate", "--features none --classifier", home / "classifier", "--sample_path", *samples)
+    ok("table", tmp_path / "runs" / "relearned")
+    said = (tmp_path / "runs" / "relearned" / "table.md").read_text()
+    assert "| retrain | 1 |" in said and "| ga | 1 |" in said and "relearned: 4 images of what was forgotten, 2 steps" in said
+    assert script("table", tmp_path / "runs") != 0
+    assert "runs of ga differ in their flags" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_cannot_be_relearned_is_refused(home, unlearn, tmp_path, capsys):
+    """Mutation: train on as many as there are; take an original."""
+    forgot, to = unlearn("ga", "--steps 1"), tmp_path / "no"
+    start = ("--save_dir", to, "--steps 1 --precision fp32 --model_path")
+    for model, more, message in (
+        (forgot, "--num_images 1000", "is more than the"),
+        (home / "original", "", "has forgotten nothing"),
+        (home / "mask", "", "is a run of kind mask"),
+        (tmp_path / "nothing", "", "does not exist"),
+        (forgot, "--num_images 0", "must be at least 1"),
+    ):
+        assert script("relearn", *start, model, more) != 0
+        assert message in capsys.readouterr().err and not to.exists()
+    ok("relearn", *start, forgot, "--num_images 2")
+    assert script("relearn", "--steps 1 --save_dir", tmp_path / "again", "--model_path", to) != 0
+    assert "was relearned already" in capsys.readouterr().err
+    shutil.rmtree(to)
