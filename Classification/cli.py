@@ -118,6 +118,16 @@ ratio = number(float, lambda value: 0 < value <= 1, "in (0, 1]")
 share = number(float, lambda value: 0 <= value < 1, "in [0, 1)")
 
 
+def device(text):
+    """An argparse type of --device: 0 and cuda:0 are cuda too. Of another GPU's number it says how to choose that one."""
+    number = text.removeprefix("cuda:")
+    if set(number.split(",")) == {"0"}:
+        return "cuda"
+    if number.replace(",", "").isdigit():
+        raise argparse.ArgumentTypeError(f"choose the GPU with CUDA_VISIBLE_DEVICES={number} before the command, and write --device cuda")
+    return text
+
+
 # ---------------------------------------------------------------------------------------------------------------- flags
 DATA, FORGET, METHOD, RUN = "model and data", "what to forget", "method", "run"
 
@@ -128,7 +138,7 @@ FLAGS = {  # name: (group, other spellings, options of add_argument)
     "cache_dir": (DATA, [], dict(type=Path, metavar="DIR", help="folder of what is decoded or encoded once "
                                  "(default: --data_dir; for your own images ~/.cache/salun: nothing is written among them)")),
     "limit": (DATA, [], dict(type=positive_int, metavar="N", help="use only N training samples, for a quick look")),
-    "forget_class": (FORGET, ["--class_to_replace", "--label_to_forget", "--class_to_forget"],
+    "forget_class": (FORGET, ["--class_to_replace", "--label_to_forget", "--class_to_forget", "--classes"],
                      dict(nargs="+", metavar="CLASS", help="forget these classes, by name or number")),
     "mask_path": (METHOD, [], dict(type=Path, metavar="RUN", help="run of generate_mask.py: train only its salient weights")),
     "mask_ratio": (METHOD, [], dict(type=ratio, help="fraction of all weights that may change, the most salient")),
@@ -146,7 +156,7 @@ FLAGS = {  # name: (group, other spellings, options of add_argument)
     "ema": (METHOD, [], dict(type=share, help="decay of the averaged weights, which are saved (0: the last ones are)")),
     "save_dir": (RUN, [], dict(type=Path, metavar="RUN", help="run folder to write")),
     "seed": (RUN, [], dict(type=seed, help="seed of initialisation, order, augmentation and noise")),
-    "device": (RUN, [], dict(choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")),
+    "device": (RUN, [], dict(type=device, choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")),
     "precision": (RUN, [], dict(choices=("auto", "fp32", "bf16", "fp16"), default="auto",
                                help="autocast; auto: bf16 where it is native, else fp32; fp16: GPUs only")),
     "compile": (RUN, [], dict(action="store_true", help="torch.compile the model: some minutes to start, then faster steps on a GPU")),
@@ -167,6 +177,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
         self.groups = {title: self.add_argument_group(title) for title in (DATA, FORGET, METHOD, RUN)}
+        self.refused = {}
 
     def add(self, group, *spellings, **options):
         """add_argument, in one of the four groups."""
@@ -178,6 +189,24 @@ class Parser(argparse.ArgumentParser):
             group, aliases, own = FLAGS[name]
             default = {"default": defaults[name]} if name in defaults else {}
             self.add(group, f"--{name}", *aliases, required=name in required, **own | (options or {}).get(name, {}) | default)
+
+    def refuse(self, flags):
+        """Answer flags of other programs with a sentence, {flag: what to do instead}, unless this one has them."""
+        self.refused |= flags
+
+    def parse_known_args(self, args=None, namespace=None):
+        for flag in [flag for flag in self.refused if f"--{flag}" not in self._option_string_actions]:
+            self.add_argument(f"--{flag}", nargs="*", action=Refuse, help=argparse.SUPPRESS, const=self.refused[flag])
+        return super().parse_known_args(args, namespace)
+
+
+class Refuse(argparse.Action):
+    def __init__(self, const, **options):
+        super().__init__(default=argparse.SUPPRESS, **options)
+        self.instead = const
+
+    def __call__(self, parser, namespace, values, spelling=None):
+        parser.error(f"there is no {spelling} here: {self.instead}")
 
 
 # -------------------------------------------------------------------------------------------------------------- methods

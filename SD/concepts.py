@@ -21,11 +21,39 @@ TRAINED_ON = ("dataset", "data_dir", "image_size", "caption")  # what a run of t
 CONCEPT_FLAGS = ("dataset", "data_dir", "cache_dir", "caption", "forget_class", "forget_prompt", "target_prompt", "retain_prompts")
 CONCEPT_FLAGS += ("forget_dir", "retain_dir", "num_images", "generation_steps", "generation_guidance_scale")
 
+NOT_HERE = {  # flags of the official release and of the methods' authors, in the scripts that lack them
+    "epochs": "write --steps, passes times images to forget over --batch_size: 5 passes over some 950 images in batches of 8 are 600",
+    "nsfw": 'write --forget_prompt "a photo of a nude person" --target_prompt "a photo of a person wearing clothes", with images of each '
+    "from --forget_dir and --retain_dir, as scripts/nudity.sh does",
+    "prompt": "write --forget_prompt, with --target_prompt for what is drawn in its place",
+    "erase_concept": "write --forget_prompt, with --target_prompt for what is drawn in its place",
+    "erase_from": "leave it out, the forgotten prompt itself is trained",
+    "seperator": "leave it out, --forget_prompt takes several prompts",
+    "iterations": "write --steps",
+    "start_guidance": "write --sample_guidance_scale",
+    "guidance_scale": "write --sample_guidance_scale of --method esd, or --generation_guidance_scale of generated images",
+    "ddim_steps": "leave it out, but for --method esd, where it is --sample_steps",
+    "image_size": "leave it out, images have the size of the model or of the samples",
+    "config_path": "leave it out, --model_path tells the shapes (of a single file: train.py --model_config)",
+    "diffusers_config_path": "leave it out, a run's model/ is a diffusers folder",
+    "devices": "write --device cuda, one GPU holds both models; for several use accelerate launch",
+    "second_device": "write --device cuda, one GPU holds both copies",
+    "num_timesteps": "leave it out, the model's scheduler tells",
+    "model_name": "write --model_path, the run folder of the model",
+    "from_case": "leave it out, --resume draws what is missing",
+    "folder_path": "write --sample_path, a run folder of generate_images.py",
+    "folder": "write --sample_path, a run folder of generate_images.py, and --nudenet",
+    "threshold": "write --nudenet_threshold",
+    "topk": "leave it out, only the classifier's first guess counts",
+    "prompts_path": "leave it out, a run of generate_images.py knows its prompts",
+    "save_path": "write --save_dir, the run folder to write (evaluate.py writes metrics.json into the samples' own)",
+}
+
 
 # ---------------------------------------------------------------------------------------------------------------- flags
 def add_model_flag(parser):
     where = "run of train.py, diffusers folder, hub id, or one .safetensors/.ckpt file"
-    parser.add(cli.DATA, "--model_path", required=True, metavar="MODEL", help=f"original model: {where}")
+    parser.add(cli.DATA, "--model_path", "--ckpt_path", required=True, metavar="MODEL", help=f"original model: {where}")
     pipelines.add_variant_flag(parser, cli.DATA)
 
 
@@ -40,6 +68,7 @@ def add_concept_flags(parser):
     """Flags that name what is forgotten, what stands in for it and what is retained: the same for the mask and for unlearning."""
     texts, path = {"nargs": "+", "metavar": "TEXT", "type": data.prompt}, {"type": Path, "metavar": "DIR"}
     add_dataset_flags(parser)
+    parser.refuse(NOT_HERE)
     parser.add_shared("forget_class")
     parser.add(cli.FORGET, "--forget_prompt", **texts | {"type": data.full_prompt}, help="forget what these prompts describe")
     target = "prompt that stands in: one for all, or one for each forgotten one (classes: default the next retained one)"

@@ -24,6 +24,7 @@ import metrics
 import prompts
 import trainer
 from cli import RunError
+from concepts import NOT_HERE
 from files import write_json
 from run_folder import RunFolder, read_run
 from table import describe
@@ -50,6 +51,7 @@ def parse(argv=None):
     parser.add(cli.METHOD, "--nudenet", action="store_true", help="count bare body parts with NudeNet (pip install nudenet)")
     parser.add(cli.METHOD, "--nudenet_threshold", type=cli.ratio, default=0.6, help="lowest score of a counted body part")
     parser.add_shared("resume", "overwrite", "device", batch_size=32, seed=1)
+    parser.refuse(NOT_HERE)
     args = parser.parse_args(argv)
     if args.save_dir is not None and len(args.sample_path) > 1:
         parser.error("--save_dir takes the numbers of one --sample_path")

@@ -25,6 +25,7 @@ import prompts
 import sampling
 import trainer
 from cli import RunError
+from concepts import NOT_HERE
 from files import read_json
 from latents import digest
 from run_folder import RunFolder, check_apart
@@ -35,7 +36,8 @@ def parse(argv=None):
     where = "models to draw from: runs, diffusers folders, hub ids, files"
     parser.add(cli.DATA, "--model_path", nargs="+", required=True, metavar="MODEL", help=where)
     pipelines.add_variant_flag(parser, cli.DATA)
-    parser.add(cli.RUN, "--save_dir", nargs="+", type=Path, required=True, metavar="RUN", help="run folder to write, one for each model")
+    folders = {"nargs": "+", "type": Path, "required": True, "metavar": "RUN"}
+    parser.add(cli.RUN, "--save_dir", "--save_path", **folders, help="run folder to write, one for each model")
     parser.add(cli.DATA, "--prompts_path", type=Path, metavar="CSV", help="list of prompts")
     ignore = "one guidance scale and size for all prompts, whatever the list's columns say"
     parser.add(cli.DATA, "--ignore_columns", action="store_true", help=ignore)
@@ -47,6 +49,7 @@ def parse(argv=None):
     parser.add(cli.METHOD, "--guidance_scale", "--guidance", type=cli.non_negative_float, default=7.5, metavar="S", help=scale)
     parser.add(cli.DATA, "--image_size", type=models.image_edge, metavar="PX", help="edge of the images (default: the model's)")
     parser.add_shared("resume", "overwrite", "device", "compile", batch_size=8, precision="auto", seed=1)
+    parser.refuse(NOT_HERE)
     args = parser.parse_args(argv)
     if len(args.save_dir) != len(args.model_path):
         parser.error(f"{len(args.model_path)} models need as many --save_dir, not {len(args.save_dir)}")

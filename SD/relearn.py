@@ -33,7 +33,7 @@ def parse(argv=None):
     dropout = "share of the prompts replaced by the empty one, for guidance"
     parser.add(cli.METHOD, "--prompt_dropout", type=cli.share, default=0.1, help=dropout)
     parser.add(cli.RUN, "--gradient_checkpointing", action="store_true", help="less memory, more time")
-    parser.add_shared("resume", "overwrite", "device", options=cli.HALF, steps=50, lr=1e-5, batch_size=8, precision="auto", seed=1)
+    parser.add_shared("resume", "overwrite", "device", steps=50, lr=1e-5, batch_size=8, precision="auto", seed=1)
     return parser.parse_args(argv)
 
 

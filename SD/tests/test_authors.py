@@ -1,4 +1,5 @@
-"""Each method against its authors' code: one step, or the closed form, of an independent formula written anew from it, and its settings."""
+"""Each method against its authors' code: one step, or the closed form, of an independent formula written anew from it, its settings, and
+the commands of the official release."""
 
 import argparse
 import math
@@ -10,10 +11,11 @@ import torch
 
 import cli
 import data
+import generate_mask
 import methods
 import models
 import unlearn
-from helpers import cpu
+from helpers import cpu, script, words
 from trainer import Trainer
 
 PROMPTS = ["an image of a three", "an image of a four", "an image of a five", models.NULL]
@@ -297,3 +299,29 @@ def test_the_defaults_are_those_of_the_authors(name):
     found = cli.method_flags(method) | cli.training_settings(unset, method, {}, unlearn.SETTINGS)
     assert {key: found[key] for key in SETTINGS[name]} == SETTINGS[name]
     assert found["ema"] == 0 and found["schedule"] == "constant"
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "message"),
+    [
+        ("generate_mask", "--ckpt_path x.ckpt --classes 6 --device 4 --save_dir RUN", "choose the GPU with CUDA_VISIBLE_DEVICES=4"),
+        ("generate_mask", "--ckpt_path x.ckpt --nsfw True --device 0", "there is no --nsfw here: write --forget_prompt"),
+        ("unlearn", "--class_to_forget 6 --epochs 5 --device cuda:0", "there is no --epochs here: write --steps"),
+        ("unlearn", "--method esd --prompt church --devices 0,1", "there is no --prompt here: write --forget_prompt"),
+        ("generate_images", "--prompts_path x.csv --save_path RUN --model_name x", "there is no --model_name here: write --model_path"),
+        ("evaluate", "--folder_path x", "there is no --folder_path here: write --sample_path"),
+    ],
+)
+def test_commands_of_the_official_release_say_what_to_write(name, command, message, tmp_path, monkeypatch, capsys):
+    """Mutation: leave parser.refuse() out of a script; take any GPU's number for cuda."""
+    monkeypatch.chdir(tmp_path)
+    assert script(name, command) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_spellings_of_the_official_release_mean_the_same():
+    """Mutation: drop an alias; count --mask_guidance from 1."""
+    start = "--save_dir RUN --model_path x --forget_class 6 --guidance_scale 8.5 --device cuda"
+    release = "--save_dir RUN --ckpt_path x --classes 6 --c_guidance 7.5 --device cuda:0"
+    assert generate_mask.parse(words(start)) == generate_mask.parse(words(release))
+    assert generate_mask.parse(words("--save_dir RUN --model_path x --forget_class 6")).guidance_scale == 8.5

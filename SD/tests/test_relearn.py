@@ -40,7 +40,8 @@ def test_a_few_images_bring_back_what_was_forgotten(home, unlearn, load, tmp_pat
 @pytest.mark.slow
 def test_relearned_runs_stand_in_a_table_of_their_own_beside_retrain(home, unlearn, tmp_path, capsys):
     """Mutation: leave `relearned` out of the facts; take the retrained model for the original that a table's runs must share."""
-    ok("train", TINY, "--steps 3 --vae_steps 3 --retain_only --forget_class", FORGOTTEN, "--data_dir", home / "data", "--save_dir", tmp_path / "retrain")
+    retrain = ("--steps 3 --vae_steps 3 --retain_only --forget_class", FORGOTTEN, "--data_dir", home / "data")
+    ok("train", TINY, *retrain, "--save_dir", tmp_path / "retrain")
     forgot = unlearn("ga", "--steps 3 --lr 5e-4")
     for name, model in (("ga", forgot), ("retrain", tmp_path / "retrain")):
         ok("relearn", "--model_path", model, "--num_images 4 --steps 2 --precision fp32 --save_dir", tmp_path / "relearned" / name)
