@@ -5,9 +5,8 @@
 Saliency is |gradient of the mean squared error of the guided prediction over all images to forget|, each under its own prompt, in eval
 mode: s eps(x_t | c) - (s - 1) eps(x_t | null) against the noise, s = --guidance_scale, as for generate_images.py. 1 is the plain training
 loss, 8.5 is what the official release has: it writes (1 + 7.5) eps(x_t | c) - 7.5 eps(x_t | null), and --mask_guidance 7.5 says the same
-here. In each of --epochs passes every image is seen once, at a timestep and with
-noise that follow from --seed; the timesteps of a pass are spread evenly. The mask keeps exactly floor(mask_ratio * n) of the n weights.
-What is forgotten is named as for unlearn.py.
+here. In each of --epochs passes every image is seen once, at a timestep and with noise that follow from --seed; the timesteps of a pass are
+spread evenly. The mask keeps exactly floor(mask_ratio * n) of the n weights. What is forgotten is named as for unlearn.py.
 """
 
 import argparse
