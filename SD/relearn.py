@@ -16,6 +16,8 @@ import concepts
 import data
 import masking
 import models
+import pipelines
+import saving
 import task
 import trainer
 from cli import RunError
@@ -32,6 +34,8 @@ def parse(argv=None):
     parser.add(cli.FORGET, "--num_images", type=cli.positive_int, default=10, metavar="K", help=number)
     dropout = "share of the prompts replaced by the empty one, for guidance"
     parser.add(cli.METHOD, "--prompt_dropout", type=cli.share, default=0.1, help=dropout)
+    dtype = "precision of the saved U-Net"
+    parser.add(cli.RUN, "--save_dtype", choices=saving.DTYPES, default="fp32", help=dtype)
     parser.add(cli.RUN, "--gradient_checkpointing", action="store_true", help="less memory, more time")
     parser.add_shared("resume", "overwrite", "device", steps=50, lr=1e-5, batch_size=8, precision="auto", seed=1)
     return parser.parse_args(argv)
@@ -39,7 +43,7 @@ def parse(argv=None):
 
 def load_forgotten(args, accelerator):
     """(Task of what the model at --model_path forgot, with that model's U-Net; its args.json). Raises RunError."""
-    pipeline, recorded = models.open_pipeline(args.model_path)
+    pipeline, recorded = pipelines.open_pipeline(args.model_path)
     if not recorded.get("forgotten"):
         raise RunError(f"{args.model_path} has forgotten nothing: name a run of unlearn.py, or of train.py --retain_only")
     if "relearned_images" in recorded.get("options", {}):
@@ -50,7 +54,8 @@ def load_forgotten(args, accelerator):
         flags |= {name: Path(flags[name]) for name in ("forget_dir", "retain_dir") if flags[name] is not None}
         there = moved(source, recorded, args.model_path)
         source = there if there.exists() else source
-    loaded = task.load_task(source, flags, accelerator, ("forget",), originals_only=recorded["kind"] == "unlearn")
+    options = {"variant": recorded.get("variant"), "originals_only": recorded["kind"] == "unlearn"}
+    loaded = task.load_task(source, flags, accelerator, ("forget",), **options)
     loaded.pipeline.unet.load_state_dict(pipeline.unet.state_dict())
     return loaded, recorded
 
@@ -73,7 +78,7 @@ def main(argv=None):
     facts["options"] = {"relearned_images": args.num_images, "steps": args.steps, "lr": args.lr}
     run_folder.begin(kind="unlearn", **facts)
     if accelerator.is_main_process:
-        models.clean(run_folder.folder / "model", put_back=args.resume)
+        saving.clean(run_folder.folder / "model", put_back=args.resume)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
 
@@ -89,7 +94,7 @@ def main(argv=None):
     # Save
     changed = masking.check_change(before, {name: parameter.detach().cpu() for name, parameter in unet.named_parameters()}, None)
     if accelerator.is_main_process:
-        models.save_pipeline(loaded.pipeline, run_folder.folder / "model")
+        saving.save(loaded.pipeline, run_folder.folder / "model", args.save_dtype)
     message = f"{recorded['method']}, {args.steps:,} steps on {len(few)} images of what was forgotten, {seconds:.1f} s"
     run_folder.finish(message, seconds=seconds, images_seen=run_folder.images_seen, fraction_changed=changed)
 
