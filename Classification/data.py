@@ -1,7 +1,7 @@
 """Splits of a data set, what is forgotten, and batches.
 
-Images stay in memory as uint8 tensors (N, H, W, C). They become float in [0, 1], shape (B, C, H, W) in channels_last, a batch
-at a time, augmented on the device they live on: no per-image work, no worker processes.
+Images stay in memory as uint8 tensors (N, H, W, C), on the device or on the host. They become float in [0, 1], shape (B, C, H, W) in
+channels_last, a batch at a time, augmented on the device: no per-image work, no worker processes.
 """
 
 import functools
@@ -20,8 +20,8 @@ from cli import RunError
 class Split:
     """Some images of a data set, and nothing else of it.
 
-    images: uint8 (n, H, W, C); labels: int64 (n,); indices: int64 (n,), on the CPU, their positions in the data set, ascending;
-    name: what the split stands for ("forget", "retain", ...).
+    images: uint8 (n, H, W, C), on the host or the device; labels: int64 (n,), on the device that the batches are for; indices: int64
+    (n,), on the CPU, their positions in the data set, ascending; name: what the split stands for ("forget", "retain", ...).
     """
 
     images: torch.Tensor
@@ -34,8 +34,8 @@ class Split:
 
     def take(self, positions):
         """The samples at some positions of the split."""
-        here = positions.to(self.images.device)
-        return Split(self.images[here], self.labels[here], self.indices[positions], self.name)
+        images, labels = (part[positions.to(part.device)] for part in (self.images, self.labels))
+        return Split(images, labels, self.indices[positions], self.name)
 
 
 def concatenate(first, second, name):
@@ -192,12 +192,14 @@ def epoch_batches(split, batch_size, noise, augment=None, rank=0, world=1):
         weight = (stop - start) * world / len(order)
         # A process without a sample of its own takes one with weight 0, so that every process takes part in every step
         part = slice(start, stop) if stop > start else slice(0, 1)
-        positions = to_device(order[part], split.images.device)
+        device = split.labels.device  # images may be kept on the host
+        positions = to_device(order[part], device)
         shifts = flips = None
         if augment is not None:
-            shifts = to_device(torch.randint(2 * augment.crop + 1, (2, len(order)), generator=noise)[:, part], split.images.device)
-            flips = to_device((torch.rand(len(order), generator=noise) < 0.5)[part], split.images.device) if augment.flip else None
-        images = to_float(shift_and_flip(split.images[positions], shifts, flips, augment))
+            shifts = to_device(torch.randint(2 * augment.crop + 1, (2, len(order)), generator=noise)[:, part], device)
+            flips = to_device((torch.rand(len(order), generator=noise) < 0.5)[part], device) if augment.flip else None
+        mine = split.images[order[part] if split.images.is_cpu else positions]
+        images = to_float(shift_and_flip(to_device(mine, device), shifts, flips, augment))
         yield Batch(images, split.labels[positions], positions, len(order), weight, part, noise)
 
 

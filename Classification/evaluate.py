@@ -29,9 +29,10 @@ def parse(argv=None):
     task.add_forget_flags(parser)
     held_out = "images that stand for data never seen; val to choose hyper-parameters"
     parser.add(cli.DATA, "--held_out", choices=("test", "val"), default="test", help=held_out)
+    parser.add(cli.RUN, "--eval_batch_size", **task.EVAL_BATCH_SIZE)
     parser.add_shared("resume", "overwrite", "device", "precision", seed=1)
     args = parser.parse_args(argv)
-    if args.save_dir is None and any(value is not None for value in task.forget_flags(args).values()):
+    if args.save_dir is None and any(getattr(args, name) is not None for name in task.FORGET_FLAGS):
         parser.error("forget flags are for a run of train.py and need --save_dir; a run of unlearn.py knows its forget set")
     if args.save_dir is not None:
         task.check_forget_flags(parser, args)
@@ -55,8 +56,8 @@ def measure_run(path, args, accelerator):
         if args.resume:
             return
         raise RunError(f"{folder} has metrics.json already: pass --overwrite to measure again, --resume to skip it")
-    flags = {name: recorded[name] for name in task.FORGET_FLAGS}
-    loaded = task.load_task(folder, flags, accelerator, args.data_dir, args.cache_dir, "unlearn")
+    forget = task.forget_flags(args) | {name: recorded[name] for name in task.FORGET_FLAGS}
+    loaded = task.load_task(folder, forget, accelerator, args.data_dir, args.cache_dir, "unlearn")
     done = read_json(folder / "done.json")
     cost = {"RTE": (done["seconds"] + done["mask_seconds"]) / 60, "changed": 100 * done["fraction_changed"]}
     measured = measure(loaded, args) | cost | {name: done[name] for name in ("peak_memory_mb", "images_seen")}
@@ -82,9 +83,11 @@ def measure(loaded, args):
     for name, split in {"forget": loaded.forget, "retain": loaded.retain, "held_out": held_out}.items():
         if not len(split):
             raise RunError(f"there are no {name} samples: --held_out val needs a model trained with --val_fraction above 0")
-        outputs[name] = passes.predict_logits(loaded.model, split), split.labels.cpu()
+        outputs[name] = passes.predict_logits(loaded.model, split, args.eval_batch_size), split.labels.cpu()
     logits, labels = outputs["held_out"]
     of_forgotten = (labels[:, None] == labels.new_tensor(loaded.forgotten_classes)).any(1)
+    if of_forgotten.all():
+        raise RunError(f"all {len(labels)} held-out images are of forgotten classes: TA and MIA need some of other classes")
     result = {
         "UA": 100 - metrics.accuracy(*outputs["forget"]),
         "RA": metrics.accuracy(*outputs["retain"]),

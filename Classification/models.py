@@ -1,13 +1,17 @@
 """Classifiers for small images. Normalisation is part of the model: it takes floats in [0, 1].
 
-Parameter names are torchvision's own. Two buffers, pixel_mean and pixel_std, come on top.
+Parameter names are torchvision's own. Two buffers, pixel_mean and pixel_std, come on top. Besides the MODELS of this file, `arch` may be
+torchvision:NAME, timm:NAME, or FILE.py:CLASS, a class in a file of the user's own that takes num_classes. The code of such a file runs
+only where a command line names it.
 """
+
+import argparse
 
 import torch
 from torch import nn
 
 from cli import RunError
-from files import check_finite, check_shapes, read_tensors
+from networks import LIBRARIES, NETWORK_ERRORS, linear_layers, own_file, own_network, source_of, try_out
 
 
 class SmallCNN(nn.Module):
@@ -105,40 +109,87 @@ MODELS = {
 }
 
 
+PAPER_SPELLINGS = {"vgg16_bn_lth": "vgg16_bn"}  # of the paper's own repository
+
+
+def architecture(text):
+    """The value of --arch. Raises ArgumentTypeError for one that cannot be built."""
+    arch = PAPER_SPELLINGS.get(text, text)
+    library, _, name = arch.partition(":")
+    if arch == "resnet20s":
+        raise argparse.ArgumentTypeError("resnet20s has shortcuts without weights: write resnet20, which has 1x1 convolutions there")
+    if arch not in MODELS and library not in LIBRARIES and own_file(arch) is None:
+        raise argparse.ArgumentTypeError(f"choose from {', '.join(MODELS)}, torchvision:NAME, timm:NAME and FILE.py:CLASS, not {text}")
+    try:
+        if library in LIBRARIES:
+            LIBRARIES[library](name)
+        elif own_file(arch):
+            source_of(own_file(arch)[0])
+    except RunError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return arch
+
+
 def normalize(model, inputs):
     return ((inputs[0] - model.pixel_mean) / model.pixel_std,)
 
 
-def build(arch, num_classes, channels, image_size, seed):
-    """Return a freshly initialised model in channels_last. The same seed gives the same weights."""
+def build(arch, num_classes, channels, image_size, seed, source_sha=None):
+    """Return a freshly initialised model in channels_last. The same seed gives the same weights.
+
+    source_sha: sha256 of the file, where arch is FILE.py:CLASS. Raises RunError for a network that cannot be built, does not take such
+    images, or does not give one score per class.
+    """
+    library, _, name = arch.partition(":")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = MODELS[arch](num_classes, channels, image_size)
+        if arch in MODELS:
+            model = MODELS[arch](num_classes, channels, image_size)
+            model.head_name = linear_layers(model, num_classes)[-1]
+        elif library in LIBRARIES or own_file(arch):
+            try:
+                make = LIBRARIES[library](name) if library in LIBRARIES else own_network(*own_file(arch), source_sha)
+                model = make(num_classes, channels, image_size)
+            except NETWORK_ERRORS as error:
+                raise RunError(f"--arch {arch} cannot be built for {num_classes} classes: {type(error).__name__}, {error}") from error
+            model.head_name = try_out(model, arch, num_classes, torch.rand(2, channels, image_size, image_size))
+        else:
+            raise RunError(f"there is no architecture {arch}: it was removed, or args.json was edited")
     model.register_buffer("pixel_mean", torch.zeros(1, channels, 1, 1))
     model.register_buffer("pixel_std", torch.ones(1, channels, 1, 1))
     model.register_forward_pre_hook(normalize)
     return model.to(memory_format=torch.channels_last)
 
 
-def set_normalisation(model, x):
-    """Take mean and standard deviation of each channel from uint8 images (N, H, W, C)."""
+def head(model):
+    """The linear layer that turns features into class scores."""
+    return model.get_submodule(model.head_name)
+
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def set_normalisation(model, x, how="data"):
+    """Set the mean and standard deviation by which the model scales its images.
+
+    x: uint8 images (N, H, W, C). how: "data" (those of x), "imagenet", "none", or a pair of lists with a number per channel.
+    """
+    if how == "data":
+        mean, std = channel_statistics(x)
+    else:
+        numbers = {"imagenet": IMAGENET, "none": ([0.0] * x.shape[3], [1.0] * x.shape[3])}.get(how) if isinstance(how, str) else how
+        mean, std = (torch.tensor(values) for values in numbers)
+    if len(mean) != x.shape[3]:
+        raise RunError(f"--normalise has numbers for {len(mean)} channels, but the images have {x.shape[3]}")
+    model.pixel_mean.copy_(mean.view(1, -1, 1, 1))
+    model.pixel_std.copy_(std.view(1, -1, 1, 1))
+
+
+def channel_statistics(x):
+    """Mean and standard deviation of each channel, float64 (C,), of uint8 images (N, H, W, C) as numbers in [0, 1]."""
     count, total, squares = x[..., 0].numel(), 0.0, 0.0
     for part in x.split(4096):
         part = part.double() / 255
         total, squares = total + part.sum((0, 1, 2)), squares + (part * part).sum((0, 1, 2))
     mean = total / count
-    model.pixel_mean.copy_(mean.view(1, -1, 1, 1))
-    model.pixel_std.copy_((squares / count - mean**2).clamp_min(1e-6).sqrt().view(1, -1, 1, 1))
-
-
-def load_weights(model, path):
-    """Load model.safetensors into a model. Raises RunError when they do not fit or are not finite."""
-    tensors, _ = read_tensors(path)
-    check_shapes(path, *({name: tuple(tensor.shape) for name, tensor in state.items()} for state in (tensors, model.state_dict())))
-    check_finite(tensors, path)
-    model.load_state_dict(tensors)
-
-
-def head(model):
-    """The last linear layer: what turns features into class scores."""
-    return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    return mean, (squares / count - mean**2).clamp_min(1e-6).sqrt()

@@ -16,12 +16,16 @@ GRADIENT_BYTES = 512 << 20  # memory for per-sample gradients held at once
 def plain_batches(split, batch_size):
     """Yield (images, labels) over a split in order, without augmentation."""
     for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
-        yield data.to_float(images), labels
+        yield data.to_float(data.to_device(images, labels.device)), labels
 
 
 @torch.no_grad()
-def predict_logits(model, split, batch_size=1000):
-    """Return the logits (N, K), float32 on the CPU, of a split in eval mode without augmentation."""
+def predict_logits(model, split, batch_size=None):
+    """Return the logits (N, K), float32 on the CPU, of a split in eval mode without augmentation.
+
+    batch_size: by default 1,000 images of up to 32 px, and fewer that are larger, in proportion to their area.
+    """
+    batch_size = batch_size or max(1, 1000 * 32**2 // max(32**2, split.images[0, ..., 0].numel() if len(split) else 0))
     model.eval()
     batches = tqdm(plain_batches(split, batch_size), "predict", math.ceil(len(split) / batch_size), disable=None, mininterval=1)
     outputs = torch.cat([model(images).cpu() for images, _ in batches]) if len(split) else torch.empty(0, 0)

@@ -1,6 +1,9 @@
 """What generate_mask.py, unlearn.py and evaluate.py start from: a trained model, its data, and what is forgotten."""
 
 import argparse
+import dataclasses
+import functools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,23 +11,55 @@ import torch
 
 import cli
 import data
+import imagesets
 import models
+import networks
 import trainer
+import weights
 from cli import RunError
 from files import file_sha
-from imagesets import load_images
 from run_folder import moved, read_run
 
+DEVICE_BYTES = 2 * 10**9  # images of up to that many bytes are kept on the device by default
+DATA_ON = dict(choices=("host", "device"), help="where images are kept (default: on the device up to 2 GB, as uint8)")
+EVAL_BATCH_SIZE = dict(type=cli.positive_int, metavar="N", help="images per prediction (default: 1000 of 32 px, fewer that are larger)")
+NORMALISE = (
+    "how images in [0, 1] are scaled: data (mean and standard deviation of the training images), imagenet (those of ImageNet), none "
+)
+NORMALISE += "(as they are), or numbers M,M,M/S,S,S (default: data; weights at --model_path use the numbers that they carry, and need this "
+NORMALISE += "flag if they carry none)"
+NOT_HERE = {  # flags of the paper's own repository
+    "gpu": "write --device cuda, and choose the GPU with CUDA_VISIBLE_DEVICES",
+    "workers": "leave it out, all images are kept in memory",
+    "num_workers": "leave it out, all images are kept in memory",
+    "train_seed": "write --seed",
+    "decreasing_lr": "write --schedule step, which has the drops of 91,136 in 182 epochs, at the same shares of any run",
+    "no-aug": "leave it out, masks and measurements never augment, and training always does",
+    "no-l1-epochs": "leave it out, the weight of the L1 norm falls from the first epoch on",
+    "warmup": "write --schedule linear, which warms up for 15 % of the run",
+    "print_freq": "leave it out, log.csv has a row every 20 steps",
+    "num_classes": "leave it out, the data set tells",
+    "input_size": "leave it out, or write --image_size for --dataset folder",
+    "unlearn_epochs": "leave it out, the mask is one exact gradient over the forget set",
+    "unlearn_lr": "leave it out, the mask is one exact gradient over the forget set",
+    "path": "write --mask_path",
+    "mask": "write --model_path",
+    "indexes_to_replace": "write them into a file and name it with --forget_indices",
+    "checkpoint": "write --model_path",
+}
+
 FORGET_FLAGS = ("forget_class", "num_forget", "forget_indices", "split_seed")
+HOW = ("arch", "dataset", "data_on")  # further flags of load_task: what the run knows, and where images are kept
 TRAINING = ("dataset", "data_dir", "image_size", "val_fraction", "limit", "split_seed", "seed", "epochs", "batch_size", "lr", "schedule")
 TRAINING += ("optimizer", "momentum", "weight_decay", "data_sha")  # what a run remembers of its original's training
 
 
 @dataclass
 class Task:
-    """model: on its device; training: the original's flags; forgotten_classes: labels; facts: for args.json."""
+    """model: on its device; build(seed): a new one; training: the original's flags; forgotten_classes: labels; facts: for args.json."""
 
     model: torch.nn.Module
+    build: object
     training: dict
     forget: data.Split
     retain: data.Split
@@ -35,23 +70,27 @@ class Task:
 
 
 def load_task(model_path, forget, accelerator, data_dir=None, cache_dir=None, kind="train"):
-    """Rebuild the model of a run and split its data. forget: {flag: value} of the four FORGET_FLAGS.
+    """Rebuild the model of a run and split its data. forget: {flag: value} of the four FORGET_FLAGS and, where given, of HOW.
 
     The run must be of that kind: "train", or "unlearn", which carries its original's description along. Raises RunError for
     anything missing, unfinished or contradictory.
     """
     folder, recorded = read_run(model_path, kind)
     architecture, classes, training = recorded["architecture"], recorded["classes"], recorded.get("training", recorded)
+    if forget.get("dataset") not in (None, training["dataset"]):
+        raise RunError(f"{folder} was trained on {training['dataset']}, not on {forget['dataset']}: leave --dataset out")
+    build = functools.partial(models.build, **architecture | {"arch": named_architecture(folder, architecture, forget.get("arch"))})
     data_dir = data_dir or moved(training["data_dir"], recorded, folder)
     with accelerator.main_process_first():  # which writes the cache that the others read
-        images = load_images(training["dataset"], data_dir, training["image_size"], accelerator.device, cache_dir)
+        where = (accelerator.device, cache_dir, forget.get("data_on"))
+        images = load_images(training["dataset"], data_dir, training["image_size"], *where)
     shape = {"channels": images.x_train.shape[3], "image_size": images.x_train.shape[1]}
     if images.classes != classes or shape.items() - architecture.items():
         raise RunError(f"the data in {data_dir} is not what {folder} was trained on: other classes or another image size")
     if training.get("data_sha", images.sha) != images.sha:
         raise RunError(f"the data in {data_dir} is not what {folder} was trained on: other images or labels")
-    model = models.build(**architecture, seed=0)
-    models.load_weights(model, folder / "model.safetensors")
+    model = build(seed=0)
+    weights.load(model, folder / "model.safetensors")
 
     train, val = data.train_and_validation(images.y_train, training["split_seed"], training["val_fraction"], training["limit"])
     split_seed = training["split_seed"] if forget["split_seed"] is None else forget["split_seed"]
@@ -67,7 +106,45 @@ def load_task(model_path, forget, accelerator, data_dir=None, cache_dir=None, ki
     facts = {"architecture": architecture, "classes": classes, "training": remembered, "parent": str(folder)}
     facts |= {"parent_sha": file_sha(folder / "model.safetensors"), "forget_sha": sha, "num_forgotten": len(indices)}
     splits = images.train(indices, "forget"), images.train(train[~torch.isin(train, indices)], "retain"), images.train(val, "val")
-    return Task(trainer.prepare(model, accelerator), training, *splits, images.test(), forgotten, facts)
+    return Task(trainer.prepare(model, accelerator), build, training, *splits, images.test(), forgotten, facts)
+
+
+def named_architecture(folder, architecture, named):
+    """The `arch` to build: that of the run in `folder`, or the file that the command line names. Its code runs only where it is named."""
+    arch = architecture["arch"]
+    if named is not None and networks.without_folder(named) != arch:
+        raise RunError(f"{folder} is of --arch {arch}, not {named}: leave --arch out, or name that")
+    if networks.own_file(arch):
+        if named is None:
+            raise RunError(f"{folder} is of {arch}, whose code runs only where you name it: pass --arch FOLDER/{arch}")
+        architecture["source_sha"]  # a Record raises RunError for what it lacks
+    return named or arch
+
+
+def load_images(dataset, data_dir, image_size, device, cache_dir=None, data_on=None):
+    """The Images of a data set. Their labels are on the device. They are there too, or on the host: data_on, by default by their size."""
+    images = imagesets.load_images(dataset, data_dir, image_size, cache_dir=cache_dir)
+    on_device = ["y_train", "y_test"]
+    if data_on == "device" or (data_on is None and images.x_train.nbytes + images.x_test.nbytes <= DEVICE_BYTES):
+        on_device += ["x_train", "x_test"]
+    return dataclasses.replace(images, **{name: getattr(images, name).to(device) for name in on_device})
+
+
+def dataset(name):
+    return {"TinyImagenet": "tiny_imagenet"}.get(name, name)  # as the paper's own repository spells it
+
+
+def normalisation(text):
+    """The value of --normalise: a word, or (means, standard deviations) of M,M,M/S,S,S."""
+    if text in ("data", "imagenet", "none"):
+        return text
+    try:
+        mean, std = ([float(number) for number in half.split(",")] for half in text.split("/"))
+    except ValueError:
+        mean, std = [], [0.0]
+    if len(mean) != len(std) or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+        raise argparse.ArgumentTypeError(f"must be data, imagenet, none, or as many means as positive deviations, M,M,M/S,S,S, not {text}")
+    return mean, std
 
 
 def amount(text):
@@ -81,6 +158,12 @@ def amount(text):
 
 
 def add_forget_flags(parser):
+    """Add the FORGET_FLAGS, and those of HOW."""
+    own = dict(type=models.architecture, help="as the run was trained; only FILE.py:CLASS must be named again, as its code is run")
+    parser.add(cli.DATA, "--arch", **own)
+    parser.add(cli.DATA, "--dataset", type=dataset, choices=imagesets.DATASETS, help="as the run was trained: need not be given")
+    parser.add(cli.DATA, "--data_on", **DATA_ON)
+    parser.refuse(NOT_HERE)
     parser.add_shared("forget_class")
     number = dict(type=amount, metavar="N", help="forget N random samples (a fraction if below 1), of --forget_class if given")
     parser.add(cli.FORGET, "--num_forget", "--num_indexes_to_replace", **number)
@@ -91,6 +174,9 @@ def add_forget_flags(parser):
 
 def check_forget_flags(parser, args):
     """parser.error unless the flags name one forget set."""
+    if args.forget_class == ["-1"] and (args.num_forget or args.forget_indices):
+        data.say("--class_to_replace -1: of any class, as in the paper's repository")
+        args.forget_class = None
     if args.forget_indices is not None and (args.forget_class or args.num_forget):
         parser.error("--forget_indices cannot be combined with --forget_class or --num_forget")
     if args.forget_indices is None and not args.forget_class and args.num_forget is None:
@@ -98,5 +184,5 @@ def check_forget_flags(parser, args):
 
 
 def forget_flags(args):
-    """{flag: value} of the FORGET_FLAGS."""
-    return {name: getattr(args, name) for name in FORGET_FLAGS}
+    """{flag: value} of the FORGET_FLAGS and of HOW."""
+    return {name: getattr(args, name) for name in (*FORGET_FLAGS, *HOW)}

@@ -13,13 +13,13 @@ import functools
 import cli
 import imagesets
 import masking
-import models
 import task
 import trainer
 from cli import RunError
 from methods import FLAGS, METHODS, NEEDS_MASK, PAPER_SPELLINGS, TAKES_NO_MASK
 from run_folder import RunFolder
 
+PAPER_ALPHA = {"iu": "iu_scale", "l1_sparse": "gamma"}
 SETTINGS = dict(batch_size=None, forget_batch_size=None, optimizer=None, momentum=None, weight_decay=None, schedule="constant")
 
 
@@ -38,6 +38,10 @@ def parse(argv=None):
     parser.add_shared("resume", "overwrite", "device", "precision", "compile", seed=1)
     args = parser.parse_args(argv)
     task.check_forget_flags(parser, args)
+    if args.alpha is not None and args.method in PAPER_ALPHA:
+        parser.error(
+            f"--method {args.method} does not read --alpha: what the paper's repository calls so is --{PAPER_ALPHA[args.method]} here"
+        )
     args.options = cli.method_options(parser, args, METHODS)
     if args.method in NEEDS_MASK and args.mask_path is None:
         parser.error(f"--method {args.method} needs --mask_path: make a mask with generate_mask.py (without a mask it is --method rl)")
@@ -67,7 +71,7 @@ def main(argv=None):
     settings = cli.training_settings(args, method, trained, SETTINGS)
     settings["augment"] = imagesets.DATASETS[trained["dataset"]]
     loop = trainer.Trainer(model, run_folder, accelerator, seed=args.seed, mask=mask, **settings)
-    fresh = functools.partial(models.build, **loaded.facts["architecture"], seed=args.seed)
+    fresh = functools.partial(loaded.build, seed=args.seed)
     inputs = {"model": model, "forget": loaded.forget, "retain": loaded.retain, "trainer": loop, "training": trained, "fresh": fresh}
     run_folder.start_clock()
     method(**{name: inputs[name] for name in cli.method_inputs(method)}, **args.options)

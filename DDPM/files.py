@@ -146,10 +146,7 @@ def read_tensors(path):
     with path.open("rb") as file:
         start = file.read(2)
     if start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        raise RunError(
-            f"{path} is a pickle, which can run code when loaded and is never read here; convert it with "
-            "safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')"
-        )
+        raise RunError(f"{path} is a pickle, which can run code when loaded and is never read here; convert it with {conversion(path)}")
     try:
         with safetensors.safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, Record(file.metadata() or {}, path)
@@ -157,12 +154,28 @@ def read_tensors(path):
         raise RunError(f"{path} is not a whole safetensors file ({error})") from error
 
 
+def conversion(path):
+    """The command that makes safetensors of a pickle: the folder's convert.py where it has one."""
+    if Path(__file__).with_name("convert.py").is_file():
+        return f"python convert.py {path} model.safetensors"
+    return "safetensors.torch.save_file(torch.load(path, map_location='cpu', weights_only=True), 'model.safetensors')"
+
+
 def check_shapes(what, found, expected):
-    """Raise RunError unless found {name: shape}, of a file named by `what`, equals expected, of the model."""
-    if found != expected:
-        name = next(name for name in {**expected, **found} if found.get(name) != expected.get(name))
-        there, here = found.get(name, "absent"), expected.get(name, "absent")
-        raise RunError(f"{what} belongs to another model: {name} is {there} there and {here} in the model")
+    """Raise RunError unless found {name: shape}, of a file named by `what`, equals expected, of the model. It lists the differences."""
+
+    def some(parts):
+        return f"{', '.join(parts[:3])}{f' and {len(parts) - 3} more' if len(parts) > 3 else ''}"
+
+    differences = {
+        "it lacks": [name for name in expected if name not in found],
+        "the model has no": [name for name in found if name not in expected],
+        "of other shapes:": [
+            f"{name} is {found[name]} there and {shape} in the model" for name, shape in expected.items() if found.get(name, shape) != shape
+        ],
+    }
+    if told := [f"{what} {some(parts)}" for what, parts in differences.items() if parts]:
+        raise RunError(f"{what} belongs to another model: {'; '.join(told)}")
 
 
 def file_sha(path):

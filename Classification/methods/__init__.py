@@ -37,3 +37,4 @@ FLAGS = {  # of several methods
 PAPER_SPELLINGS = dict(  # of the paper's own repository
     FT="ft", RL="rl", GA="ga", wfisher="iu", boundary_expanding="be", boundary_shrink="bs", FT_l1="l1_sparse", RL_proximal="salun_soft"
 )
+PAPER_SPELLINGS["FT_prune"] = "l1_sparse"

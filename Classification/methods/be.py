@@ -1,6 +1,7 @@
 import torch
 
 from models import head
+from networks import widen
 from trainer import cross_entropy
 
 
@@ -14,10 +15,10 @@ def be(model, forget, trainer, *, epochs=10, lr=1e-5):
     shadow = torch.nn.Linear(last.in_features, 1).to(last.weight.device)
     torch.nn.init.zeros_(shadow.weight)  # starts without preference, and needs no seed
     torch.nn.init.zeros_(shadow.bias)
-    widen = last.register_forward_hook(lambda layer, inputs, output: torch.cat([output, shadow(inputs[0])], 1))
+    hook = widen(last, shadow)
     try:
         for _ in trainer.epochs(epochs, lr, forget, extra=shadow):
             for batch in trainer.batches(forget):
                 trainer.step(forget=cross_entropy(model, batch, torch.full_like(batch.labels, last.out_features)))
     finally:
-        widen.remove()
+        hook.remove()

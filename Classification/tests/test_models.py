@@ -6,6 +6,7 @@ import torch
 import masking
 import models
 import passes
+import weights
 from cli import RunError
 from files import write_tensors
 
@@ -67,9 +68,9 @@ def test_weights_of_another_model_are_refused(tmp_path):
     """Mutation: strict=False."""
     write_tensors(tmp_path / "a.safetensors", build("cnn", 8).state_dict())
     with pytest.raises(RunError, match="another model"):
-        models.load_weights(build("cnn", 8, channels=1), tmp_path / "a.safetensors")
+        weights.load(build("cnn", 8, channels=1), tmp_path / "a.safetensors")
     bad = {name: tensor.clone() for name, tensor in build("cnn", 8).state_dict().items()}
     bad["fc.bias"][0] = float("nan")
     write_tensors(tmp_path / "b.safetensors", bad)
     with pytest.raises(RunError, match="NaN or infinite values in fc.bias"):
-        models.load_weights(build("cnn", 8), tmp_path / "b.safetensors")
+        weights.load(build("cnn", 8), tmp_path / "b.safetensors")

@@ -16,7 +16,7 @@ SAME = {  # file: functions and classes that must carry the same text where a fo
     "trainer.py": ["average_gradients", "check_gradients", "load_optimizer", "Log", "average_weights", "squared_error"],
     "imagesets.py": ["class_folders", "find_splits", "read_folder", "decode", "decode_both"],
     "passes.py": ["without_autocast"],
-    "models.py": ["read_weights", "hub_weights", "load_weights"],
+    "models.py": ["read_weights", "hub_weights"],
     "methods/salun_soft.py": ["proximal_step"],
 }
 
