@@ -74,7 +74,7 @@ def sentence(error):
         return str(error)
     what = " ".join(str(error).split())[:200]
     if type(error).__name__ in ("OutOfMemoryError", "MemoryError", "_ArrayMemoryError") or "can't allocate memory" in what:
-        return f"out of memory ({what}): lower --batch_size"
+        return f"out of memory ({what}): lower --batch_size, or --eval_batch_size where there is one"
     if type(error).__name__ in ("InductorError", "BackendCompilerFailed"):
         return f"torch.compile failed ({what}): leave out --compile, or install a C++ compiler"
     if os.environ.get("SALUN_DEBUG"):

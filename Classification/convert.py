@@ -24,7 +24,7 @@ import masking
 import task
 import trainer
 import weights
-from cli import RunError
+from cli import AlreadyDone, RunError
 from data import say
 from files import check_finite, check_shapes, write_tensors
 from run_folder import RunFolder
@@ -40,9 +40,8 @@ def parse(argv=None):
     parser.add(cli.DATA, "--key", metavar="NAME", help=keys)
     parser.add_shared("model_path", "data_dir", options={"model_path": dict(help="for a mask: the run of train.py that it was made from")})
     task.add_forget_flags(parser)
-    parser.add_shared("overwrite")
+    parser.add_shared("resume", "overwrite", options={"resume": dict(help="leave alone what is there already")})
     args = parser.parse_args(argv)
-    args.resume = False
     if args.model_path is not None:
         task.check_forget_flags(parser, args)
     elif any(getattr(args, name) is not None for name in task.FORGET_FLAGS):
@@ -54,6 +53,8 @@ def main(argv=None):
     args = parse(argv)
     if args.model_path is not None:
         return convert_mask(args)
+    if args.resume and args.save_dir.is_file():
+        raise AlreadyDone(f"{args.save_dir} is there already")
     tensors = read_pickle(args.file, args.key)
     if is_mask(tensors):
         raise RunError(f"{args.file} is a mask: say with --model_path and the forget flags what it was made from and for")
@@ -83,11 +84,16 @@ def convert_mask(args):
     kept, total = masking.count(mask)
     if not kept:
         raise RunError(f"the mask {args.file} keeps no weight: nothing could be trained under it")
-    rounded = (round(kept / total, digits) for digits in range(1, 17))
-    ratio = next((ratio for ratio in rounded if math.floor(ratio * total) == kept), math.nextafter(kept / total, 1))
+    ratio = ratio_of(kept, total)
     run_folder.begin(kind="mask", mask_ratio=ratio, **loaded.facts)
     masking.save(run_folder, mask, loaded.facts, mask_ratio=ratio, seconds=0.0)
     run_folder.finish(f"{kept:,} of {total:,} weights, a share of {ratio}", seconds=0.0)
+
+
+def ratio_of(kept, total):
+    """The shortest decimal r with floor(r * total) = kept: the ratio that the mask was made with."""
+    rounded = (round(kept / total, digits) for digits in range(1, 17))
+    return next((ratio for ratio in rounded if math.floor(ratio * total) == kept), math.nextafter(kept / total, 1))
 
 
 def is_mask(tensors):
@@ -110,21 +116,24 @@ def read_pickle(path, key=None):
     return find(content, key, path)
 
 
+def holding(content):
+    names = ", ".join(map(str, [*content][:20])) if isinstance(content, dict) else ""
+    return f": it holds {names}, one of which --key may name" if names else f": it holds a {type(content).__name__}"
+
+
 def find(content, key, path):
     """The table of tensors in what a file holds: that of `key`, or of the first name in WEIGHTS, or the whole."""
-    while isinstance(content, dict):
-        name = key if key is not None else next((name for name in WEIGHTS if isinstance(content.get(name), dict)), None)
-        if key is not None and not isinstance(content.get(key), dict):
-            raise RunError(f"{path} has no table {key}: it holds {', '.join(map(str, [*content][:20]))}")
+    for _ in range(4):  # levels, in case a table holds itself
+        names = WEIGHTS if key is None else (key,)
+        name = next((name for name in names if isinstance(content, dict) and isinstance(content.get(name), dict)), None)
         if name is None:
             break
         content, key = content[name], None
+    if key is not None:
+        raise RunError(f"{path} has no table {key}{holding(content)}")
     tensors = {name: value for name, value in content.items() if torch.is_tensor(value)} if isinstance(content, dict) else {}
     if not tensors or not all(isinstance(name, str) for name in tensors):
-        held = (
-            f"it holds {', '.join(map(str, [*content][:20]))}: name the table with --key" if isinstance(content, dict) else "it holds none"
-        )
-        raise RunError(f"{path} has no table of tensors where one was looked for; {held}")
+        raise RunError(f"{path} has no table of named tensors where one was looked for{holding(content)}")
     if left_out := [name for name in content if name not in tensors]:
         say(f"left out, as no tensors: {', '.join(left_out[:20])}")
     return tensors

@@ -30,8 +30,8 @@ def load(model, path, normalise=None):
         untold = "carries no normalisation: say with train.py --normalise how its images were scaled when it was trained"
         raise RunError(f"{path} {told if carried else untold}")
     tensors |= carried or scaling
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() != model.state_dict()[name].is_floating_point():
+    for name, into in (wanted | scaling).items():
+        if into.is_floating_point() and not (tensor := tensors[name]).is_floating_point():
             raise RunError(
                 f"{path} holds {str(tensor.dtype).removeprefix('torch.')} numbers for {name}: quantised weights cannot be trained"
             )

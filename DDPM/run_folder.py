@@ -39,6 +39,7 @@ WRITTEN += "model samples fading.gif"
 PATHS = ("model_path", "classifier", "pretrained", "clip_model")  # flags that name a file or folder, or something else
 # may differ when a run is resumed
 NOT_COMPARED = ["save_dir", "cache_dir", "resume", "overwrite", "device", "processes", "computed_on", "parent"]
+NOT_COMPARED += ["data_on", "eval_batch_size"]
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "safetensors", "torch-fidelity")
 
 

@@ -133,7 +133,7 @@ def test_a_pickle_and_other_data_are_refused(home, tmp_path, capsys):
 @pytest.mark.parametrize(
     "argv, message",
     [
-        (("train", "--arch", "resnet19"), "invalid choice"),
+        (("train", "--arch", "resnet19"), "choose from cnn"),
         (("train", "--dataset", "mnist"), "invalid choice"),
         (("train", "--image_size", 16), "--image_size is for"),
         (("train", "--val_fraction", 1), "must be in [0, 1)"),
