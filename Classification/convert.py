@@ -92,8 +92,9 @@ def convert_mask(args):
 
 def ratio_of(kept, total):
     """The shortest decimal r with floor(r * total) = kept: the ratio that the mask was made with."""
-    rounded = (round(kept / total, digits) for digits in range(1, 17))
-    return next((ratio for ratio in rounded if math.floor(ratio * total) == kept), math.nextafter(kept / total, 1))
+    rounded_up = (-(-kept * 10**digits // total) / 10**digits for digits in range(1, 17))
+    above = math.nextafter(kept / total, 1)  # 0.7 * 93610 is below 65527 in floating point
+    return next(ratio for ratio in (*rounded_up, above) if math.floor(ratio * total) == kept)
 
 
 def is_mask(tensors):

@@ -233,9 +233,10 @@ def test_masks_of_the_official_release_convert(home, tmp_path, capsys):
 
 
 def test_any_share_of_ones_is_a_ratio():
-    """Mutation: kept / total, which loses a weight where the product rounds down."""
-    for total in (10, 93610, 11173962):
-        for kept in (1, 3, total // 3, total // 2, total - 1, total):
+    """Mutation: kept / total, which is no ratio that somebody wrote; round down."""
+    assert [convert.ratio_of(math.floor(ratio * 11173962), 11173962) for ratio in (0.1, 0.35, 0.5, 1.0)] == [0.1, 0.35, 0.5, 1.0]
+    for total in (10, 49, 93610, 11173962, 10**11 + 1):
+        for kept in (1, 3, total // 9, total // 7, total // 2, total * 7 // 10, total - 1, total):
             ratio = convert.ratio_of(kept, total)
             assert 0 < ratio <= 1 and math.floor(ratio * total) == kept
 
