@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import functools
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,7 +141,7 @@ def normalisation(text):
         mean, std = ([float(number) for number in half.split(",")] for half in text.split("/"))
     except ValueError:
         mean, std = [], [0.0]
-    if len(mean) != len(std) or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+    if len(mean) != len(std) or not all(abs(value) < 1000 for value in mean + std) or min(std) < 1e-6:
         raise argparse.ArgumentTypeError(f"must be data, imagenet, none, or as many means as positive deviations, M,M,M/S,S,S, not {text}")
     return mean, std
 
