@@ -38,7 +38,8 @@ def parse(argv=None):
     parser.add(cli.RUN, "save_dir", type=Path, metavar="OUT", help="file to write, or for a mask the run folder")
     keys = f"name of the weights in a checkpoint (default: the first of {', '.join(WEIGHTS)})"
     parser.add(cli.DATA, "--key", metavar="NAME", help=keys)
-    parser.add_shared("model_path", "data_dir", options={"model_path": dict(help="for a mask: the run of train.py that it was made from")})
+    original = {"model_path": dict(help="for a mask: the run of train.py that it was made from")}
+    parser.add_shared("model_path", "data_dir", "cache_dir", options=original)
     task.add_forget_flags(parser)
     parser.add_shared("resume", "overwrite", options={"resume": dict(help="leave alone what is there already")})
     args = parser.parse_args(argv)
@@ -76,7 +77,7 @@ def convert_mask(args):
     tensors = read_pickle(args.file, args.key)
     if not is_mask(tensors):
         raise RunError(f"{args.file} holds weights and no mask of zeros and ones: convert them without --model_path")
-    loaded = task.load_task(args.model_path, task.forget_flags(args), run_folder.accelerator, args.data_dir)
+    loaded = task.load_task(args.model_path, task.forget_flags(args), run_folder.accelerator, args.data_dir, args.cache_dir)
     parameters = dict(loaded.model.named_parameters())
     tensors = weights.renamed(tensors, parameters, args.file)
     check_shapes(f"the mask {args.file}", weights.shapes(tensors), weights.shapes(parameters))

@@ -521,7 +521,7 @@ def test_images_lie_where_they_are_told_to(monkeypatch, home):
     with fake_cuda.installed():
         for data_on, limit, on_device in (("host", 10**9, False), ("device", 0, True), (None, 10**9, True), (None, 0, False)):
             monkeypatch.setattr(task, "DEVICE_BYTES", limit)
-            images = task.load_images("digits", home / "data", None, "cuda", data_on)
+            images = task.load_images("digits", home / "data", None, "cuda", data_on=data_on)
             assert images.x_train.is_cuda == on_device and images.y_train.is_cuda
 
 
