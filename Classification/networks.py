@@ -106,6 +106,8 @@ def try_out(model, arch, num_classes, images):
     """
     if not isinstance(model, nn.Module):
         raise RunError(f"--arch {arch} gives no torch.nn.Module")
+    if hasattr(model, "pixel_mean") or hasattr(model, "pixel_std"):
+        raise RunError(f"--arch {arch} has a pixel_mean or pixel_std of its own: leave them out and say --normalise")
     size = " x ".join(map(str, images.shape[1:]))
     try:
         model.eval()(images)  # lazy layers take their shape here

@@ -325,6 +325,9 @@ class Wrong(nn.Linear):
     def __init__(self, num_classes):
         super().__init__(8, num_classes + 1)
 
+class Scaled(MyNet):
+    pixel_mean = 0.5
+
 class Broken:
     def __init__(self):
         pass
@@ -338,6 +341,7 @@ REFUSED = {
     "Convolution": "no nn.Linear whose outputs are the 10 class scores",
     "Large": "takes no images of 1 x 8 x 8",
     "Wrong": "gives (2, 1, 8, 11) for 2 images of 10 classes",
+    "Scaled": "has a pixel_mean or pixel_std of its own",
     "Broken": "cannot be built for 10 classes: TypeError",
     "number": "gives no torch.nn.Module",
     "Absent": "has no class Absent",
