@@ -55,7 +55,7 @@ CASES = {
     "SD/digits_table.sh": f"{DIGITS} --vae_steps 2",
     "SD/esd.sh": MODEL,
     "SD/gpu_check.sh": GPU_CHECK,
-    "SD/imagenette_class.sh": f'CLASS="garbage truck" METHODS="ga rl esd fmn salun salun_soft uce ca" {JUDGED}',
+    "SD/imagenette_class.sh": f'CLASS="garbage truck" METHODS="ga ga_retain rl esd fmn salun salun_soft uce ca" {JUDGED}',
     "SD/imagenette_table.sh": f'CLASSES="church garbage_truck" METHODS="salun uce" {JUDGED}',
     "SD/own_concept.sh": DRAWN,
     "SD/quickstart.sh": f"{DIGITS} --vae_steps 2",

@@ -2,10 +2,10 @@
 # Forget one class of Imagenette in Stable Diffusion v1-4: SalUn, ESD and Forget-Me-Not, as in the paper.
 #   CLASS="garbage truck" DATA_DIR=~/data bash scripts/imagenette_class.sh --device cuda
 # Settings of SalUn are the paper's: whole U-Net, Adam 1e-5, 5 epochs of some 950 images in batches of 8, alpha 0.5, prompt "an image of a CLASS",
-# c' = next class, mask ratio 0.5; 100 sampling steps, guidance 7.5, "Image of CLASS", UA by an ImageNet ResNet-50. Those of ESD are its
-# authors' (x_t drawn at guidance 3); Forget-Me-Not's are a guess.
+# c' = next class, mask ratio 0.5; 100 sampling steps, guidance 7.5, "Image of CLASS", UA by an ImageNet ResNet-50. The other
+# methods have those of their authors' code: README.md, "Against the authors' code". GA's have no source.
 # The paper's row to expect (mean of ten classes, unverified): UA / FID SalUn 99.8 / 1.22, ESD 99.4 / 1.49, FMN 42.5 / 1.30.
-# METHODS="ga rl esd fmn salun salun_soft uce ca" runs every method. MODEL and CLASSIFIER may be local: a diffusers folder, efficientnet_lite0.
+# METHODS="ga ga_retain rl esd fmn salun salun_soft uce ca" runs every method. MODEL and CLASSIFIER may be local: a diffusers folder, efficientnet_lite0.
 # Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help.
 # On a GPU of 24 GB: MEMORY=--gradient_checkpointing bash scripts/imagenette_class.sh
 set -euo pipefail
@@ -29,10 +29,11 @@ for class in ${CLASSES:-${CLASS// /_}}; do  # imagenette_table.sh sets CLASSES
                python unlearn.py --method salun "${forget[@]}" --steps 600 --lr 1e-5 --alpha 0.5 --mask_path "$R/mask" --save_dir "$R/salun" --resume ;;
         salun_soft | rl) python unlearn.py --method $method "${forget[@]}" --steps 600 --lr 1e-5 --alpha 0.5 --save_dir "$R/$method" --resume ;;
         esd) python unlearn.py --method esd "${forget[@]}" --steps 1000 --lr 1e-5 --batch_size 1 --save_dir "$R/esd" --resume ;;
-        fmn) python unlearn.py --method fmn "${forget[@]}" --steps 35 --lr 1e-5 --save_dir "$R/fmn" --resume ;;
+        fmn) python unlearn.py --method fmn "${forget[@]}" --steps 35 --lr 2e-6 --batch_size 1 --save_dir "$R/fmn" --resume ;;
         ga) python unlearn.py --method ga "${forget[@]}" --steps 100 --lr 1e-6 --save_dir "$R/ga" --resume ;;
-        uce) python unlearn.py --method uce "${forget[@]}" --save_dir "$R/uce" --resume ;;
-        ca) python unlearn.py --method ca "${forget[@]}" --steps 400 --lr 2e-6 --num_images 200 --save_dir "$R/ca" --resume ;;
+        ga_retain) python unlearn.py --method ga_retain "${forget[@]}" --steps 1200 --lr 1e-5 --alpha 0.1 --save_dir "$R/ga_retain" --resume ;;
+        uce) python unlearn.py --method uce "${forget[@]}" --target_prompt "" --save_dir "$R/uce" --resume ;;
+        ca) python unlearn.py --method ca "${forget[@]}" --steps 100 --lr 1.6e-5 --num_images 200 --save_dir "$R/ca" --resume ;;
       esac
       python generate_images.py --model_path "$R/$method" "${sample[@]}" --save_dir "$R/samples/$method" --resume
       python evaluate.py --sample_path "$R/samples/$method" --classifier "$CLASSIFIER" --dataset imagenette --data_dir "$DATA_DIR" --resume

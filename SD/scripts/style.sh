@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Forget a style: van Gogh's, with ESD-x, UCE, concept ablation and SalUn side by side.
 #   STYLE="a pencil sketch" LABEL="pencil sketch" TARGET="a photograph" bash scripts/style.sh --device cuda
-# ESD-x has its authors' settings; UCE, concept ablation and SalUn are guesses after theirs.
+# ESD-x, UCE and concept ablation have their authors' settings (README.md, "Against the authors' code"). SalUn's 200 steps are a guess.
 # Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help.
 # On a GPU of 24 GB: MEMORY=--gradient_checkpointing bash scripts/style.sh
 set -euo pipefail
@@ -20,7 +20,7 @@ for seed in ${SEEDS:-1}; do
   python unlearn.py --method salun "${forget[@]}" --steps 200 --lr 1e-5 --alpha 0.5 --mask_path "$R/mask" --save_dir "$R/salun" --resume
   python unlearn.py --method esd --train_method xattn "${forget[@]}" --steps 1000 --lr 1e-5 --batch_size 1 --save_dir "$R/esd" --resume
   python unlearn.py --method uce "${forget[@]}" --save_dir "$R/uce" --resume
-  python unlearn.py --method ca "${forget[@]}" --steps 400 --lr 2e-6 --save_dir "$R/ca" --resume
+  python unlearn.py --method ca "${forget[@]}" --steps 100 --lr 1.6e-5 --save_dir "$R/ca" --resume
   python generate_images.py --model_path "$MODEL" "$R"/{salun,esd,uce,ca} --prompts_path prompt_lists/styles.csv --num_samples 5 --save_dir "$R/samples"/{original,salun,esd,uce,ca} --resume
   python evaluate.py --sample_path "$R/samples"/{original,salun,esd,uce,ca} --forget_class "$LABEL" --clip_model "$CLIP" --resume
 done
