@@ -40,7 +40,10 @@ def describe(recorded, seed, facts):
     if recorded.get("kind") == "unlearn":  # runs that differ in one of these flags are no repetitions of each other
         flags = "target_class train_method batch_size forget_batch_size optimizer momentum weight_decay schedule ema grad_clip"
         row["options"] = recorded["options"] | {name: recorded[name] for name in flags.split() if recorded.get(name) is not None}
-        row["options"] |= {"mask_ratio": recorded["mask_info"]["mask_ratio"]} if recorded["mask_path"] else {}
+        mask = recorded["mask_info"] if recorded["mask_path"] else {}
+        row["options"] |= {"mask_ratio": mask["mask_ratio"]} if mask else {}
+        if mask.get("mask_kind", "saliency") != "saliency":  # a control: a method of its own
+            row["method"] += f" ({mask['mask_kind'].replace('_', ' ')} mask)"
     if method != "original":
         precision = recorded["autocast"].replace("no", "fp32")
         row["measured_on"] = f"{recorded['machine']}, {precision}, torch {recorded['versions']['torch']}"
@@ -112,7 +115,8 @@ def summarise(runs, by_options):
             row["class_accuracy"] = {name: statistics.fmean(values) for name, values in shares.items()}
         rows.append(row)
     order = list(dict.fromkeys(["original", "retrain", *METHODS, *labels]))
-    rows.sort(key=lambda row: (order.index(row["method"]), row["average_gap"] or 0))
+    plain = {label: label.split(" (")[0] for label in labels}  # a run under a control mask follows its method
+    rows.sort(key=lambda row: (order.index(plain[row["method"]]), row["method"] not in METHODS, row["average_gap"] or 0))
     return rows, noise_floor(retrain)
 
 

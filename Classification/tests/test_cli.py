@@ -121,6 +121,15 @@ def test_broken_files_end_in_one_sentence(name, home, tmp_path, capsys):
     refuse(home, tmp_path, capsys, [*which, "--num_forget", 60], message)
 
 
+def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path):
+    """Mutation: look at the first two bytes alone. A header of 640 bytes begins like a pickle of protocol 2."""
+    for length in range(400, 700):
+        write_tensors(tmp_path / "x.safetensors", {"w": torch.ones(1)}, {"note": "x" * length})
+        if (tmp_path / "x.safetensors").read_bytes()[:2] == b"\x80\x02":
+            break
+    assert read_tensors(tmp_path / "x.safetensors")[0]["w"] == 1 and length < 699
+
+
 def test_a_pickle_and_other_data_are_refused(home, tmp_path, capsys):
     """Mutation: look at the ending of the name only."""
     pickle_over(tmp_path / "model.pt")
@@ -139,6 +148,8 @@ def test_a_pickle_and_other_data_are_refused(home, tmp_path, capsys):
         (("train", "--val_fraction", 1), "must be in [0, 1)"),
         (("train", "--dataset", "folder", "--data_dir", "/nonexistent"), "is no folder"),
         (("generate_mask", "--num_forget", 60), "--model_path"),
+        (("generate_mask", "--num_forget", 60, "--model_path", "a", "--mask_kind", "noise"), "invalid choice: 'noise'"),
+        (("generate_mask", "--num_forget", 60, "--model_path", "a", "--mask_kind", "random"), "random needs --seed"),
         (("evaluate", "--model_path", "/nonexistent"), "does not exist"),
         (("evaluate", "--model_path", "a", "--num_forget", 60), "need --save_dir"),
         (("evaluate", "--model_path", "a", "b", "--num_forget", 60, "--save_dir", "c"), "one --model_path"),

@@ -71,6 +71,16 @@ def test_runs_that_differ_in_a_training_flag_are_no_repetitions(tmp_path, capsys
     assert "| ft --lr 0.1 --batch_size 64 | 1 |" in (tmp_path / "table.md").read_text()
 
 
+def test_a_run_under_a_control_mask_has_a_row_of_its_own_beside_its_method(tmp_path):
+    """Mutation: leave the kind out of describe(), or sort the row behind all methods."""
+    for method, info in (("scrub", {}), ("salun", {"mask_ratio": 0.5}), ("salun", {"mask_ratio": 0.5, "mask_kind": "least_salient"})):
+        path = tmp_path / f"{method}{len(info)}"
+        write_run(path, method, 1, mask_path="mask" if info else None, mask_info=info)
+    ok("table", tmp_path)
+    rows = [line.split(" | ")[0] for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("| s")]
+    assert rows == ["| salun", "| salun (least salient mask)", "| scrub"]
+
+
 def write_run(folder, method, seed, **more):
     recorded = {"kind": "unlearn", "method": method, "options": {}, "mask_path": None, "machine": "m", "autocast": "no"}
     row = table.describe(recorded | {"versions": {"torch": "2"}} | more, seed, {"data set": "digits"})
