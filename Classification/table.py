@@ -38,7 +38,7 @@ def describe(recorded, seed, facts):
     row = {"method": method, "options": {}, "seed": seed, "facts": facts, "measured_on": None}
     row |= {name: recorded.get(name) for name in BELONGS}
     if recorded.get("kind") == "unlearn":  # runs that differ in one of these flags are no repetitions of each other
-        flags = "target_class train_method batch_size forget_batch_size optimizer momentum weight_decay schedule ema grad_clip"
+        flags = "target_class train_method batch_size forget_batch_size optimizer momentum weight_decay schedule augment ema grad_clip"
         row["options"] = recorded["options"] | {name: recorded[name] for name in flags.split() if recorded.get(name) is not None}
         mask = recorded["mask_info"] if recorded["mask_path"] else {}
         row["options"] |= {"mask_ratio": mask["mask_ratio"]} if mask else {}

@@ -66,6 +66,10 @@ WRONG = {  # name: (flags of unlearn.py, part of the message)
     "resume and overwrite": (f"{FT} --resume --overwrite", "contradict"),
     "mask ratio of 0": ("--method salun_soft --num_forget 60 --mask_ratio 0", "must be in (0, 1]"),
     "negative learning rate": (f"{FT} --lr -1", "must be a positive number"),
+    "a percentile of 100": ("--method ssd --num_forget 60 --ssd_alpha 100%", "must be a percentile between 0% and 100%"),
+    "a threshold of 0": ("--method ssd --num_forget 60 --ssd_alpha 0", "must be a positive number"),
+    "a threshold above the bound": ("--method ssd --num_forget 647 --ssd_alpha 2", "none can exceed N / n_f = 2"),
+    "layers that do not exist": ("--method scissorhands --num_forget 60 --trim_layers layer9", "no layer's name has layer9 in it"),
     "half a sample": ("--method ft --num_forget 1.5", "whole number of samples"),
     "class out of range": ("--method ft --forget_class 10", "there is no class 10"),
     "more than there is": ("--method ft --num_forget 5000", "more than the 1294 samples"),
@@ -239,12 +243,13 @@ def test_training_resumes_to_the_same_bytes_after_a_kill(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["salun", "salun_soft", "be"])
+@pytest.mark.parametrize("method", ["salun", "salun_soft", "be", "scrub"])
 def test_unlearning_resumes_to_the_same_bytes_after_a_kill(method, home, tmp_path):
     """Mutation: leaves not gathered after restore; theta_o from the checkpoint."""
 
     def command(folder, *more):
-        return unlearn_command(home, folder, "--epochs", 200 if method == "be" else 10, *more, method=method)
+        flags = {"scrub": "--rewind --alpha 1"}.get(method, "")
+        return unlearn_command(home, folder, "--epochs", 200 if method == "be" else 10, *more, flags, method=method)
 
     ok(*command(tmp_path / "whole"))
     interrupted("unlearn", command(tmp_path / "cut")[1:], tmp_path / "cut", after_step=10 if method == "be" else 50)
