@@ -11,9 +11,10 @@ import data
 import models
 import trainer
 from cli import RunError
-from files import file_sha
+from files import file_sha, read_json
 from imagesets import load_images
 from run_folder import moved, read_run
+from table import describe
 
 FORGET_FLAGS = ("forget_class", "num_forget", "forget_indices", "split_seed")
 TRAINING = ("dataset", "data_dir", "image_size", "val_fraction", "limit", "split_seed", "seed", "epochs", "batch_size", "lr", "schedule")
@@ -68,6 +69,25 @@ def load_task(model_path, forget, accelerator, data_dir=None, cache_dir=None, ki
     facts |= {"parent_sha": file_sha(folder / "model.safetensors"), "forget_sha": sha, "num_forgotten": len(indices)}
     splits = images.train(indices, "forget"), images.train(train[~torch.isin(train, indices)], "retain"), images.train(val, "val")
     return Task(trainer.prepare(model, accelerator), training, *splits, images.test(), forgotten, facts)
+
+
+def unlearned_runs(folder):
+    """{name of a table's row: [(run folder, its args.json)]} of the finished runs of unlearn.py below a folder.
+
+    Raises RunError for none, and where runs of one method differ in their flags.
+    """
+    groups, options = {}, {}
+    for path in sorted(folder.rglob("args.json")):
+        recorded = read_json(path)
+        if recorded.get("kind") != "unlearn" or not (path.parent / "done.json").is_file():
+            continue
+        row = describe(recorded, recorded["training"]["seed"], {})
+        groups.setdefault(row["method"], []).append((path.parent, recorded))
+        if options.setdefault(row["method"], row["options"]) != row["options"]:
+            raise RunError(f"runs of {row['method']} below {folder} differ in their flags: name a folder that holds one setting")
+    if not groups:
+        raise RunError(f"there are no finished runs of unlearn.py below {folder}")
+    return groups
 
 
 def amount(text):

@@ -15,10 +15,14 @@ import statistics
 from pathlib import Path
 
 import cli
+import metrics
 from cli import RunError
 from files import read_json, write_json, write_whole
 from methods import METHODS
 from metrics import COLUMNS, DEFINITIONS, GAP_COLUMNS
+
+MORE = getattr(metrics, "MORE", ())  # columns of a second table, where a folder has any
+derive = getattr(metrics, "derive", lambda run, retrain: {})  # numbers that follow from a run and the means of Retrain
 
 
 def parse(argv=None):
@@ -99,6 +103,11 @@ def summarise(runs, by_options):
             f"runs of {', '.join(several)} differ in their flags: pass --by_options for a row each, or name a folder that holds one setting"
         )
     retrain = next((group for (method, _), group in settings.items() if method == "retrain"), None)
+    if retrain:
+        numbers = [name for name in retrain[0] if isinstance(retrain[0][name], float) and all(name in run for run in retrain)]
+        means = {name: statistics.fmean(run[name] for run in retrain) for name in numbers}
+        for run in runs:
+            run |= derive(run, means)
     rows = []
     for (method, options), group in settings.items():
         row = {"name": f"{method} {options}" if labels.count(method) > 1 else method, "method": method, "options": options}
@@ -127,8 +136,14 @@ def noise_floor(retrain):
     return statistics.fmean(statistics.fmean(abs(a[name] - b[name]) for name in GAP_COLUMNS) for a, b in itertools.combinations(retrain, 2))
 
 
-def measured_columns(rows):
-    return [name for name in COLUMNS if any(name in row for row in rows)]
+def measured_columns(rows, columns=COLUMNS):
+    return [name for name in columns if any(name in row for row in rows)]
+
+
+def more_cells(rows):
+    """The second table as rows of texts, headers first; nothing where none of its columns was measured."""
+    names = measured_columns(rows, MORE)
+    return [["method", *names], *([row["name"], *(cell(row, name) for name in names)] for row in rows)] if names else []
 
 
 def table_cells(rows):
@@ -181,7 +196,8 @@ def caption(rows, floor, runs):
 
 
 def definitions(rows):
-    return [f"- {name}: {DEFINITIONS[name][0]}. Better: {DEFINITIONS[name][1]}." for name in measured_columns(rows)]
+    names = measured_columns(rows, (*COLUMNS, *MORE))
+    return [f"- {name}: {DEFINITIONS[name][0]}. Better: {DEFINITIONS[name][1]}." for name in names]
 
 
 CLASSES = "Share of each class's samples that the classifier recognises as that class, %. A drop in a retained class is collateral damage."
@@ -195,6 +211,7 @@ def markdown_table(cells):
 
 def markdown(rows, floor, runs):
     classes = ["", CLASSES, "", *markdown_table(class_cells(rows))] if class_cells(rows) else []
+    classes += ["", *markdown_table(more_cells(rows))] if more_cells(rows) else []
     return "\n".join([*markdown_table(table_cells(rows)), "", *caption(rows, floor, runs), *classes, "", *definitions(rows)]) + "\n"
 
 
@@ -248,6 +265,8 @@ def main(argv=None):
     print("\n".join([*aligned(table_cells(rows)), "", *caption(rows, floor, runs)]))
     if class_cells(rows):
         print("\n".join(["", CLASSES, *aligned(class_cells(rows))]))
+    if more_cells(rows):
+        print("\n".join(["", *aligned(more_cells(rows))]))
     print("\n".join(["", *definitions(rows), f"written: {args.folder.resolve()}/table.md, table.json, table.png"]))
 
 

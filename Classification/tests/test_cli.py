@@ -157,6 +157,11 @@ def test_a_pickle_and_other_data_are_refused(home, tmp_path, capsys):
         (("evaluate", "--model_path", "/nonexistent"), "does not exist"),
         (("evaluate", "--model_path", "a", "--num_forget", 60), "need --save_dir"),
         (("evaluate", "--model_path", "a", "b", "--num_forget", 60, "--save_dir", "c"), "one --model_path"),
+        (("evaluate", "--model_path", "a", "--mia_redraws", 1), "must be at least 2"),
+        (("evaluate", "--model_path", "a", "--retrain_path", "/nonexistent"), "does not exist"),
+        (("evaluate_many", "/nonexistent"), "no finished runs of unlearn.py"),
+        (("relearn", "/nonexistent"), "no finished runs of unlearn.py"),
+        (("relearn", "/nonexistent", "--k", 0), "must be at least 1"),
         (("table", "/nonexistent"), "no measured runs"),
     ],
 )
