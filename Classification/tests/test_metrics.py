@@ -160,7 +160,7 @@ def test_u_lira_of_equal_models_is_blind_whatever_their_number(count):
     assert attack["AUC"] == pytest.approx(50, abs=1.5) and attack["TPR"] == pytest.approx(1, abs=0.8)
     assert many.klom(unlearned, retrained).mean() == pytest.approx(many.klom_floor(count, count), rel=0.2)
     shifted = many.u_lira(unlearned + 2, retrained)
-    assert shifted["AUC"] > 80 and shifted["TPR"] > 20
+    assert shifted["AUC"] > 80 and shifted["TPR"] > 10
     assert many.klom(unlearned + 2, retrained).mean() > 1.5 + many.klom_floor(count, count)
     if count > 2:
         wider = many.u_lira(centre + 4 * (unlearned - centre), retrained)
@@ -203,20 +203,12 @@ def test_many_models_and_relearning_from_a_folder_of_runs(runs_of_two, home, tmp
     assert [row["method"] for row in rows] == ["retrain", "ft"] and all(row["runs"] == 2 for row in rows)
     assert all(row["other epoch"] != row["other before"] for row in rows)
     assert script("relearn", runs_of_two, "--k 120") == 1 and "leaves none of the 120 forget images" in capsys.readouterr().err
-    start = ("--model_path", runs_of_two / "original1", "--num_forget 121 --epochs 0 --precision fp32")
+    start = ("--model_path", runs_of_two / "original1", "--num_forget 121 --epochs 0 --lr 0.05 --seed 3 --precision fp32")
     for name, message in (("odd", "forget different sets"), ("lonely", "holds one run of ga")):
         shutil.copytree(runs_of_two, tmp_path / name)
         (tmp_path / name / "many.md").unlink()
         method = "ft" if name == "odd" else "ga"
-        ok(
-            "unlearn",
-            "--method",
-            method,
-            *start,
-            "--seed 3 --save_dir",
-            tmp_path / name / "more",
-            *(("--lr 0.05",) if name == "odd" else ()),
-        )
+        ok("unlearn", "--method", method, *start, "--save_dir", tmp_path / name / "more")
         args = tmp_path / name / "more" / "args.json"
         args.write_text(args.read_text().replace('"epochs": 0', '"epochs": 2'))  # the flags of the others
         assert script("evaluate_many", tmp_path / name) == 1 and message in capsys.readouterr().err
