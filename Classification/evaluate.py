@@ -60,7 +60,7 @@ def load_retrained(args, accelerator):
     folder, recorded = read_run(args.retrain_path, "unlearn")
     if recorded["method"] != "retrain":
         raise RunError(f"--retrain_path {folder} is a run of {recorded['method']}, where one of retrain is needed")
-    loaded = task.load_task(folder, {name: recorded[name] for name in task.FORGET_FLAGS}, accelerator, args.data_dir, "unlearn")
+    loaded = task.load_unlearned(folder, recorded, accelerator, args.data_dir, args.cache_dir)
     return loaded.facts["forget_sha"], outputs_of(loaded, args)
 
 
@@ -71,8 +71,7 @@ def measure_run(path, args, accelerator, retrained):
         if args.resume:
             return
         raise RunError(f"{folder} has metrics.json already: pass --overwrite to measure again, --resume to skip it")
-    flags = {name: recorded[name] for name in task.FORGET_FLAGS}
-    loaded = task.load_task(folder, flags, accelerator, args.data_dir, args.cache_dir, "unlearn")
+    loaded = task.load_unlearned(folder, recorded, accelerator, args.data_dir, args.cache_dir)
     done = read_json(folder / "done.json")
     cost = {"RTE": (done["seconds"] + done["mask_seconds"]) / 60, "changed": 100 * done["fraction_changed"]}
     measured = measure(loaded, args, retrained) | cost | {name: done[name] for name in ("peak_memory_mb", "images_seen")}

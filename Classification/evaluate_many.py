@@ -35,7 +35,7 @@ COLUMNS = {  # name: what it is
 def parse(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that holds the run folders")
-    parser.add_shared("data_dir", "device", "precision")
+    parser.add_shared("data_dir", "cache_dir", "device", "precision")
     return parser.parse_args(argv)
 
 
@@ -51,8 +51,7 @@ def main(argv=None):
         for name, runs in groups.items():
             found = []
             for folder, recorded in runs:
-                flags = {flag: recorded[flag] for flag in task.FORGET_FLAGS}
-                found.append(margins_of(task.load_task(folder, flags, accelerator, args.data_dir, "unlearn")))
+                found.append(margins_of(task.load_unlearned(folder, recorded, accelerator, args.data_dir, args.cache_dir)))
                 bar.update()
             margins[name] = [np.stack(part) for part in zip(*found, strict=True)]
 

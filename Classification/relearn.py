@@ -36,7 +36,7 @@ def parse(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that holds the run folders")
     parser.add(cli.FORGET, "--k", type=cli.positive_int, default=10, help="forget images that are learned again, drawn by --seed")
-    parser.add_shared("data_dir", "device", "precision", lr=0.01, seed=1)
+    parser.add_shared("data_dir", "cache_dir", "device", "precision", lr=0.01, seed=1)
     return parser.parse_args(argv)
 
 
@@ -52,8 +52,7 @@ def main(argv=None):
     with tqdm(total=sum(map(len, groups.values())), desc="models", disable=None) as bar:
         for name, runs in groups.items():
             for folder, recorded in runs:
-                flags = {flag: recorded[flag] for flag in task.FORGET_FLAGS}
-                loaded = task.load_task(folder, flags, accelerator, args.data_dir, "unlearn")
+                loaded = task.load_unlearned(folder, recorded, accelerator, args.data_dir, args.cache_dir)
                 measured.setdefault(name, []).append(relearn(loaded, args.k, args.lr, args.seed))
                 bar.update()
     if accelerator.is_main_process:

@@ -46,8 +46,10 @@ def describe(recorded, seed, facts):
         row["options"] = recorded["options"] | {name: recorded[name] for name in flags.split() if recorded.get(name) is not None}
         mask = recorded["mask_info"] if recorded["mask_path"] else {}
         row["options"] |= {"mask_ratio": mask["mask_ratio"]} if mask else {}
-        if mask.get("mask_kind", "saliency") != "saliency":  # a control: a method of its own
-            row["method"] += f" ({mask['mask_kind'].replace('_', ' ')} mask)"
+        kind = mask.get("mask_kind", "saliency").replace("_", " ")
+        parts = [part for part in (f"{kind} mask" if kind != "saliency" else None, recorded.get("variant")) if part]
+        if parts:  # a control, or a second setting: a method of its own
+            row["method"] += f" ({', '.join(parts)})"
     if method != "original":
         precision = recorded["autocast"].replace("no", "fp32")
         row["measured_on"] = f"{recorded['machine']}, {precision}, torch {recorded['versions']['torch']}"

@@ -71,6 +71,12 @@ def load_task(model_path, forget, accelerator, data_dir=None, cache_dir=None, ki
     return Task(trainer.prepare(model, accelerator), training, *splits, images.test(), forgotten, facts)
 
 
+def load_unlearned(folder, recorded, accelerator, data_dir=None, cache_dir=None):
+    """The Task of a run of unlearn.py whose args.json is `recorded`."""
+    flags = {name: recorded[name] for name in FORGET_FLAGS}
+    return load_task(folder, flags, accelerator, data_dir, cache_dir, "unlearn")
+
+
 def unlearned_runs(folder):
     """{name of a table's row: [(run folder, its args.json)]} of the finished runs of unlearn.py below a folder.
 

@@ -10,6 +10,7 @@ forget set: it is the reference for all other methods. What is forgotten is give
 
 import argparse
 import functools
+import re
 
 import torch
 
@@ -26,6 +27,13 @@ from run_folder import RunFolder
 SETTINGS = dict(batch_size=None, forget_batch_size=None, optimizer=None, momentum=None, weight_decay=None, schedule="constant")
 
 
+def word(text):
+    """A value of --variant. It becomes a part of a Markdown table."""
+    if not re.fullmatch(r"[\w' -]{1,40}", text):
+        raise argparse.ArgumentTypeError("must be up to 40 letters, digits, spaces, - or '")
+    return text
+
+
 def parse(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_shared("data_dir", "cache_dir", required=["save_dir", "model_path"])
@@ -40,6 +48,8 @@ def parse(argv=None):
     parser.add_shared(*SETTINGS, options=choices)
     augment = "random crops and flips while unlearning (default: the method's authors', else yes)"
     parser.add(cli.METHOD, "--augment", action=argparse.BooleanOptionalAction, help=augment)
+    variant = "a word for a second setting of a method, which gets a row of its own in the tables: METHOD (WORD)"
+    parser.add(cli.RUN, "--variant", type=word, metavar="WORD", help=variant)
     parser.add_shared("resume", "overwrite", "device", "precision", "compile", seed=1)
     args = parser.parse_args(argv)
     task.check_forget_flags(parser, args)

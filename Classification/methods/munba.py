@@ -1,6 +1,7 @@
 import torch
 
 from models import head
+from passes import loss_scale
 from trainer import cross_entropy
 
 LARGEST_NORM = 1.0  # of the gradient of a joint step
@@ -35,8 +36,10 @@ def munba(model, forget, retain, trainer, *, epochs=10, lr=0.01):
 def flat_gradient(model, trainer, loss):
     """Gradient (n,) of a loss for all that is trained, averaged over processes. The loss can still be stepped down."""
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values()), retain_graph=True), strict=True))
-    return trainer.accelerator.reduce(torch.cat([part.reshape(-1) for part in trainer.salient.pick(gradients).values()]), "mean")
+    scale = loss_scale(trainer.accelerator, 1)
+    gradients = dict(zip(parameters, torch.autograd.grad(scale * loss, list(parameters.values()), retain_graph=True), strict=True))
+    flat = torch.cat([part.reshape(-1) for part in trainer.salient.pick(gradients).values()]) / scale
+    return trainer.accelerator.reduce(flat, "mean")
 
 
 def bargain(retain, forget):

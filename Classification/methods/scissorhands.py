@@ -5,7 +5,7 @@ import torch
 from cli import RunError, non_negative_float, share
 from data import make_generator
 from masking import largest
-from passes import mean_gradient, plain_batches
+from passes import loss_scale, mean_gradient, plain_batches
 from trainer import cross_entropy
 
 MARGIN, RIDGE = 0.5, 1e-3  # of the projection, as in project2cone2()
@@ -37,7 +37,7 @@ def scissorhands(
 
     trainer.update(trimmed(model, mean_gradient(model, sample("trim"), trainer.accelerator, size), chosen, trim_sparsity, trainer.seed))
     for epoch in trainer.epochs(epochs, lr, retain):
-        memory = trainer.salient.pick(ascent(model, sample(epoch)))
+        memory = trainer.salient.pick(ascent(model, sample(epoch), loss_scale(trainer.accelerator, 1)))
         forgetting = trainer.batches(forget)
         for batch in trainer.batches(retain):
             forget_batch = next(forgetting, None)
@@ -64,14 +64,14 @@ def trimmed(model, gradient, chosen, sparsity, seed):
     return new
 
 
-def ascent(model, split):
+def ascent(model, split, scale):
     """Gradient of -CE on a split in evaluation mode, {name: tensor} of what is trained. Leaves the model in training mode."""
     model.eval()
     images, labels = next(plain_batches(split, len(split)))
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    gradients = torch.autograd.grad(-torch.nn.functional.cross_entropy(model(images), labels), list(trained.values()))
+    gradients = torch.autograd.grad(-scale * torch.nn.functional.cross_entropy(model(images), labels), list(trained.values()))
     model.train()
-    return dict(zip(trained, gradients, strict=True))
+    return {name: gradient / scale for name, gradient in zip(trained, gradients, strict=True)}
 
 
 def project(salient, memory, chosen):

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from cli import non_negative_float, positive_float, positive_int
 from data import make_generator
-from passes import plain_batches
+from passes import loss_scale, plain_batches
 from trainer import cross_entropy
 
 LARGEST_NORM = 7.0  # of the gradient of a forget step
@@ -55,9 +55,9 @@ def batch_fisher(model, split, trainer):
     model.eval()
     size, parameters = trainer.settings.batch_size, dict(model.named_parameters())
     shuffled = split.take(torch.randperm(len(split), generator=make_generator("sfron", trainer.seed, split.name)))
-    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    total, scale = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}, loss_scale(trainer.accelerator, 1)
     for images, labels in plain_batches(shuffled, size):
-        gradients = torch.autograd.grad(F.cross_entropy(model(images), labels), list(parameters.values()))
+        gradients = torch.autograd.grad(scale * F.cross_entropy(model(images), labels), list(parameters.values()))
         for name, gradient in zip(parameters, gradients, strict=True):
-            total[name] += gradient.square() / math.ceil(len(split) / size)
+            total[name] += (gradient / scale).square() / math.ceil(len(split) / size)
     return total

@@ -244,12 +244,15 @@ def test_runs_that_differ_in_a_training_flag_are_no_repetitions(tmp_path, capsys
 
 def test_a_run_under_a_control_mask_has_a_row_of_its_own_beside_its_method(tmp_path):
     """Mutation: leave the kind out of describe(), or sort the row behind all methods."""
-    for method, info in (("scrub", {}), ("salun", {"mask_ratio": 0.5}), ("salun", {"mask_ratio": 0.5, "mask_kind": "least_salient"})):
-        path = tmp_path / f"{method}{len(info)}"
-        write_run(path, method, 1, mask_path="mask" if info else None, mask_info=info)
+    saliency, control = {"mask_ratio": 0.5}, {"mask_ratio": 0.5, "mask_kind": "least_salient"}
+    for number, (method, info, word) in enumerate(
+        (("scrub", {}, None), ("salun", saliency, None), ("salun", control, None), ("ft", {}, "a b"))
+    ):
+        write_run(tmp_path / str(number), method, 1, mask_path="mask" if info else None, mask_info=info, variant=word)
+    write_run(tmp_path / "plain", "ft", 1, options={"lr": 1.0})
     ok("table", tmp_path)
-    rows = [line.split(" | ")[0] for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("| s")]
-    assert rows == ["| salun", "| salun (least salient mask)", "| scrub"]
+    rows = [line.split(" | ")[0][2:] for line in (tmp_path / "table.md").read_text().splitlines() if line.endswith("|")]
+    assert rows[2:] == ["ft", "ft (a b)", "salun", "salun (least salient mask)", "scrub"]
 
 
 def write_run(folder, method, seed, **more):
