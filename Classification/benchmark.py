@@ -109,7 +109,7 @@ def mask_kinds():
     return {f"{kind}, seconds": value for kind, value in zip(masking.KINDS, seconds, strict=True)}
 
 
-def sample_passes(arch, device, count=32, batch=128):
+def sample_passes(arch, device, count=16, batch=128):
     """Images per second of the passes that ssd, fisher and iu_exact take over single samples, and of a training step in fp32."""
     model = models.build(arch, 10, 3, 32, 0).to(device)
     images = torch.randint(256, (count, 32, 32, 3), dtype=torch.uint8, device=device)
@@ -121,7 +121,7 @@ def sample_passes(arch, device, count=32, batch=128):
         "F u (iu_exact, a step)": lambda: passes.fisher_times(model, split, direction),
         "Fisher diagonal over all labels (fisher)": lambda: model_fisher(model, split),
     }
-    training, *seconds = in_turns(step, *others.values(), rounds=2)
+    training, *seconds = in_turns(step, *others.values(), rounds=1)
     rates = {name: count / value for name, value in zip(others, seconds, strict=True)}
     row = {"training step, images/s": batch / training} | {f"{name}, images/s": rate for name, rate in rates.items()}
     return row | {f"rate, training step / {name}": batch / training / rate for name, rate in rates.items()}
