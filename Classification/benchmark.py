@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,10 +20,13 @@ import torch
 from PIL import Image
 
 import cli
+import data
 import masking
 import models
+import passes
 from files import read_json, write_json, write_tensors, write_whole
 from imagesets import load_images
+from methods.fisher import model_fisher
 from run_folder import machine, versions
 from table import markdown_table
 
@@ -97,6 +101,32 @@ def precisions(arch, rounds, device):
     return {f"{name}, seconds": value for name, value in zip(variants, seconds, strict=True)} | ratios
 
 
+def mask_kinds():
+    """Every kind of mask of a ResNet-18 at ratio 0.5, without the gradient that three of them take."""
+    parameters = dict(models.build("resnet18", 10, 3, 32, 0).named_parameters())
+    gradient = {name: torch.randn_like(parameter) for name, parameter in parameters.items()}
+    seconds = in_turns(*(partial(masking.make, kind, 0.5, parameters, lambda: gradient, 1) for kind in masking.KINDS), rounds=3)
+    return {f"{kind}, seconds": value for kind, value in zip(masking.KINDS, seconds, strict=True)}
+
+
+def sample_passes(arch, device, count=16, batch=128):
+    """Images per second of the passes that ssd, fisher and iu_exact take over single samples, and of a training step in fp32."""
+    model = models.build(arch, 10, 3, 32, 0).to(device)
+    images = torch.randint(256, (count, 32, 32, 3), dtype=torch.uint8, device=device)
+    split = data.Split(images, torch.arange(count, device=device) % 10, torch.arange(count), "retain")
+    direction = {name: torch.randn_like(parameter) for name, parameter in model.named_parameters()}
+    step, _ = make_step(arch, None, False, True, device, batch=batch)
+    others = {
+        "Fisher diagonal (ssd)": lambda: passes.fisher_diagonal(model, split),
+        "F u (iu_exact, a step)": lambda: passes.fisher_times(model, split, direction),
+        "Fisher diagonal over all labels (fisher)": lambda: model_fisher(model, split),
+    }
+    training, *seconds = in_turns(step, *others.values(), rounds=1)
+    rates = {name: count / value for name, value in zip(others, seconds, strict=True)}
+    row = {"training step, images/s": batch / training} | {f"{name}, images/s": rate for name, rate in rates.items()}
+    return row | {f"rate, training step / {name}": batch / training / rate for name, rate in rates.items()}
+
+
 def epoch(data_dir, epochs, folder, device):
     """ResNet-20 on CIFAR-10 by train.py in either precision: time and accuracy."""
     row = {}
@@ -130,6 +160,9 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as folder:
         rows = {"mask of ResNet-18": mask_selection(Path(folder))}
         rows["2,000 photographs of 224 px loaded at 64 px"] = loading(Path(folder))
+        rows["kinds of mask of ResNet-18"] = mask_kinds()
+        for arch in ("resnet20", "resnet18"):
+            rows[f"passes over single samples, {arch}, fp32"] = sample_passes(arch, device)
         rows["masked step at ratio 0.5, ResNet-18, batch 256"] = masked_step(args.rounds, device)
         for arch in ("resnet20", "resnet18"):
             rows[f"step in three precisions, {arch}, batch 256"] = precisions(arch, args.rounds, device)

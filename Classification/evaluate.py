@@ -9,6 +9,8 @@ flags, and the numbers go to a run folder of their own, --save_dir. table.py say
 
 from pathlib import Path
 
+import torch
+
 import cli
 import data
 import metrics
@@ -30,6 +32,10 @@ def parse(argv=None):
     held_out = "images that stand for data never seen; val to choose hyper-parameters"
     parser.add(cli.DATA, "--held_out", choices=("test", "val"), default="test", help=held_out)
     parser.add(cli.RUN, "--eval_batch_size", **task.EVAL_BATCH_SIZE)
+    retrain = "run of --method retrain with the same forget set: compare outputs with its, image by image"
+    parser.add(cli.DATA, "--retrain_path", type=Path, metavar="RUN", help=retrain)
+    redraws = "draw the members of the MIA this many times, for its standard deviation"
+    parser.add(cli.RUN, "--mia_redraws", type=cli.number(int, lambda n: 2 <= n <= 1000, "at least 2 and at most 1000"), help=redraws)
     parser.add_shared("resume", "overwrite", "device", "precision", seed=1)
     args = parser.parse_args(argv)
     if args.save_dir is None and any(getattr(args, name) is not None for name in task.FORGET_FLAGS):
@@ -44,46 +50,63 @@ def parse(argv=None):
 def main(argv=None):
     args = parse(argv)
     accelerator = trainer.make_accelerator(args.device, args.precision)
+    retrained = args.retrain_path and load_retrained(args, accelerator)
     if args.save_dir is not None:
-        return measure_original(args, accelerator)
-    cli.for_each(args.model_path, lambda path: measure_run(path, args, accelerator))
+        return measure_original(args, accelerator, retrained)
+    cli.for_each(args.model_path, lambda path: measure_run(path, args, accelerator, retrained))
 
 
-def measure_run(path, args, accelerator):
+def load_retrained(args, accelerator):
+    """(forget_sha, outputs) of the run at --retrain_path."""
+    folder, recorded = read_run(args.retrain_path, "unlearn")
+    if recorded["method"] != "retrain":
+        raise RunError(f"--retrain_path {folder} is a run of {recorded['method']}, where one of retrain is needed")
+    loaded = task.load_unlearned(folder, recorded, accelerator, args)
+    return loaded.facts["forget_sha"], outputs_of(loaded, args)
+
+
+def measure_run(path, args, accelerator, retrained):
     """A run of unlearn.py."""
     folder, recorded = read_run(path, "unlearn")
     if (folder / "metrics.json").is_file() and not args.overwrite:
         if args.resume:
             return
         raise RunError(f"{folder} has metrics.json already: pass --overwrite to measure again, --resume to skip it")
-    forget = task.forget_flags(args) | {name: recorded[name] for name in task.FORGET_FLAGS}
-    loaded = task.load_task(folder, forget, accelerator, args.data_dir, args.cache_dir, "unlearn")
+    loaded = task.load_unlearned(folder, recorded, accelerator, args)
     done = read_json(folder / "done.json")
     cost = {"RTE": (done["seconds"] + done["mask_seconds"]) / 60, "changed": 100 * done["fraction_changed"]}
-    measured = measure(loaded, args) | cost | {name: done[name] for name in ("peak_memory_mb", "images_seen")}
+    measured = measure(loaded, args, retrained) | cost | {name: done[name] for name in ("peak_memory_mb", "images_seen")}
     if accelerator.is_main_process:
         print(f"{folder}: {write_metrics(folder, recorded, loaded, measured, args)}")
 
 
-def measure_original(args, accelerator):
+def measure_original(args, accelerator, retrained):
     """The row `original`: a model of train.py, measured on what would be forgotten."""
     run_folder = RunFolder(args, accelerator)
     loaded = task.load_task(args.model_path[0], task.forget_flags(args), accelerator, args.data_dir, args.cache_dir)
     run_folder.begin(kind="evaluation", method="original", **loaded.facts)
-    measured = measure(loaded, args)
+    measured = measure(loaded, args, retrained)
     if accelerator.is_main_process:
         recorded = read_json(run_folder.folder / "args.json")
         run_folder.finish(write_metrics(run_folder.folder, recorded, loaded, measured, args), seconds=0.0)
 
 
-def measure(loaded, args):
-    """All metrics of a model but what its unlearning cost, {name: number}."""
+def outputs_of(loaded, args):
+    """{"forget", "retain", "held_out": (logits, labels)} of a model."""
     outputs = {}
     held_out = loaded.test if args.held_out == "test" else loaded.val
     for name, split in {"forget": loaded.forget, "retain": loaded.retain, "held_out": held_out}.items():
         if not len(split):
             raise RunError(f"there are no {name} samples: --held_out val needs a model trained with --val_fraction above 0")
         outputs[name] = passes.predict_logits(loaded.model, split, args.eval_batch_size), split.labels.cpu()
+    return outputs
+
+
+def measure(loaded, args, retrained):
+    """All metrics of a model but what its unlearning cost, {name: number}. retrained: what load_retrained() gives, or None."""
+    if retrained and retrained[0] != loaded.facts["forget_sha"]:
+        raise RunError(f"{args.retrain_path} forgot another set than {loaded.facts['parent']}: name a Retrain of the same forget set")
+    outputs = outputs_of(loaded, args)
     logits, labels = outputs["held_out"]
     of_forgotten = (labels[:, None] == labels.new_tensor(loaded.forgotten_classes)).any(1)
     if of_forgotten.all():
@@ -96,7 +119,25 @@ def measure(loaded, args):
     if of_forgotten.any():
         result["UA_test"] = 100 - metrics.accuracy(logits[of_forgotten], labels[of_forgotten])
     never_seen = logits[~of_forgotten], labels[~of_forgotten]
-    return result | metrics.membership(outputs["forget"], outputs["retain"], never_seen, data.derive_seed("attack", args.seed))
+    seed = data.derive_seed("attack", args.seed)
+    result |= metrics.membership(outputs["forget"], outputs["retain"], never_seen, seed)
+    if args.mia_redraws:
+        result |= metrics.membership_noise(outputs["forget"], outputs["retain"], never_seen, seed, args.mia_redraws)
+    alike = of_forgotten if loaded.forgotten_classes else torch.ones_like(of_forgotten)  # unseen images of the forget set's kind
+    if alike.sum() > 1 and len(outputs["forget"][1]) > 1:
+        result |= metrics.two_sample(outputs["forget"], (logits[alike], labels[alike]), seed)
+    return result | (compare(outputs, retrained[1], of_forgotten) if retrained else {})
+
+
+def compare(outputs, theirs, of_forgotten):
+    """How near a model's outputs are to Retrain's, {name: number}."""
+    result = {}
+    for name, ending in (("forget", ""), ("held_out", "_test")):
+        result["agreement" + ending], result["KL" + ending] = metrics.agreement(outputs[name][0], theirs[name][0])
+    if of_forgotten.any():
+        logits, labels = outputs["held_out"]
+        result["confusion"] = metrics.confusion(logits[of_forgotten], theirs["held_out"][0][of_forgotten], labels[of_forgotten])
+    return result
 
 
 def write_metrics(folder, recorded, loaded, measured, args):

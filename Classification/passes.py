@@ -1,7 +1,8 @@
-"""Evaluation-mode passes over a split: logits, mean gradient, per-sample gradients and the Fisher diagonal."""
+"""Evaluation-mode passes over a split: logits, mean gradient, per-sample gradients, the Fisher information's diagonal and its products."""
 
 import contextlib
 import math
+import warnings
 
 import torch
 from torch.nn import functional as F
@@ -84,6 +85,47 @@ def sample_gradients(model, split):
         with without_autocast(model):
             gradients = each(parameters, images, labels)
         yield gradients
+
+
+def batch_losses(model, split, batch_size):
+    """Yield, for each batch in order, the function of {name: parameter} that gives its samples' cross-entropies (B,), in float32."""
+    model.eval()
+    buffers = dict(model.named_buffers())
+    for images, labels in plain_batches(split, batch_size):
+
+        def losses(parameters, images=images, labels=labels):
+            return F.cross_entropy(torch.func.functional_call(model, (parameters, buffers), (images,)), labels, reduction="none")
+
+        with without_autocast(model):
+            yield losses
+
+
+def slopes(model, split, direction, batch_size=256):
+    """Derivative of each sample's cross-entropy along a direction {name: tensor}, g_i . u: (n,), float64 on the CPU, by forward mode."""
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return torch.cat([along(losses, parameters, direction).double().cpu() for losses in batch_losses(model, split, batch_size)])
+
+
+def along(losses, parameters, direction):
+    """Derivatives (B,) of losses(parameters) along a direction {name: tensor}."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, about its torch.jit.script
+        return torch.func.jvp(losses, (parameters,), (direction,))[1]
+
+
+def fisher_times(model, split, direction, batch_size=256):
+    """F u, {name: tensor}, where F is the mean of g g^T over the samples' gradients: slopes first, then a backward pass weighted by them.
+
+    Nothing of the size of samples times weights is held.
+    """
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    for losses in batch_losses(model, split, batch_size):
+        weights = along(losses, parameters, direction) / len(split)
+        _, backward = torch.func.vjp(losses, parameters)
+        for name, gradient in backward(weights)[0].items():
+            total[name] += gradient
+    return total
 
 
 def fisher_diagonal(model, split):

@@ -16,8 +16,9 @@ import networks
 import trainer
 import weights
 from cli import RunError
-from files import file_sha
+from files import file_sha, read_json
 from run_folder import moved, read_run
+from table import describe
 
 DEVICE_BYTES = 2 * 10**9  # images of up to that many bytes are kept on the device by default
 DATA_ON = dict(choices=("host", "device"), help="where images are kept (default: on the device up to 2 GB, as uint8)")
@@ -146,6 +147,31 @@ def normalisation(text):
     return mean, std
 
 
+def load_unlearned(folder, recorded, accelerator, args):
+    """The Task of a run of unlearn.py whose args.json is `recorded`. args: the flags of a script, HOW among them."""
+    flags = {name: getattr(args, name) for name in HOW} | {name: recorded[name] for name in FORGET_FLAGS}
+    return load_task(folder, flags, accelerator, args.data_dir, args.cache_dir, "unlearn")
+
+
+def unlearned_runs(folder):
+    """{name of a table's row: [(run folder, its args.json)]} of the finished runs of unlearn.py below a folder.
+
+    Raises RunError for none, and where runs of one method differ in their flags.
+    """
+    groups, options = {}, {}
+    for path in sorted(folder.rglob("args.json")):
+        recorded = read_json(path)
+        if recorded.get("kind") != "unlearn" or not (path.parent / "done.json").is_file():
+            continue
+        row = describe(recorded, recorded["training"]["seed"], {})
+        groups.setdefault(row["method"], []).append((path.parent, recorded))
+        if options.setdefault(row["method"], row["options"]) != row["options"]:
+            raise RunError(f"runs of {row['method']} below {folder} differ in their flags: name a folder that holds one setting")
+    if not groups:
+        raise RunError(f"there are no finished runs of unlearn.py below {folder}")
+    return groups
+
+
 def amount(text):
     """The value of --num_forget: '4500' is a count, '0.1' a fraction."""
     value = float(text)
@@ -156,12 +182,17 @@ def amount(text):
     raise argparse.ArgumentTypeError(f"must be a whole number of samples or a fraction below 1, not {text}")
 
 
-def add_forget_flags(parser):
-    """Add the FORGET_FLAGS, and those of HOW."""
+def add_how_flags(parser):
+    """Add the flags of HOW."""
     own = dict(type=models.architecture, help="as the run was trained; only FILE.py:CLASS must be named again, as its code is run")
     parser.add(cli.DATA, "--arch", **own)
     parser.add(cli.DATA, "--dataset", type=dataset, choices=imagesets.DATASETS, help="as the run was trained: need not be given")
     parser.add(cli.DATA, "--data_on", **DATA_ON)
+
+
+def add_forget_flags(parser):
+    """Add the FORGET_FLAGS, and those of HOW."""
+    add_how_flags(parser)
     parser.refuse(NOT_HERE)
     parser.add_shared("forget_class")
     number = dict(type=amount, metavar="N", help="forget N random samples (a fraction if below 1), of --forget_class if given")

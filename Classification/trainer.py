@@ -78,13 +78,14 @@ class Trainer:
                 trainer.step(forget=cross_entropy(model, batch))
 
     model is trained in place, at the salient positions of `mask` only if there is one. settings: flags of the same names, SETTINGS
-    has their defaults. augment: the imagesets.Source whose crops and flips are drawn, or None. A method may set after_step, a function
-    (salient parameters, progress in (0, 1]) that edits them in place after each step of the optimizer.
+    has their defaults. augment: the imagesets.Source whose crops and flips are drawn, or None. A method may set before_step, a function
+    (salient parameters) that edits their gradients, averaged over the processes, and after_step, a function (salient parameters, progress
+    in (0, 1]) that edits them in place after each step of the optimizer. It may set lr for the steps that follow.
     """
 
     def __init__(self, model, run_folder, accelerator, *, seed, mask=None, augment=None, **settings):
         self.model, self.run_folder, self.accelerator, self.seed, self.mask = model, run_folder, accelerator, seed, mask
-        self.augment, self.after_step = augment, None
+        self.augment, self.before_step, self.after_step = augment, None, None
         if unknown := settings.keys() - SETTINGS.keys():
             raise TypeError(f"Trainer has no setting {', '.join(sorted(unknown))}")
         self.settings = argparse.Namespace(**SETTINGS | settings)
@@ -159,6 +160,10 @@ class Trainer:
             check_gradients(self.trained)
             self.stepped = True
         average_gradients(self.trained.values(), self.accelerator)
+        if self.before_step is not None:
+            if scaler is not None:
+                scaler.unscale_(self.optimizer)
+            self.before_step(self.salient)
         if scaler is None:
             self.optimizer.step()
         else:

@@ -8,7 +8,11 @@ forget set: it is the reference for all other methods. What is forgotten is give
 --split_seed default to the original's.
 """
 
+import argparse
 import functools
+import re
+
+import torch
 
 import cli
 import imagesets
@@ -16,11 +20,17 @@ import masking
 import task
 import trainer
 from cli import RunError
-from methods import FLAGS, METHODS, NEEDS_MASK, PAPER_SPELLINGS, TAKES_NO_MASK
+from methods import FLAGS, METHODS, NEEDS_MASK, PAPER_ALPHA, PAPER_SPELLINGS, TAKES_NO_MASK
 from run_folder import RunFolder
 
-PAPER_ALPHA = {"iu": "iu_scale", "l1_sparse": "gamma"}
 SETTINGS = dict(batch_size=None, forget_batch_size=None, optimizer=None, momentum=None, weight_decay=None, schedule="constant")
+
+
+def word(text):
+    """A value of --variant. It becomes a part of a Markdown table."""
+    if not re.fullmatch(r"[\w' -]{1,40}", text):
+        raise argparse.ArgumentTypeError("must be up to 40 letters, digits, spaces, - or '")
+    return text
 
 
 def parse(argv=None):
@@ -35,19 +45,32 @@ def parse(argv=None):
     choices = {"optimizer": dict(choices=trainer.OPTIMIZERS, help=optimizer)}
     choices["schedule"] = dict(choices=trainer.SCHEDULES, help="learning rate over the run (default: constant; retrain: the original's)")
     parser.add_shared(*SETTINGS, options=choices)
+    augment = "random crops and flips while unlearning (default: the method's authors', else yes)"
+    parser.add(cli.METHOD, "--augment", action=argparse.BooleanOptionalAction, help=augment)
+    variant = "a word for a second setting of a method, which gets a row of its own in the tables: METHOD (WORD)"
+    parser.add(cli.RUN, "--variant", type=word, metavar="WORD", help=variant)
     parser.add_shared("resume", "overwrite", "device", "precision", "compile", seed=1)
     args = parser.parse_args(argv)
     task.check_forget_flags(parser, args)
-    if args.alpha is not None and args.method in PAPER_ALPHA:
-        parser.error(
-            f"--method {args.method} does not read --alpha: what the paper's repository calls so is --{PAPER_ALPHA[args.method]} here"
-        )
+    if args.alpha is not None and (ours := PAPER_ALPHA.get(args.method)):
+        if getattr(args, ours) is not None:
+            parser.error(f"for --method {args.method}, --alpha is the paper repository's spelling of --{ours}: give one of them")
+        setattr(args, ours, args.alpha)
+        args.alpha = None
     args.options = cli.method_options(parser, args, METHODS)
     if args.method in NEEDS_MASK and args.mask_path is None:
         parser.error(f"--method {args.method} needs --mask_path: make a mask with generate_mask.py (without a mask it is --method rl)")
     if args.method in TAKES_NO_MASK and args.mask_path is not None:
         parser.error(f"--method {args.method} takes no --mask_path: it starts from fresh weights")
     return args
+
+
+def fresh_model(model, build, seed):
+    """A model with new random weights, and the normalisation of `model`, which is part of the data."""
+    fresh = build(seed=seed)
+    fresh.pixel_mean.copy_(model.pixel_mean)
+    fresh.pixel_std.copy_(model.pixel_std)
+    return fresh
 
 
 def main(argv=None):
@@ -68,13 +91,16 @@ def main(argv=None):
 
     # Unlearn. A method is handed what its signature names, and nothing else
     method = METHODS[args.method]
-    settings = cli.training_settings(args, method, trained, SETTINGS)
-    settings["augment"] = imagesets.DATASETS[trained["dataset"]]
+    settings = cli.training_settings(args, method, trained, SETTINGS | {"augment": True})
+    settings["augment"] = imagesets.DATASETS[trained["dataset"]] if settings["augment"] else None
     loop = trainer.Trainer(model, run_folder, accelerator, seed=args.seed, mask=mask, **settings)
-    fresh = functools.partial(loaded.build, seed=args.seed)
-    inputs = {"model": model, "forget": loaded.forget, "retain": loaded.retain, "trainer": loop, "training": trained, "fresh": fresh}
+    fresh = functools.partial(fresh_model, model, loaded.build, args.seed)
+    inputs = {"model": model, "forget": loaded.forget, "retain": loaded.retain, "val": loaded.val, "trainer": loop}
+    inputs |= {"training": trained, "fresh": fresh}
     run_folder.start_clock()
     method(**{name: inputs[name] for name in cli.method_inputs(method)}, **args.options)
+    if accelerator.device.type == "cuda":
+        torch.cuda.synchronize()  # the clock must not be read while work is still queued
     seconds = run_folder.seconds()
 
     # Save, after a check that no frozen weight moved

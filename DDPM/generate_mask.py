@@ -7,6 +7,9 @@ mode, without augmentation, in fp32. As in the official release the prediction i
 w = --cond_scale 2. With --cond_scale 0 it is the training loss, as in the paper's equation. In each of --epochs passes every image is
 seen once, at a timestep and with noise that follow from --seed; the timesteps of a pass are spread evenly. The mask keeps exactly
 floor(mask_ratio * n) of the n weights.
+
+--mask_kind makes controls, at the same share of the weights: random ones, the least salient ones, those of the largest magnitude, or
+(layerwise) random ones with as many of each tensor as the saliency mask has. A run under such a mask has a row of its own in the tables.
 """
 
 import functools
@@ -29,9 +32,15 @@ def parse(argv=None):
     parser.add(cli.METHOD, "--cond_scale", type=cli.non_negative_float, default=2.0, metavar="W", help=cond_scale)
     clip = "clip each batch's gradient to norm 1, as the official release does, so that batches weigh the same in place of images"
     parser.add(cli.METHOD, "--clip_batches", action="store_true", help=clip)
-    passes = {"epochs": dict(type=cli.positive_int, help="passes over the images, each with noise of its own")}
-    parser.add_shared("resume", "overwrite", "device", options=passes, mask_ratio=0.5, epochs=1, batch_size=128, precision="fp32", seed=1)
-    return parser.parse_args(argv)
+    options = {"epochs": dict(type=cli.positive_int, help="passes over the images, each with noise of its own")}
+    options["seed"] = dict(help="seed of the noise (default: 1), and of the mask kinds that draw")
+    parser.add_shared("resume", "overwrite", "device", "seed", options=options, mask_ratio=0.5, epochs=1, batch_size=128, precision="fp32")
+    parser.add(cli.METHOD, "--mask_kind", choices=masking.KINDS, default="saliency", help="which weights; all but saliency are controls")
+    args = parser.parse_args(argv)
+    if args.mask_kind in masking.SEEDED and args.seed is None:
+        parser.error(f"--mask_kind {args.mask_kind} needs --seed: its weights are drawn at random")
+    args.seed = 1 if args.seed is None else args.seed
+    return args
 
 
 def main(argv=None):
@@ -47,14 +56,14 @@ def main(argv=None):
     run_folder.start_clock()
     options = {"passes": args.epochs, "batch_size": args.batch_size, "seed": args.seed, "cond_scale": args.cond_scale}
     gradient = functools.partial(passes.batch_gradients, transform=torch.clone) if args.clip_batches else passes.mean_gradient
-    saliency = gradient(loaded.model, loaded.forget, accelerator, **options)
-    mask = masking.select(saliency, args.mask_ratio)
+    saliency = functools.partial(gradient, loaded.model, loaded.forget, accelerator, **options)
+    mask = masking.make(args.mask_kind, args.mask_ratio, dict(loaded.model.named_parameters()), saliency, args.seed)
     seconds = run_folder.seconds()
 
     # Save
-    masking.save(run_folder, mask, loaded.facts, mask_ratio=args.mask_ratio, seconds=seconds)
+    masking.save(run_folder, mask, loaded.facts, mask_ratio=args.mask_ratio, seconds=seconds, kind=args.mask_kind)
     salient, total = masking.count(mask)
-    message = f"{salient:,} of {total:,} weights are salient for {len(loaded.forget):,} images, {seconds:.1f} s"
+    message = f"{salient:,} of {total:,} weights in the {args.mask_kind} mask of {len(loaded.forget):,} images, {seconds:.1f} s"
     run_folder.finish(message, seconds=seconds)
 
 

@@ -7,12 +7,23 @@ parameters and lie outside it: they follow the data in train mode, whatever the 
 
 import json
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from cli import RunError
+from data import make_generator
 from files import check_shapes, read_tensors
+
+KINDS = {  # what a mask keeps, at an exact share of the weights; all but the first are controls
+    "saliency": "the largest gradients of the forget loss",
+    "random": "weights at random",
+    "least_salient": "the smallest gradients",
+    "magnitude": "the largest weights",
+    "layerwise": "weights at random, as many of each tensor as the saliency mask",
+}
+SEEDED = ("random", "layerwise")  # kinds that draw
 
 CHUNK = 1 << 22  # entries looked at together: bounds the memory of the selection
 LOW_BITS = 15  # a non-negative float has 31 bits: 16 for the first pass, 15 for the second
@@ -29,15 +40,57 @@ def histogram(values, bins):
     return sum(torch.bincount(chunk, minlength=bins) for chunk in values)
 
 
+class RandomScores(Mapping):
+    """A random score for each weight, {name: float tensor of the parameter's shape}. Drawn anew, and equal, at each look: none is kept."""
+
+    def __init__(self, parameters, seed):
+        self.shapes, self.seed = {name: parameter.shape for name, parameter in parameters.items()}, seed
+
+    def __getitem__(self, name):
+        bits = torch.randint(0x7F800000, self.shapes[name], dtype=torch.int32, generator=make_generator("mask", self.seed, name))
+        return bits.view(torch.float32)  # finite, without sign: 31 random bits, where rand() has 24
+
+    def __iter__(self):
+        return iter(self.shapes)
+
+    def __len__(self):
+        return len(self.shapes)
+
+
+def make(kind, mask_ratio, parameters, saliency, seed=None):
+    """Return the mask of a kind of KINDS that keeps exactly floor(mask_ratio * n) of the parameters {name: tensor}.
+
+    saliency: function without arguments that gives {name: gradient of the forget loss}, called where the kind needs it. seed: of the
+    kinds in SEEDED. least_salient is the complement of the saliency mask of the other weights.
+    """
+    sizes = {name: parameter.numel() for name, parameter in parameters.items()}
+    kept = math.floor(mask_ratio * sum(sizes.values()))
+    if kind == "random":
+        return largest(RandomScores(parameters, seed), kept)
+    if kind == "magnitude":
+        return largest(parameters, kept)
+    if kind == "least_salient":
+        return {name: ~part for name, part in largest(saliency(), sum(sizes.values()) - kept).items()}
+    mask = largest(saliency(), kept)
+    if kind == "layerwise":
+        scores, counts = RandomScores(parameters, seed), {name: int(part.sum()) for name, part in mask.items()}
+        return {name: largest({name: scores[name]}, counts[name])[name] for name in parameters}
+    return mask
+
+
 def select(saliency, mask_ratio):
-    """Return the mask of exactly floor(mask_ratio * n) weights with the largest |saliency|, all tensors pooled.
+    """Return the mask of exactly floor(mask_ratio * n) weights with the largest |saliency|, all tensors pooled: see largest()."""
+    return largest(saliency, math.floor(mask_ratio * sum(tensor.numel() for tensor in saliency.values())))
+
+
+def largest(saliency, k):
+    """Return the mask of the k weights with the largest |saliency|, all tensors pooled.
 
     saliency: {name: float tensor}, e.g. the gradient of the forget loss. Ties go to the earlier position, in the order of
     the dict and then row-major. Two radix passes over the float bits find the threshold: no sort, no concatenated copy, and
     4 * CHUNK bytes a few times over beyond the mask itself. Raises RunError if an entry is NaN or infinite.
     """
-    total = sum(tensor.numel() for tensor in saliency.values())
-    threshold, ties = kth_largest(saliency.values(), math.floor(mask_ratio * total))
+    threshold, ties = kth_largest(saliency.values(), k)
     mask = {}
     for name, tensor in saliency.items():
         parts = []
@@ -83,20 +136,21 @@ def count(mask):
     return sum(int(part.sum()) for part in mask.values()), sum(part.numel() for part in mask.values())
 
 
-def save(run_folder, mask, facts, *, mask_ratio, seconds):
+def save(run_folder, mask, facts, *, mask_ratio, seconds, kind="saliency"):
     """Write mask.safetensors, eight weights per byte. facts: those of its task, of which forget_sha and parent_sha are kept."""
     packed = {name: torch.from_numpy(np.packbits(part.cpu().numpy().reshape(-1))) for name, part in mask.items()}
     shapes = {name: list(part.shape) for name, part in mask.items()}
-    metadata = {"kind": "saliency mask", "mask_ratio": repr(mask_ratio), "seconds": repr(seconds), "shapes": json.dumps(shapes)}
-    run_folder.save("mask.safetensors", packed, metadata | {name: facts[name] for name in ("forget_sha", "parent_sha")})
+    metadata = {"kind": "saliency mask", "mask_kind": kind, "mask_ratio": repr(mask_ratio), "seconds": repr(seconds)}
+    metadata |= {"shapes": json.dumps(shapes)} | {name: facts[name] for name in ("forget_sha", "parent_sha")}
+    run_folder.save("mask.safetensors", packed, metadata)
 
 
 def load(path, parameters, facts):
     """Return (mask, info) of a run folder of generate_mask.py or of its mask.safetensors.
 
-    parameters: {name: parameter} the mask must fit; facts: of the task, with forget_sha and parent_sha. info has mask_ratio and the
-    seconds the mask took. Raises RunError if the file is none of ours, was made from another model or for another forget set, or
-    contradicts its ratio.
+    parameters: {name: parameter} the mask must fit; facts: of the task, with forget_sha and parent_sha. info has mask_ratio, mask_kind
+    and the seconds the mask took. Raises RunError if the file is none of ours, was made from another model or for another forget set,
+    or contradicts its ratio.
     """
     path = path / "mask.safetensors" if path.is_dir() else path
     packed, metadata = read_tensors(path)
@@ -121,7 +175,10 @@ def load(path, parameters, facts):
     kept, total = count(mask)
     if kept != math.floor(mask_ratio * total):
         raise RunError(f"the mask {path} keeps {kept} of {total} weights, not the share {mask_ratio} it states: make it again")
-    return mask, {"mask_ratio": mask_ratio, "mask_seconds": seconds}
+    kind = metadata.get("mask_kind", "saliency")  # masks of earlier versions do not tell
+    if kind not in KINDS:
+        raise RunError(f"the mask {path} is of an unknown kind, {kind}: make it again")
+    return mask, {"mask_ratio": mask_ratio, "mask_seconds": seconds, "mask_kind": kind}
 
 
 class SalientParameters:

@@ -22,7 +22,7 @@ import torch
 from cli import RunError
 
 # What JSON files of a run may hold under a name, in args.json and in the tables of it that are descended into
-TEXT = "kind method dataset data_dir machine autocast arch sampler caption"
+TEXT = "kind mask_kind variant method dataset data_dir machine autocast arch sampler caption"
 COUNTS = "seed split_seed epochs steps batch_size num_classes channels num_samples num_forgotten images_seen step epoch image_size limit"
 NUMBERS = "lr val_fraction weight_decay momentum ema grad_clip class_dropout guidance guidance_scale mask_seconds fraction_changed "
 NUMBERS += "peak_memory_mb seconds"
@@ -144,8 +144,8 @@ def read_tensors(path):
     if not path.is_file():
         raise RunError(f"{path} does not exist" if not path.exists() else f"{path} is no file of weights")
     with path.open("rb") as file:
-        start = file.read(2)
-    if start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        start = file.read(9)  # of safetensors: 8 bytes, the length of the header, which may look like a pickle's, and a brace
+    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") and start[8:] != b"{":
         raise RunError(f"{path} is a pickle, which can run code when loaded and is never read here; convert it with {conversion(path)}")
     try:
         with safetensors.safe_open(path, "pt") as file:

@@ -7,9 +7,13 @@ mode: s eps(x_t | c) - (s - 1) eps(x_t | null) against the noise, s = --guidance
 loss, 8.5 is what the official release has: it writes (1 + 7.5) eps(x_t | c) - 7.5 eps(x_t | null), and --mask_guidance 7.5 says the same
 here. In each of --epochs passes every image is seen once, at a timestep and with noise that follow from --seed; the timesteps of a pass are
 spread evenly. The mask keeps exactly floor(mask_ratio * n) of the n weights. What is forgotten is named as for unlearn.py.
+
+--mask_kind makes controls, at the same share of the weights: random ones, the least salient ones, those of the largest magnitude, or
+(layerwise) random ones with as many of each tensor as the saliency mask has. A run under such a mask has a row of its own in the tables.
 """
 
 import argparse
+import functools
 
 import cli
 import concepts
@@ -41,11 +45,16 @@ def parse(argv=None):
     weight = {"type": from_weight, "dest": "guidance_scale", "default": argparse.SUPPRESS, "metavar": "W"}
     either.add_argument("--mask_guidance", "--c_guidance", "--cond_scale", **weight, help="the same, counted from 0: W = S - 1")
     parser.add(cli.RUN, "--gradient_checkpointing", action="store_true", help="less memory, more time")
-    parser.add_shared("resume", "overwrite", "device", mask_ratio=0.5, epochs=1, batch_size=8, precision="fp32", seed=1)
+    seed = {"seed": dict(help="seed of the noise (default: 1), and of the mask kinds that draw")}
+    parser.add_shared("resume", "overwrite", "device", "seed", options=seed, mask_ratio=0.5, epochs=1, batch_size=8, precision="fp32")
+    parser.add(cli.METHOD, "--mask_kind", choices=masking.KINDS, default="saliency", help="which weights; all but saliency are controls")
     args = parser.parse_args(argv)
     concepts.check_concept_flags(parser, args)
     if args.epochs < 1:
         parser.error("--epochs must be at least 1: without a pass there is no gradient")
+    if args.mask_kind in masking.SEEDED and args.seed is None:
+        parser.error(f"--mask_kind {args.mask_kind} needs --seed: its weights are drawn at random")
+    args.seed = 1 if args.seed is None else args.seed
     return args
 
 
@@ -64,14 +73,14 @@ def main(argv=None):
     # Saliency, and the mask of its largest entries
     run_folder.start_clock()
     options = {"guidance_scale": args.guidance_scale, "passes": args.epochs, "batch_size": args.batch_size, "seed": args.seed}
-    saliency = passes.mean_gradient(unet, loaded.scheduler, loaded.forget, loaded.embeddings, accelerator, **options)
-    mask = masking.select(saliency, args.mask_ratio)
+    saliency = functools.partial(passes.mean_gradient, unet, loaded.scheduler, loaded.forget, loaded.embeddings, accelerator, **options)
+    mask = masking.make(args.mask_kind, args.mask_ratio, dict(unet.named_parameters()), saliency, args.seed)
     seconds = run_folder.seconds()
 
     # Save
-    masking.save(run_folder, mask, loaded.facts, mask_ratio=args.mask_ratio, seconds=seconds)
+    masking.save(run_folder, mask, loaded.facts, mask_ratio=args.mask_ratio, seconds=seconds, kind=args.mask_kind)
     salient, total = masking.count(mask)
-    message = f"{salient:,} of {total:,} weights are salient for {len(loaded.forget):,} images, {seconds:.1f} s"
+    message = f"{salient:,} of {total:,} weights in the {args.mask_kind} mask of {len(loaded.forget):,} images, {seconds:.1f} s"
     run_folder.finish(message, seconds=seconds)
 
 

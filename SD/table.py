@@ -15,10 +15,14 @@ import statistics
 from pathlib import Path
 
 import cli
+import metrics
 from cli import RunError
 from files import read_json, write_json, write_whole
 from methods import METHODS
 from metrics import COLUMNS, DEFINITIONS, GAP_COLUMNS
+
+MORE = getattr(metrics, "MORE", ())  # columns of a second table, where a folder has any
+derive = getattr(metrics, "derive", lambda run, retrain: {})  # numbers that follow from a run and the means of Retrain
 
 
 def parse(argv=None):
@@ -38,9 +42,14 @@ def describe(recorded, seed, facts):
     row = {"method": method, "options": {}, "seed": seed, "facts": facts, "measured_on": None}
     row |= {name: recorded.get(name) for name in BELONGS}
     if recorded.get("kind") == "unlearn":  # runs that differ in one of these flags are no repetitions of each other
-        flags = "target_class train_method batch_size forget_batch_size optimizer momentum weight_decay schedule ema grad_clip"
+        flags = "target_class train_method batch_size forget_batch_size optimizer momentum weight_decay schedule augment ema grad_clip"
         row["options"] = recorded["options"] | {name: recorded[name] for name in flags.split() if recorded.get(name) is not None}
-        row["options"] |= {"mask_ratio": recorded["mask_info"]["mask_ratio"]} if recorded["mask_path"] else {}
+        mask = recorded["mask_info"] if recorded["mask_path"] else {}
+        row["options"] |= {"mask_ratio": mask["mask_ratio"]} if mask else {}
+        kind = mask.get("mask_kind", "saliency").replace("_", " ")
+        parts = [part for part in (f"{kind} mask" if kind != "saliency" else None, recorded.get("variant")) if part]
+        if parts:  # a control, or a second setting: a method of its own
+            row["method"] += f" ({', '.join(parts)})"
     if method != "original":
         precision = recorded["autocast"].replace("no", "fp32")
         row["measured_on"] = f"{recorded['machine']}, {precision}, torch {recorded['versions']['torch']}"
@@ -96,6 +105,11 @@ def summarise(runs, by_options):
             f"runs of {', '.join(several)} differ in their flags: pass --by_options for a row each, or name a folder that holds one setting"
         )
     retrain = next((group for (method, _), group in settings.items() if method == "retrain"), None)
+    if retrain:
+        numbers = [name for name in retrain[0] if isinstance(retrain[0][name], float) and all(name in run for run in retrain)]
+        means = {name: statistics.fmean(run[name] for run in retrain) for name in numbers}
+        for run in runs:
+            run |= derive(run, means)
     rows = []
     for (method, options), group in settings.items():
         row = {"name": f"{method} {options}" if labels.count(method) > 1 else method, "method": method, "options": options}
@@ -112,7 +126,8 @@ def summarise(runs, by_options):
             row["class_accuracy"] = {name: statistics.fmean(values) for name, values in shares.items()}
         rows.append(row)
     order = list(dict.fromkeys(["original", "retrain", *METHODS, *labels]))
-    rows.sort(key=lambda row: (order.index(row["method"]), row["average_gap"] or 0))
+    plain = {label: label.split(" (")[0] for label in labels}  # a run under a control mask follows its method
+    rows.sort(key=lambda row: (order.index(plain[row["method"]]), row["method"] not in METHODS, row["average_gap"] or 0))
     return rows, noise_floor(retrain)
 
 
@@ -123,8 +138,14 @@ def noise_floor(retrain):
     return statistics.fmean(statistics.fmean(abs(a[name] - b[name]) for name in GAP_COLUMNS) for a, b in itertools.combinations(retrain, 2))
 
 
-def measured_columns(rows):
-    return [name for name in COLUMNS if any(name in row for row in rows)]
+def measured_columns(rows, columns=COLUMNS):
+    return [name for name in columns if any(name in row for row in rows)]
+
+
+def more_cells(rows):
+    """The second table as rows of texts, headers first; nothing where none of its columns was measured."""
+    names = measured_columns(rows, MORE)
+    return [["method", *names], *([row["name"], *(cell(row, name) for name in names)] for row in rows)] if names else []
 
 
 def table_cells(rows):
@@ -177,7 +198,8 @@ def caption(rows, floor, runs):
 
 
 def definitions(rows):
-    return [f"- {name}: {DEFINITIONS[name][0]}. Better: {DEFINITIONS[name][1]}." for name in measured_columns(rows)]
+    names = measured_columns(rows, (*COLUMNS, *MORE))
+    return [f"- {name}: {DEFINITIONS[name][0]}. Better: {DEFINITIONS[name][1]}." for name in names]
 
 
 CLASSES = "Share of each class's samples that the classifier recognises as that class, %. A drop in a retained class is collateral damage."
@@ -191,6 +213,7 @@ def markdown_table(cells):
 
 def markdown(rows, floor, runs):
     classes = ["", CLASSES, "", *markdown_table(class_cells(rows))] if class_cells(rows) else []
+    classes += ["", *markdown_table(more_cells(rows))] if more_cells(rows) else []
     return "\n".join([*markdown_table(table_cells(rows)), "", *caption(rows, floor, runs), *classes, "", *definitions(rows)]) + "\n"
 
 
@@ -244,6 +267,8 @@ def main(argv=None):
     print("\n".join([*aligned(table_cells(rows)), "", *caption(rows, floor, runs)]))
     if class_cells(rows):
         print("\n".join(["", CLASSES, *aligned(class_cells(rows))]))
+    if more_cells(rows):
+        print("\n".join(["", *aligned(more_cells(rows))]))
     print("\n".join(["", *definitions(rows), f"written: {args.folder.resolve()}/table.md, table.json, table.png"]))
 
 

@@ -8,7 +8,7 @@ def retrain(model, retain, trainer, fresh, training, *, epochs=None, lr=None):
 
     Epochs, learning rate and schedule are those of the original model's training, unless flags give others.
     """
-    model.load_state_dict(fresh().state_dict())
+    model.load_state_dict(fresh().state_dict())  # its normalisation is the original's
     epochs, lr = training["epochs"] if epochs is None else epochs, training["lr"] if lr is None else lr
     for _ in trainer.epochs(epochs, lr, retain):
         for batch in trainer.batches(retain):

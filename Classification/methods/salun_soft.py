@@ -8,13 +8,16 @@ from masking import kth_smallest
 
 from .salun import salun
 
+MIXED = ("cifar10", "cifar100", "tiny_imagenet")  # data sets on which the official release mixes: RL_pro.py
 
-def salun_soft(model, forget, retain, trainer, *, epochs=10, lr=0.013, alpha=1.0, mix=False, mask_ratio=0.5):
+
+def salun_soft(model, forget, retain, trainer, training, *, epochs=10, lr=0.013, alpha=1.0, mix=None, mask_ratio=0.5):
     """SalUn-soft: SalUn's loss + beta * |theta - theta_o|_1 by proximal gradient, in place of a mask.
 
     After each step theta - theta_o is soft-thresholded at its k-th smallest magnitude. k falls linearly from mask_ratio * n to 0
     over the run. So at first mask_ratio of the weights return to theta_o, and at last all may move. theta_o is the original
     model throughout: it is taken before training starts, on --resume too. With --mask_path only salient weights take part.
+    mix: as in salun, by default on the data sets on which the official release mixes.
     """
     origin = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
@@ -32,4 +35,5 @@ def salun_soft(model, forget, retain, trainer, *, epochs=10, lr=0.013, alpha=1.0
             salient.tensors[name].copy_(anchor + F.softshrink(salient.tensors[name] - anchor, threshold))
 
     trainer.after_step = proximal_step
+    mix = training["dataset"] in MIXED if mix is None else mix
     salun(model, forget, retain, trainer, epochs=epochs, lr=lr, alpha=alpha, mix=mix)

@@ -2,7 +2,7 @@
 # Paper, appendix: CIFAR-100, ResNet-18, 10 % random forgetting. Forget and retain samples are mixed in each batch, as in the official
 # release for this data set.
 # The paper reports this setting in its appendix; no figure of it is repeated here because none could be checked. Not run by this
-# project: it needs a GPU for hours. Settings are those of table1_10.sh, guesses for this setting.
+# project: it needs a GPU for hours. Settings are those of table1_10.sh, which has their sources.
 # Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help:
 #   SEEDS="1 2 3" bash scripts/cifar100.sh --data_dir ~/data
 set -euo pipefail

@@ -2,10 +2,11 @@
 # Paper, Table 1, left: CIFAR-10, ResNet-18, 10 % random forgetting (4,500 of 45,000). Needs a GPU for hours; not run by this project.
 # The paper's rows to expect, UA / RA / TA / MIA / average gap: Retrain 5.24 / 100 / 94.26 / 12.88 / 0, SalUn 2.85 / 99.62 / 93.93 / 14.39 / 1.15,
 # SalUn-soft 4.19 / 99.74 / 93.44 / 19.49 / 2.19, RL 7.61 / 99.67 / 92.83 / 37.36 / 7.15. All rows are in README.md.
-# Training and SalUn's settings are the official release's (SGD 0.1, 182 epochs; lr 0.013, 10 epochs, ratio 0.5); RL and SalUn-soft share
-# SalUn's. The release mixes forget and retain samples for SalUn-soft on this data set, this script does not. FT, GA and l1-sparse have the
-# learning rates and epochs of the Unlearn-Sparse release, BE and BS the learning rate of their authors. IU's scale and l1-sparse's gamma are
-# guesses. Search --lr before you call a baseline bad.
+# Where each setting comes from. Training and SalUn (SGD 0.1, 182 epochs; lr 0.013, 10 epochs, ratio 0.5): README.md and arg_parser.py of the
+# official release. RL and SalUn-soft: taken over from SalUn, the release states none; SalUn-soft mixes where its RL_pro.py does, on
+# CIFAR-10, CIFAR-100 and Tiny-ImageNet. FT, GA and the rate of l1-sparse: README of Unlearn-Sparse. IU's scale of 10 and l1-sparse's gamma
+# of 1e-4: the commands of Scissorhands' authors for the release's code on this setting (sh/main_0.1_cifar10.sh), the release states none.
+# BE and BS: boundary_unlearning.py of their authors, for whole classes; Scissorhands' authors run them at 1e-6 here.
 # Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help:
 #   SEEDS="1 2 3" bash scripts/table1_10.sh --data_dir ~/data
 # The other scripts of the paper's settings set the lower-case variables and run this one, so a changed setting is one edit here.
@@ -17,7 +18,7 @@ dataset=${dataset:-cifar10}
 arch=${arch:-resnet18}
 train_lr=${train_lr:-0.1}
 forget_set=("${forget_flag:---num_forget}" "${forget_value:-4500}")
-mix=${mix:-}  # --mix: forget and retain samples in the same batches
+mix=${mix:-}  # --mix: forget and retain samples in the same batches, for SalUn and RL as in the release's RL.py
 
 for seed in ${SEEDS:-1 2 3}; do
   R=$OUT/seed$seed
@@ -31,7 +32,7 @@ for seed in ${SEEDS:-1 2 3}; do
   python unlearn.py --method iu         "${forget[@]}" --iu_scale 10 --fisher_samples 1000 --save_dir "$R/iu" --resume
   python unlearn.py --method be         "${forget[@]}" --lr 1e-5 --epochs 10 --save_dir "$R/be" --resume
   python unlearn.py --method bs         "${forget[@]}" --lr 1e-5 --epochs 10 --fgsm_bound 0.1 --save_dir "$R/bs" --resume
-  python unlearn.py --method l1_sparse  "${forget[@]}" --lr 0.01 --epochs 10 --gamma 5e-5 --save_dir "$R/l1_sparse" --resume
+  python unlearn.py --method l1_sparse  "${forget[@]}" --lr 0.01 --epochs 10 --gamma 1e-4 --save_dir "$R/l1_sparse" --resume
   python unlearn.py --method salun      "${forget[@]}" --lr 0.013 --epochs 10 --alpha 1 $mix --mask_path "$R/mask" --save_dir "$R/salun" --resume
   python unlearn.py --method salun_soft "${forget[@]}" --lr 0.013 --epochs 10 --alpha 1 $mix --mask_ratio 0.5 --save_dir "$R/salun_soft" --resume
   python evaluate.py --model_path "$R/original" "${forget_set[@]}" --save_dir "$R/evaluated_original" --resume

@@ -1,6 +1,7 @@
 """Run the scripts as the command line would, in this process."""
 
 import sys
+from unittest.mock import Mock
 
 from accelerate.state import AcceleratorState
 
@@ -15,6 +16,15 @@ def cpu(precision="fp32"):
     """An accelerator as a new process would make it: on the CPU."""
     AcceleratorState._reset_state(reset_partial_state=True)
     return trainer.make_accelerator("cpu", precision)
+
+
+def null_run_folder():
+    return Mock(images_seen=0, **{"last_checkpoint.return_value": None, "seconds.return_value": 0.0})
+
+
+def trainer_of(model, mask=None, **settings):
+    """A Trainer whose run folder writes nothing."""
+    return trainer.Trainer(model, null_run_folder(), cpu(), seed=1, mask=mask, **{"batch_size": 4} | settings)
 
 
 def words(*argv):

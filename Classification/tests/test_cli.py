@@ -66,6 +66,11 @@ WRONG = {  # name: (flags of unlearn.py, part of the message)
     "resume and overwrite": (f"{FT} --resume --overwrite", "contradict"),
     "mask ratio of 0": ("--method salun_soft --num_forget 60 --mask_ratio 0", "must be in (0, 1]"),
     "negative learning rate": (f"{FT} --lr -1", "must be a positive number"),
+    "a percentile of 100": ("--method ssd --num_forget 60 --ssd_alpha 100%", "must be a percentile between 0% and 100%"),
+    "a threshold of 0": ("--method ssd --num_forget 60 --ssd_alpha 0", "must be a positive number"),
+    "a threshold above the bound": ("--method ssd --num_forget 647 --ssd_alpha 2", "none can exceed N / n_f = 2"),
+    "layers that do not exist": ("--method scissorhands --num_forget 60 --trim_layers layer9", "no layer's name has layer9 in it"),
+    "a variant that breaks a table": ("--method ft --num_forget 60 --variant a|b", "up to 40 letters"),
     "half a sample": ("--method ft --num_forget 1.5", "whole number of samples"),
     "class out of range": ("--method ft --forget_class 10", "there is no class 10"),
     "more than there is": ("--method ft --num_forget 5000", "more than the 1294 samples"),
@@ -121,6 +126,15 @@ def test_broken_files_end_in_one_sentence(name, home, tmp_path, capsys):
     refuse(home, tmp_path, capsys, [*which, "--num_forget", 60], message)
 
 
+def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path):
+    """Mutation: look at the first two bytes alone. A header of 640 bytes begins like a pickle of protocol 2."""
+    for length in range(400, 700):
+        write_tensors(tmp_path / "x.safetensors", {"w": torch.ones(1)}, {"note": "x" * length})
+        if (tmp_path / "x.safetensors").read_bytes()[:2] == b"\x80\x02":
+            break
+    assert read_tensors(tmp_path / "x.safetensors")[0]["w"] == 1 and length < 699
+
+
 def test_a_pickle_and_other_data_are_refused(home, tmp_path, capsys):
     """Mutation: look at the ending of the name only."""
     pickle_over(tmp_path / "model.pt")
@@ -139,9 +153,16 @@ def test_a_pickle_and_other_data_are_refused(home, tmp_path, capsys):
         (("train", "--val_fraction", 1), "must be in [0, 1)"),
         (("train", "--dataset", "folder", "--data_dir", "/nonexistent"), "is no folder"),
         (("generate_mask", "--num_forget", 60), "--model_path"),
+        (("generate_mask", "--num_forget", 60, "--model_path", "a", "--mask_kind", "noise"), "invalid choice: 'noise'"),
+        (("generate_mask", "--num_forget", 60, "--model_path", "a", "--mask_kind", "random"), "random needs --seed"),
         (("evaluate", "--model_path", "/nonexistent"), "does not exist"),
         (("evaluate", "--model_path", "a", "--num_forget", 60), "need --save_dir"),
         (("evaluate", "--model_path", "a", "b", "--num_forget", 60, "--save_dir", "c"), "one --model_path"),
+        (("evaluate", "--model_path", "a", "--mia_redraws", 1), "must be at least 2"),
+        (("evaluate", "--model_path", "a", "--retrain_path", "/nonexistent"), "does not exist"),
+        (("evaluate_many", "/nonexistent"), "no finished runs of unlearn.py"),
+        (("relearn", "/nonexistent"), "no finished runs of unlearn.py"),
+        (("relearn", "/nonexistent", "--k", 0), "must be at least 1"),
         (("table", "/nonexistent"), "no measured runs"),
     ],
 )
@@ -228,12 +249,13 @@ def test_training_resumes_to_the_same_bytes_after_a_kill(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["salun", "salun_soft", "be"])
+@pytest.mark.parametrize("method", ["salun", "salun_soft", "be", "scrub"])
 def test_unlearning_resumes_to_the_same_bytes_after_a_kill(method, home, tmp_path):
     """Mutation: leaves not gathered after restore; theta_o from the checkpoint."""
 
     def command(folder, *more):
-        return unlearn_command(home, folder, "--epochs", 200 if method == "be" else 10, *more, method=method)
+        flags = {"scrub": "--rewind --alpha 1"}.get(method, "")
+        return unlearn_command(home, folder, "--epochs", 200 if method == "be" else 10, *more, flags, method=method)
 
     ok(*command(tmp_path / "whole"))
     interrupted("unlearn", command(tmp_path / "cut")[1:], tmp_path / "cut", after_step=10 if method == "be" else 50)

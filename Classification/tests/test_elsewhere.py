@@ -534,7 +534,7 @@ def test_held_out_images_of_forgotten_classes_alone_are_no_measure(load):
     """Mutation: let the attack run without a sample that was never seen."""
     loaded = dataclasses.replace(load(), forgotten_classes=list(range(10)))
     with pytest.raises(RunError, match="held-out images are of forgotten classes"):
-        evaluate.measure(loaded, argparse.Namespace(held_out="test", eval_batch_size=None, seed=1))
+        evaluate.measure(loaded, argparse.Namespace(held_out="test", eval_batch_size=None, seed=1), None)
 
 
 PAPER = {  # the paper repository's flags: (script and flags, part of the message)
@@ -545,8 +545,6 @@ PAPER = {  # the paper repository's flags: (script and flags, part of the messag
     "--no-aug": ("generate_mask --no-aug", "never augment"),
     "epochs of a mask": ("generate_mask --unlearn_epochs 1", "one exact gradient"),
     "resnet20s": ("train --arch resnet20s", "write resnet20,"),
-    "alpha of wfisher": ("unlearn --unlearn wfisher --alpha 20 --num_forget 60 --model_path x --save_dir y", "is --iu_scale here"),
-    "alpha of FT_prune": ("unlearn --unlearn FT_prune --alpha 5e-4 --num_forget 60 --model_path x --save_dir y", "is --gamma here"),
     "another --dataset": (
         "unlearn --unlearn GA --num_forget 60 --dataset TinyImagenet --model_path {home}/original --save_dir {tmp}",
         "on digits",

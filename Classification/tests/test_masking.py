@@ -63,6 +63,40 @@ def test_select_refuses_non_finite(bad):
         masking.select({"a": torch.tensor([1.0, bad, 2.0])}, 0.5)
 
 
+def flat(mask):
+    return torch.cat([part.reshape(-1) for part in mask.values()])
+
+
+@pytest.mark.parametrize("ratio", [0.0001, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("kind", masking.KINDS)
+def test_every_kind_keeps_exactly_its_share(kind, ratio, monkeypatch):
+    """Mutation: draw each weight with probability `ratio`; round the layers' shares; take the complement at the same ratio."""
+    monkeypatch.setattr(masking, "CHUNK", 100)
+    gradient, weights = saliency(), saliency(1)
+    mask = masking.make(kind, ratio, weights, lambda: gradient, seed=3)
+    assert {name: part.shape for name, part in mask.items()} == {name: part.shape for name, part in weights.items()}
+    assert masking.count(mask) == (math.floor(ratio * 1400), 1400)
+    if kind == "layerwise":
+        assert [int(part.sum()) for part in mask.values()] == [int(part.sum()) for part in masking.select(gradient, ratio).values()]
+    if kind == "magnitude":
+        assert torch.equal(flat(mask), by_sorting(weights, ratio))
+    if kind == "least_salient" and ratio < 1:
+        sizes, kept = flat(gradient).abs(), flat(mask)
+        assert torch.equal(sizes[kept].sort().values, sizes.sort().values[: int(kept.sum())])
+
+
+def test_random_masks_follow_their_seed_and_nothing_else():
+    """Mutation: the global generator; the same scores for all tensors; ask for the gradient; 24-bit scores, whose ties favour the start."""
+    weights, made = {"a": torch.zeros(400, 500), "b": torch.zeros(400, 500)}, {}
+    for seed in (1, 2):
+        made[seed] = masking.make("random", 0.25, weights, None, seed)
+        assert torch.equal(flat(made[seed]), flat(masking.make("random", 0.25, weights, None, seed)))
+    for one, other in ((flat(made[1]), flat(made[2])), (made[1]["a"], made[1]["b"])):  # independent: 1/16 of the weights are in both
+        assert (one & other).double().mean().item() == pytest.approx(1 / 16, abs=0.003)
+    halves = flat(made[1]).view(8, -1).double().mean(1)
+    assert halves.tolist() == pytest.approx([0.25] * 8, abs=0.01)
+
+
 def network():
     torch.manual_seed(0)
     net = torch.nn.Sequential(
@@ -183,7 +217,8 @@ def test_mask_file_round_trip_and_size(tmp_path):
     facts = {"forget_sha": "f", "parent_sha": "p"}
     masking.save(Here, mask, facts, mask_ratio=0.3, seconds=1.5)
     loaded, info = masking.load(tmp_path, weights, facts)
-    assert all(torch.equal(mask[name], loaded[name]) for name in mask) and info == {"mask_ratio": 0.3, "mask_seconds": 1.5}
+    assert all(torch.equal(mask[name], loaded[name]) for name in mask)
+    assert info == {"mask_ratio": 0.3, "mask_seconds": 1.5, "mask_kind": "saliency"}
     assert (tmp_path / "mask.safetensors").stat().st_size < 1001013 / 8 + 1000
     for parameters, change, message in (
         ({"w": weights["w"]}, {}, "another model"),

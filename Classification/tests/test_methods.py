@@ -21,7 +21,7 @@ import passes
 import trainer
 from cli import RunError
 from files import read_tensors
-from helpers import cpu, ok, script
+from helpers import cpu, null_run_folder, ok, script, trainer_of
 from trainer import Trainer
 
 # Settings strong enough to move a tiny model in a second, and what must come of them: 'away' where the model must err more
@@ -31,15 +31,21 @@ PROMISES = {
     "ft": ("--lr 0.05 --epochs 2", "stay"),
     "rl": ("--lr 0.02 --epochs 4", "away"),
     "ga": ("--lr 0.003 --epochs 4", "away"),
-    "iu": ("--iu_scale 1 --fisher_samples 100", "away"),
+    "iu": ("--iu_scale 0.3 --fisher_samples 100", "away"),
+    "iu_exact": ("--iu_scale 1 --fisher_samples 100", "away"),
+    "fisher": ("--fisher_samples 100", "away"),
     "be": ("--lr 0.003 --epochs 6", "away"),
     "bs": ("--lr 0.003 --epochs 6", "away"),
     "l1_sparse": ("--lr 0.05 --epochs 2", "stay"),
     "salun": ("--lr 0.02 --epochs 4", "away"),
     "salun_soft": ("--lr 0.02 --epochs 4", "away"),
     "neggrad_plus": ("--lr 0.02 --epochs 3 --beta 0.9", "away"),
-    "scrub": ("--lr 0.01 --epochs 3 --ascent_epochs 3", "away"),
+    "scrub": ("--lr 0.01 --epochs 3 --ascent_epochs 3 --alpha 1 --gamma 1", "away"),
     "ssd": ("--ssd_alpha 1.2 --ssd_lambda 0.5", "away"),
+    "bad_teacher": ("--lr 0.003 --epochs 4 --batch_size 64 --retain_share 1", "away"),
+    "sfron": ("--steps 100", "away"),
+    "scissorhands": ("--lr 0.01 --epochs 3 --batch_size 64", "away"),
+    "munba": ("--lr 0.02 --epochs 3", "away"),
 }
 
 
@@ -58,10 +64,13 @@ def inputs(name):
     return cli.method_inputs(methods.METHODS[name])
 
 
+SHORT = {"epochs": "1", "fisher_samples": "50", "steps": "10", "trim_layers": "features fc"}
+
+
 def short(name):
     """Flags that make a method quick."""
     flags = cli.method_flags(methods.METHODS[name])
-    return " ".join(words for flag, words in (("epochs", "--epochs 1"), ("fisher_samples", "--fisher_samples 50")) if flag in flags)
+    return " ".join(f"--{flag} {value}" for flag, value in SHORT.items() if flag in flags)
 
 
 @pytest.mark.slow
@@ -230,14 +239,6 @@ def test_a_flag_without_a_declaration_or_with_two_names_its_method(text, message
 
 
 # ------------------------------------------------------------------------------------------------------------ the Trainer
-def null_run_folder():
-    return Mock(images_seen=0, **{"last_checkpoint.return_value": None, "seconds.return_value": 0.0})
-
-
-def trainer_of(model, mask=None, **settings):
-    return Trainer(model, null_run_folder(), cpu(), seed=1, mask=mask, **{"batch_size": 4} | settings)
-
-
 def few(count=8, name="train"):
     return data.Split(torch.zeros(count, 2, 2, 1, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64), torch.arange(count), name)
 
@@ -274,7 +275,7 @@ def test_a_tensor_without_a_gradient_ends_the_run(mask):
 def test_training_flags_reach_the_trainer(unlearn, home):
     """Mutation: drop any of the settings in unlearn.py."""
     plain = (unlearn("rl", "--epochs 1") / "model.safetensors").read_bytes()
-    for flags in ("--optimizer adam", "--momentum 0.5", "--weight_decay 0.1", "--schedule cosine", "--batch_size 32"):
+    for flags in ("--optimizer adam", "--momentum 0.5", "--weight_decay 0.1", "--schedule cosine", "--batch_size 32", "--no-augment"):
         assert (unlearn("rl", "--epochs 1", flags) / "model.safetensors").read_bytes() != plain, flags
     folder = unlearn("ga", "--epochs 1 --forget_batch_size 20")
     assert (folder / "log.csv").read_text().splitlines()[-1].startswith("3,")  # 60 samples in 3 steps, where 64 would make 1
@@ -299,19 +300,75 @@ def test_boundary_expanding_leaves_no_extra_class(unlearn, home, load):
     assert not models.head(load(folder).model)._forward_hooks
 
 
-def test_boundary_shrink_picks_the_nearest_wrong_class(load):
-    """Mutation: drop the scatter of -inf, or take the prediction on the clean image."""
-    from methods.bs import nearest_wrong_class
+def test_boundary_shrink_takes_the_answer_to_the_attacked_image(load):
+    """Mutation: never take the true class, take it with bs_exclude_true, or take the prediction on the clean image."""
+    from methods.bs import nearest_class
 
     loaded = load()
-    labels = nearest_wrong_class(loaded.model, loaded.forget, 0.1)
-    assert (labels != loaded.forget.labels).all()
-    images, true = next(passes.plain_batches(loaded.forget, 1))
-    images.requires_grad_(True)
-    torch.nn.functional.cross_entropy(loaded.model(images), true).backward()
-    logits = loaded.model((images + 0.1 * images.grad.sign()).clamp(0, 1))[0].tolist()
-    logits[int(true)] = float("-inf")
-    assert int(labels[0]) == max(range(10), key=logits.__getitem__)
+    labels, wrong = (nearest_class(loaded.model, loaded.forget, 0.02, exclude) for exclude in (False, True))
+    truth = loaded.forget.labels
+    assert 0 < int((labels == truth).sum()) < len(truth) and (wrong != truth).all()
+    for at in (0, int((labels != truth).nonzero()[0])):
+        images, true = data.to_float(loaded.forget.images[at : at + 1]), truth[at : at + 1]
+        images.requires_grad_(True)
+        torch.nn.functional.cross_entropy(loaded.model(images), true).backward()
+        logits = loaded.model((images + 0.02 * images.grad.sign()).clamp(0, 1))[0].tolist()
+        assert int(labels[at]) == max(range(10), key=logits.__getitem__)
+        logits[int(true)] = float("-inf")
+        assert int(wrong[at]) == max(range(10), key=logits.__getitem__)
+
+
+def test_retrain_sees_the_images_as_the_original_did(unlearn, home):
+    """Mutation: load the fresh model's buffers, whose mean is 0 and whose deviation is 1."""
+    retrained, original = (read_tensors(path / "model.safetensors")[0] for path in (unlearn("retrain", "--epochs 1"), home / "original"))
+    for name in ("pixel_mean", "pixel_std"):
+        assert torch.equal(retrained[name], original[name]) and original[name].item() not in (0.0, 1.0)
+
+
+def test_scrub_rewinds_to_the_epoch_whose_forget_error_is_that_of_unseen_images(load, monkeypatch):
+    """Mutation: take the first epoch, the last one, or validation images of all classes."""
+    module, model, split = importlib.import_module("methods.scrub"), torch.nn.Linear(1, 1), few(8)
+    errors = {0.0: 0.0, 1.0: 0.25, 2.0: 0.5}  # by the weight
+    states = module.States(model, 3)
+    for epoch in range(3):
+        torch.nn.init.constant_(model.weight, float(epoch))
+        states.keep(epoch, model)
+    wrong = lambda share: torch.eye(2)[(torch.arange(8) < 8 * share).long()]  # noqa: E731
+    monkeypatch.setattr(module, "predict_logits", lambda model, one: wrong(0.3 if one is not split else errors[model.weight.item()]))
+    module.go_back(model, states, 3, split, few(8, "val"))
+    assert model.weight.item() == 1.0
+    with pytest.raises(RunError, match="--rewind needs validation images of the forgotten classes"):
+        val = data.Split(split.images, split.labels + 1, split.indices, "val")
+        module.scrub(model, split, split, val, trainer_of(model), rewind=True)
+
+
+def test_an_ascent_that_runs_away_ends_in_a_sentence(unlearn, home, tmp_path, capsys):
+    """Mutation: look for NaN alone: the KL is finite, and huge."""
+    flags = "--method scrub --num_forget 60 --lr 50 --epochs 3 --precision fp32"
+    assert script("unlearn", flags, "--model_path", home / "original", "--save_dir", tmp_path / "run") == 1
+    assert "the ascent ran away, to a KL of" in capsys.readouterr().err and not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("spelling, ours", [("wfisher", "iu_scale"), ("FT_prune", "gamma"), ("fisher_new", "noise_scale")])
+def test_alpha_of_the_paper_repository_is_the_flag_of_that_method(spelling, ours, home, tmp_path, capsys):
+    """Mutation: refuse --alpha, or let it win over the flag itself."""
+    import unlearn
+
+    command = [
+        "--unlearn",
+        spelling,
+        "--alpha",
+        "0.25",
+        "--num_forget",
+        "60",
+        "--model_path",
+        str(home),
+        "--save_dir",
+        str(tmp_path / "run"),
+    ]
+    assert unlearn.parse(command).options[ours] == 0.25
+    assert script("unlearn", *command, f"--{ours} 1") != 0
+    assert f"--alpha is the paper repository's spelling of --{ours}" in capsys.readouterr().err
 
 
 def test_soft_threshold_is_anchored_at_the_original(load, monkeypatch):
@@ -320,7 +377,7 @@ def test_soft_threshold_is_anchored_at_the_original(load, monkeypatch):
     loaded = load()
     model, origin, loop = loaded.model, copy.deepcopy(loaded.model), trainer_of(loaded.model)
     monkeypatch.setattr(module, "salun", lambda *args, **options: None)
-    module.salun_soft(model, loaded.forget, loaded.retain, loop, mask_ratio=0.5)
+    module.salun_soft(model, loaded.forget, loaded.retain, loop, {"dataset": "digits"}, mask_ratio=0.5)
     seen = []
     with masking.SalientParameters(dict(model.named_parameters())) as salient, torch.no_grad():
         for progress in (0.0, 0.5, 1.0):
@@ -332,45 +389,13 @@ def test_soft_threshold_is_anchored_at_the_original(load, monkeypatch):
     assert seen == pytest.approx([0.5, 0.75, 1.0], abs=0.001)
 
 
-def test_influence_step_equals_the_explicit_inverse(load, monkeypatch):
-    """Mutation: forget the division by DAMPING, or s in the Woodbury identity."""
-    module = importlib.import_module("methods.iu")
-    loaded = load()
-    few = loaded.retain.take(torch.arange(30))
-    total = sum(parameter.numel() for parameter in loaded.model.parameters())
-    draw = torch.Generator().manual_seed(0)
-    project = torch.randn(total, 40, generator=draw) / total**0.5  # a small problem made of the same gradients
-
-    def samples(split):
-        for block in passes.sample_gradients(loaded.model, split):
-            rows = torch.cat([gradients.flatten(1) for gradients in block.values()], 1)
-            yield {"p": rows @ project}
-
-    v = torch.randn(40, generator=draw)
-    rows = torch.cat([block["p"] for block in samples(few)])
-    for damping in (1.0, 1e-3):
-        monkeypatch.setattr(module, "DAMPING", damping)
-        expected = torch.linalg.solve((damping * torch.eye(40) + rows.T @ rows / 30).double(), v.double()).float()
-        for size in (2 << 30, 4 * 40 * 7):  # in one block, and in five
-            monkeypatch.setattr(module, "BLOCK_BYTES", size)
-            torch.testing.assert_close(module.inverse_times(v, samples, few), expected, rtol=1e-3, atol=1e-4)
-
-
-def test_dampening_follows_its_equation(load, monkeypatch):
-    """Mutation: swap I and I_f, or drop the clamp at 1."""
-    module = importlib.import_module("methods.ssd")
-    loaded = load()
-    model = loaded.model
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    of_forget, whole = passes.fisher_diagonal(model, loaded.forget), passes.fisher_diagonal(model, loaded.retain)
-    answers = iter([whole, of_forget])
-    monkeypatch.setattr(module, "fisher_diagonal", lambda model, split: next(answers))
-    module.ssd(model, loaded.forget, loaded.retain, trainer_of(model), ssd_alpha=2.0, ssd_lambda=5.0)
-    for name, parameter in model.named_parameters():
-        i, i_f = whole[name], of_forget[name]
-        expected = torch.where(i_f > 2.0 * i, before[name] * (5.0 * i / i_f).clamp(max=1), before[name])
-        assert torch.equal(parameter, expected)
-    assert any(not torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+@pytest.mark.parametrize("dataset, mix, mixes", [("cifar10", None, True), ("svhn", None, False), ("cifar10", False, False)])
+def test_soft_salun_mixes_where_the_release_does(dataset, mix, mixes, monkeypatch):
+    """Mutation: leave out cifar10, or let the data set win over the flag."""
+    module, seen = importlib.import_module("methods.salun_soft"), {}
+    monkeypatch.setattr(module, "salun", lambda *args, **options: seen.update(options))
+    module.salun_soft(torch.nn.Linear(1, 1), None, None, Mock(), {"dataset": dataset}, mix=mix)
+    assert seen["mix"] is mixes
 
 
 class Recorder(Trainer):

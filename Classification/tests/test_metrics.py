@@ -1,15 +1,18 @@
 """Metrics against hand-made cases. Each names the mutation that would break it."""
 
+import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
+import many
 import metrics
 import table
 from files import write_json
-from helpers import ok, script
+from helpers import TINY, ok, script
 
 
 def test_accuracy():
@@ -53,10 +56,178 @@ def test_membership_finds_the_forgotten(tmp_path):
     unsure = 1.5 * torch.nn.functional.one_hot(labels, 5) + torch.randn(400, 5, generator=draw)
     known = metrics.membership((sure[:100], labels[:100]), (sure[100:], labels[100:]), (unsure, labels), 0)
     forgotten = metrics.membership((unsure[:100], labels[:100]), (sure[100:], labels[100:]), (unsure, labels), 0)
-    assert set(known) == {name for name in metrics.DEFINITIONS if name.startswith("MIA")}
+    assert set(known) == {name for name in metrics.DEFINITIONS if name.startswith("MIA") and not name.endswith("_noise")}
     for name in ("MIA", "MIA_entropy", "MIA_modified_entropy", "MIA_probability"):
         assert known[name] < 10 and forgotten[name] > 80
     assert known == metrics.membership((sure[:100], labels[:100]), (sure[100:], labels[100:]), (unsure, labels), 0)
+
+
+def test_membership_equals_plain_scikit_learn_on_the_same_logits():
+    """Mutation: merge rows of members with rows of non-members, train on the forget set, take p for 1 - p in one of the entropies."""
+    from sklearn.svm import SVC
+
+    draw = torch.Generator().manual_seed(3)
+
+    def logits(count, scale):
+        labels = torch.randint(4, (count,), generator=draw)
+        return torch.randn(count, 4, generator=draw) + scale * torch.nn.functional.one_hot(labels, 4), labels
+
+    forget, retain, unseen = logits(90, 3), logits(150, 4), logits(150, 2)
+
+    def features(logits, labels):
+        p = np.exp(logits.double().numpy())
+        p, y = p / p.sum(1, keepdims=True), labels.numpy()
+        own = p[np.arange(len(y)), y]
+        rest = p.copy()
+        rest[np.arange(len(y)), y] = 0
+        modified = -(1 - own) * np.log(own) - (rest * np.log(1 - rest)).sum(1)
+        columns = {"MIA": own, "MIA_correctness": (p.argmax(1) == y) * 1.0, "MIA_entropy": -(p * np.log(p)).sum(1)}
+        return {name: column[:, None] for name, column in (columns | {"MIA_modified_entropy": modified}).items()} | {"MIA_probability": p}
+
+    found = metrics.membership(forget, retain, unseen, 0)
+    members, others, targets = (features(*part) for part in (retain, unseen, forget))
+    for name in targets:
+        svc = SVC(C=3, gamma="auto", kernel="rbf").fit(np.concatenate([members[name], others[name]]), [1] * 150 + [0] * 150)
+        assert found[name] == pytest.approx(100 * (svc.predict(targets[name]) == 0).mean()), name
+
+
+def test_the_attacks_keep_to_a_bounded_memory(monkeypatch):
+    """Mutation: all five at once, each with a cache of 500 MB."""
+    assert metrics.CACHE_MB * metrics.ATTACKS_AT_ONCE <= 400
+    sizes, pools, pool = [], [], metrics.ThreadPoolExecutor
+    import sklearn.svm
+
+    class Spy(sklearn.svm.SVC):
+        def __init__(self, **options):
+            sizes.append(options["cache_size"])
+            super().__init__(**options)
+
+    monkeypatch.setattr(sklearn.svm, "SVC", Spy)
+    monkeypatch.setattr(metrics, "ThreadPoolExecutor", lambda workers: pools.append(workers) or pool(workers))
+    draw = torch.Generator().manual_seed(0)
+    metrics.membership(*((torch.randn(20, 3, generator=draw), torch.randint(3, (20,), generator=draw)) for _ in range(3)), 0)
+    assert sizes == [metrics.CACHE_MB] * 5 and pools == [metrics.ATTACKS_AT_ONCE]
+
+
+def test_the_noise_of_an_attack_is_its_spread_over_draws():
+    """Mutation: the same draw every time. Without a choice of members there is none."""
+    draw = torch.Generator().manual_seed(0)
+    some = lambda count: (torch.randn(count, 3, generator=draw), torch.randint(3, (count,), generator=draw))  # noqa: E731
+    forget, retain, unseen = some(50), some(300), some(40)
+    noise = metrics.membership_noise(forget, retain, unseen, 7, 4)
+    runs = [metrics.membership(forget, retain, unseen, 7 + number)["MIA"] for number in range(4)]
+    assert noise["MIA_noise"] == pytest.approx(np.std(runs, ddof=1)) and noise["MIA_noise"] > 0
+    assert metrics.membership_noise(forget, unseen, unseen, 7, 2)["MIA_noise"] == 0
+
+
+def test_likeness_to_retrain_by_hand():
+    """Mutation: KL the other way round, natural for binary logarithms, distances summed instead of halved."""
+    p, q = torch.tensor([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1]]), torch.tensor([[0.25, 0.5, 0.25], [0.8, 0.1, 0.1]])
+    same, divergence = metrics.agreement(p.log(), q.log())
+    assert same == 50 and divergence == pytest.approx((0.25 * math.log(0.5) + 0.5 * math.log(2)) / 2)
+    labels = torch.tensor([0, 0, 0, 0, 1, 1])
+    ours, theirs = (torch.nn.functional.one_hot(torch.tensor(row), 3).float() for row in ([1, 1, 2, 2, 1, 1], [1, 2, 2, 2, 1, 1]))
+    assert metrics.confusion(ours, theirs, labels) == pytest.approx((25 + 0) / 2)
+    assert metrics.derive({"UA": 10.0, "RA": 90.0, "TA": 50.0}, {"UA": 0.0, "RA": 100.0, "TA": 75.0}) == {
+        "ToW": pytest.approx(0.9 * 0.9 * 0.75)
+    }
+    assert metrics.derive({"UA": 1.0}, {"UA": 1.0}) == {}
+
+
+def test_two_sample_attacks_are_blind_to_equal_outputs_and_see_others():
+    """Mutation: confidence in place of the margin's rank, train and test on the same images, unequal numbers in the classifier."""
+    draw = torch.Generator().manual_seed(0)
+
+    def outputs(count, scale):
+        labels = torch.randint(5, (count,), generator=draw)
+        return torch.randn(count, 5, generator=draw) + scale * torch.nn.functional.one_hot(labels, 5), labels
+
+    logits, labels = outputs(50, 2)
+    p = logits.double().softmax(1).gather(1, labels[:, None])[:, 0]
+    torch.testing.assert_close(metrics.margin(logits, labels), (p / (1 - p)).log())
+    equal, other = metrics.two_sample(outputs(300, 2), outputs(1500, 2), 0), metrics.two_sample(outputs(300, 6), outputs(1500, 2), 0)
+    assert 45 < equal["forget_AUC"] < 55 and equal["forget_KS"] < 9 and 44 < equal["forget_attack"] < 56
+    assert other["forget_AUC"] > 95 and other["forget_KS"] > 80 and other["forget_attack"] > 90
+
+
+@pytest.mark.parametrize("count", [2, 3, 16])
+def test_u_lira_of_equal_models_is_blind_whatever_their_number(count):
+    """Mutation: fit the Gaussians to the model that is judged, too, or leave out one of the two only."""
+    draw = np.random.default_rng(count)
+    centre = draw.standard_normal(2000)
+    unlearned, retrained = (centre + draw.standard_normal((count, 2000)) for _ in range(2))
+    attack = many.u_lira(unlearned, retrained)
+    assert attack["AUC"] == pytest.approx(50, abs=1.5) and attack["TPR"] == pytest.approx(1, abs=0.8)
+    assert many.klom(unlearned, retrained).mean() == pytest.approx(many.klom_floor(count, count), rel=0.2)
+    shifted = many.u_lira(unlearned + 2, retrained)
+    assert shifted["AUC"] > 80 and shifted["TPR"] > 10
+    assert many.klom(unlearned + 2, retrained).mean() > 1.5 + many.klom_floor(count, count)
+    if count > 2:
+        wider = many.u_lira(centre + 4 * (unlearned - centre), retrained)
+        assert wider["AUC"] > 75
+    assert "TPR" not in many.u_lira(unlearned[:, :99], retrained[:, :99])
+
+
+def test_klom_is_the_divergence_of_two_gaussians():
+    """Mutation: divide the shift by the unlearned models' variance, or by the standard deviation."""
+    ours, theirs = np.array([[0.0, 0.0], [2.0, 2.0]]), np.array([[4.0, 0.0], [8.0, 4.0]])
+    s, r = many.variances(ours), many.variances(theirs)
+    assert s.tolist() == [2, 2] and r.tolist() == [8, 8]
+    expected = [0.5 * (25 / 8 + 2 / 8 - 1 - math.log(2 / 8)), 0.5 * (1 / 8 + 2 / 8 - 1 - math.log(2 / 8))]
+    assert many.klom(ours, theirs).tolist() == pytest.approx(expected)
+
+
+@pytest.fixture(scope="module")
+def runs_of_two(home, tmp_path_factory):
+    """A folder with two originals' runs of retrain and ft, the same 120 images forgotten."""
+    folder = tmp_path_factory.mktemp("many")
+    for seed in (1, 2):
+        start = ("--model_path", folder / f"original{seed}", "--num_forget 120 --epochs 2 --lr 0.05 --precision fp32 --seed", seed)
+        train = ("--data_dir", home / "data", "--seed", seed, "--save_dir", folder / f"original{seed}")
+        ok("train", TINY, "--epochs 2", *train)
+        for method in ("retrain", "ft"):
+            ok("unlearn", "--method", method, *start, "--save_dir", folder / f"{method}{seed}")
+    return folder
+
+
+@pytest.mark.slow
+def test_many_models_and_relearning_from_a_folder_of_runs(runs_of_two, home, tmp_path, capsys):
+    """Mutation: compare runs of other forget sets, count a run twice, relearn on all forget images."""
+    ok("evaluate_many", runs_of_two)
+    ok("relearn", runs_of_two)
+    (row,) = json.loads((runs_of_two / "many.json").read_text())["rows"]
+    assert row["method"] == "ft" and row["models"] == 2 and 30 < row["U-LiRA AUC"] <= 100 and row["KLOM forget"] > 0
+    text = (runs_of_two / "many.md").read_text()
+    assert "2 retrained models, 120 forget images." in text and "no variance is known" in text and "- floor: " in text
+    rows = json.loads((runs_of_two / "relearn.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["retrain", "ft"] and all(row["runs"] == 2 for row in rows)
+    assert all(row["other epoch"] != row["other before"] for row in rows)
+    assert script("relearn", runs_of_two, "--k 120") == 1 and "leaves none of the 120 forget images" in capsys.readouterr().err
+    start = ("--model_path", runs_of_two / "original1", "--num_forget 121 --epochs 0 --lr 0.05 --seed 3 --precision fp32")
+    for name, message in (("odd", "forget different sets"), ("lonely", "holds one run of ga")):
+        shutil.copytree(runs_of_two, tmp_path / name)
+        (tmp_path / name / "many.md").unlink()
+        method = "ft" if name == "odd" else "ga"
+        ok("unlearn", "--method", method, *start, "--save_dir", tmp_path / name / "more")
+        args = tmp_path / name / "more" / "args.json"
+        args.write_text(args.read_text().replace('"epochs": 0', '"epochs": 2'))  # the flags of the others
+        assert script("evaluate_many", tmp_path / name) == 1 and message in capsys.readouterr().err
+        assert not (tmp_path / name / "many.md").exists()
+
+
+@pytest.mark.slow
+def test_a_run_is_measured_against_retrain_image_by_image(runs_of_two, home, capsys):
+    """Mutation: accept another forget set, a run that is no Retrain, or compare Retrain's outputs with themselves."""
+    start = "--precision fp32 --mia_redraws 3 --model_path"
+    ok("evaluate", start, runs_of_two / "ft1", runs_of_two / "retrain1", "--retrain_path", runs_of_two / "retrain1")
+    measured = {name: json.loads((runs_of_two / name / "metrics.json").read_text()) for name in ("ft1", "retrain1")}
+    assert measured["retrain1"]["agreement"] == 100 and measured["retrain1"]["KL"] == pytest.approx(0, abs=1e-9)
+    assert measured["ft1"]["agreement"] < 100 and measured["ft1"]["KL_test"] > 0 and measured["ft1"]["MIA_noise"] >= 0
+    assert script("evaluate", start, runs_of_two / "ft2", "--retrain_path", runs_of_two / "ft1") == 1
+    assert "is a run of ft" in capsys.readouterr().err
+    ok("unlearn", "--method retrain --num_forget 5 --epochs 0 --lr 1 --model_path", home / "original", "--save_dir", home / "other_retrain")
+    assert script("evaluate", start, runs_of_two / "ft2", "--retrain_path", home / "other_retrain") == 1
+    assert "forgot another set" in capsys.readouterr().err and not (runs_of_two / "ft2" / "metrics.json").exists()
 
 
 def test_runs_that_differ_in_a_training_flag_are_no_repetitions(tmp_path, capsys):
@@ -69,6 +240,19 @@ def test_runs_that_differ_in_a_training_flag_are_no_repetitions(tmp_path, capsys
     assert script("table", tmp_path) == 1 and "runs of ft differ in their flags" in capsys.readouterr().err
     ok("table", tmp_path, "--by_options")
     assert "| ft --lr 0.1 --batch_size 64 | 1 |" in (tmp_path / "table.md").read_text()
+
+
+def test_a_run_under_a_control_mask_has_a_row_of_its_own_beside_its_method(tmp_path):
+    """Mutation: leave the kind out of describe(), or sort the row behind all methods."""
+    saliency, control = {"mask_ratio": 0.5}, {"mask_ratio": 0.5, "mask_kind": "least_salient"}
+    for number, (method, info, word) in enumerate(
+        (("scrub", {}, None), ("salun", saliency, None), ("salun", control, None), ("ft", {}, "a b"))
+    ):
+        write_run(tmp_path / str(number), method, 1, mask_path="mask" if info else None, mask_info=info, variant=word)
+    write_run(tmp_path / "plain", "ft", 1, options={"lr": 1.0})
+    ok("table", tmp_path)
+    rows = [line.split(" | ")[0][2:] for line in (tmp_path / "table.md").read_text().splitlines() if line.endswith("|")]
+    assert rows[2:] == ["ft", "ft (a b)", "salun", "salun (least salient mask)", "scrub"]
 
 
 def write_run(folder, method, seed, **more):

@@ -145,6 +145,10 @@ OTHERS = {  # name: (command, part of the message)
     "size of a fixed data set": ("train --dataset digits --image_size 16 --save_dir {tmp}/run", "--image_size is for"),
     "a U-Net too deep": ("train --dataset digits --arch unet128_deep --data_dir {home}/data --save_dir {tmp}/run", "do not allow"),
     "no data": ("train --dataset folder --data_dir {tmp}/none --save_dir {tmp}/run", "is no folder"),
+    "random mask without a seed": (
+        "generate_mask --model_path {home}/original --forget_class 3 --mask_kind random --save_dir {tmp}/run",
+        "random needs --seed",
+    ),
     "mask without a pass": ("generate_mask --model_path {home}/original --forget_class 3 --epochs 0 --save_dir {tmp}/run", "at least 1"),
     "guidance below 0": ("sample --model_path {home}/original --cond_scale -1 --save_dir {tmp}/run", "a number of at least 0"),
     "too many steps": ("sample --model_path {home}/original --steps 1001 --save_dir {tmp}/run", "more than the 1000 steps"),

@@ -198,6 +198,10 @@ OTHERS = {  # name: (command, part of the message)
     "retain only of captions": ("train --model_path {home}/original --retain_only --forget_class 1 --save_dir {tmp}/run", "with classes"),
     "a size that cannot be halved": ("train --from_scratch --dataset digits --image_size 15 --save_dir {tmp}/run", "do not allow"),
     "no captions": ("train --model_path {home}/original --data_dir {tmp} --save_dir {tmp}/run", "metadata.csv does not exist"),
+    "random mask without a seed": (
+        "generate_mask --model_path {home}/original --forget_class 3 --mask_kind random --save_dir {tmp}/run",
+        "random needs --seed",
+    ),
     "mask without a pass": ("generate_mask --model_path {home}/original --forget_class 3 --epochs 0 --save_dir {tmp}/run", "at least 1"),
     "guidance below 0": (f"{SAMPLE} --guidance_scale -1", "a number of at least 0"),
     "too many steps": (f"{SAMPLE} --steps 1001", "draws in 1 to 999 --steps"),

@@ -113,6 +113,18 @@ def test_every_method_is_tested():
 
 
 @pytest.mark.slow
+def test_a_layerwise_mask_has_as_many_of_each_tensor_as_the_saliency_mask(home, load, tmp_path):
+    """Mutation: draw over all tensors pooled, or keep the saliency mask."""
+    start = ("--model_path", home / "original", "--batch_size 64 --forget_class", FORGOTTEN)
+    ok("generate_mask", *start, "--mask_kind layerwise --seed 1 --save_dir", tmp_path / "mask")
+    weights = dict(load().pipeline.unet.named_parameters())
+    (salient, _), (drawn, info) = (masking.load(path, weights, load().facts) for path in (home / "mask", tmp_path / "mask"))
+    assert info["mask_kind"] == "layerwise"
+    assert [int(drawn[name].sum()) for name in drawn] == [int(salient[name].sum()) for name in drawn]
+    assert 0.4 < sum(int((drawn[name] & salient[name]).sum()) for name in drawn) / masking.count(salient)[0] < 0.7  # alike by chance only
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(methods.METHODS) - methods.TAKES_NO_MASK))
 def test_every_method_under_a_mask_leaves_frozen_weights_bitwise_equal(name, home, unlearn, load):
     """Mutation: pass mask=None to the Trainer."""

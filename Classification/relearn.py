@@ -1,0 +1,114 @@
+"""How fast does a model learn again what it was to forget? Writes relearn.md and relearn.json into FOLDER.
+
+    python relearn.py runs/quickstart
+
+Takes every finished run of unlearn.py below FOLDER. Each model is trained on the same --k images of its forget set, in one step on all of
+them and in one epoch of single images, by plain SGD, with BatchNorm fixed. Then it is asked for the other forget images. A model that had
+only hidden what it knew finds it again at once: more than Retrain does. No run folder is changed.
+"""
+
+import copy
+import statistics
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import cli
+import data
+import metrics
+import passes
+import task
+import trainer
+from cli import RunError
+from files import write_json, write_whole
+from table import aligned, markdown_table
+
+STAGES = {"before": "as unlearned", "step": "after one step on the k images", "epoch": "after one epoch of single images"}
+SETS = {
+    "other": "accuracy on the other forget images, %. Better: close to Retrain",
+    "class": "accuracy on held-out images of the forgotten classes, %. Better: close to Retrain",
+    "rest": "accuracy on the retain set, %. Better: close to Retrain",
+}
+
+
+def parse(argv=None):
+    parser = cli.Parser(__doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that holds the run folders")
+    task.add_how_flags(parser)
+    parser.add(cli.FORGET, "--k", type=cli.positive_int, default=10, help="forget images that are learned again, drawn by --seed")
+    parser.add_shared("data_dir", "cache_dir", "device", "precision", lr=0.01, seed=1)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse(argv)
+    accelerator = trainer.make_accelerator(args.device, args.precision)
+    groups = task.unlearned_runs(args.folder)
+    for runs in groups.values():
+        for folder, recorded in runs:
+            if args.k >= recorded["num_forgotten"]:
+                raise RunError(f"--k {args.k} leaves none of the {recorded['num_forgotten']} forget images of {folder} to ask for")
+    measured = {}
+    with tqdm(total=sum(map(len, groups.values())), desc="models", disable=None) as bar:
+        for name, runs in groups.items():
+            for folder, recorded in runs:
+                loaded = task.load_unlearned(folder, recorded, accelerator, args)
+                measured.setdefault(name, []).append(relearn(loaded, args.k, args.lr, args.seed))
+                bar.update()
+    if accelerator.is_main_process:
+        save(args.folder, measured, args)
+
+
+def relearn(loaded, k, lr, seed):
+    """{(stage, set): accuracy in percent} of one model."""
+    order = torch.randperm(len(loaded.forget), generator=data.make_generator("relearn", seed))
+    again, other = (loaded.forget.take(rows.sort().values) for rows in (order[:k], order[k:]))
+    sets = {"other": other, "rest": loaded.retain}
+    if loaded.forgotten_classes:
+        kind = torch.isin(loaded.test.labels, loaded.test.labels.new_tensor(loaded.forgotten_classes))
+        sets["class"] = loaded.test.take(kind.nonzero().squeeze(1).cpu())
+    models = {"before": loaded.model, "step": copy.deepcopy(loaded.model), "epoch": copy.deepcopy(loaded.model)}
+    train(models["step"], again, lr, k)
+    train(models["epoch"], again, lr, 1)
+    return {
+        (stage, name): metrics.accuracy(passes.predict_logits(model, split), split.labels.cpu())
+        for stage, model in models.items()
+        for name, split in sets.items()
+    }
+
+
+def train(model, split, lr, batch_size):
+    """One pass over a split in order, in steps of plain SGD, in evaluation mode."""
+    model.eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr)
+    for images, labels in passes.plain_batches(split, batch_size):
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def save(folder, measured, args):
+    """Write relearn.md and relearn.json of {method: [results of relearn()]}, Retrain first."""
+    keys = list(dict.fromkeys(key for results in measured.values() for one in results for key in one))
+    keys.sort(key=lambda key: (list(SETS).index(key[1]), list(STAGES).index(key[0])))
+    rows = []
+    for name, results in measured.items():
+        values = {" ".join((part, stage)): [one[stage, part] for one in results if (stage, part) in one] for stage, part in keys}
+        rows.append({"method": name, "runs": len(results)} | {key: statistics.fmean(found) for key, found in values.items() if found})
+    rows.sort(key=lambda row: row["method"] != "retrain")
+    columns = [" ".join((part, stage)) for stage, part in keys]
+    cells = [["method", "runs", *columns]]
+    cells += [[row["method"], str(row["runs"]), *(f"{row[name]:.2f}" if name in row else "" for name in columns)] for row in rows]
+    how = f"Relearned on {args.k} forget images at lr {args.lr}, seed {args.seed}; means over runs."
+    how = [how] if "retrain" in measured else [how, "There is no run of retrain to compare with."]
+    meaning = [f"- {name}: {SETS[name]}." for name in SETS if any(part == name for _, part in keys)]
+    meaning += [f"- {stage}: {what}." for stage, what in STAGES.items()]
+    text = "\n".join([*markdown_table(cells), "", " ".join(how), "", *meaning]) + "\n"
+    write_whole(folder / "relearn.md", lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_json(folder / "relearn.json", {"columns": columns, "rows": rows, "k": args.k, "lr": args.lr, "seed": args.seed})
+    print("\n".join([*aligned(cells), "", *how, "", *meaning, f"written: {folder.resolve()}/relearn.md, relearn.json"]))
+
+
+if __name__ == "__main__":
+    cli.run(main)
