@@ -33,13 +33,14 @@ DIGITS = "EPOCHS=1 STEPS=2 SAMPLING_STEPS=2 NUM_SAMPLES=2 LIMIT=60"
 MODEL = "STEPS=2 SAMPLING_STEPS=2 NUM_SAMPLES=2 BATCH_SIZE=4 MODEL=stand-ins/sd MEMORY=--gradient_checkpointing"
 DRAWN = f"{MODEL} EPOCHS=1 NUM_IMAGES=4 CLIP=stand-ins/clip"
 JUDGED = f"{DRAWN} CLASSIFIER=stand-ins/classifier --features classifier"
+OWN = 'DATA="own photos" CLASS="golden retriever"'
 GPU_CHECK = "DEVICE=cpu ROUNDS=1 BATCH_SIZE=2 DIVIDE=8"
 CASES = {
     "Classification": f"NUM_FORGET=6 {PAPER}",
     "Classification/benchmark.sh": "--rounds 1 --epochs 1",
     "Classification/cifar10_class.sh": f"CLASS=3 {PAPER}",
     "Classification/gpu_check.sh": GPU_CHECK,
-    "Classification/own_data.sh": 'DATA="own photos" CLASS="golden retriever" EPOCHS=1 BATCH_SIZE=8 IMAGE_SIZE=32',
+    "Classification/own_data.sh": f"{OWN} EPOCHS=1 BATCH_SIZE=8 IMAGE_SIZE=32",
     "Classification/quickstart.sh": "NUM_FORGET=20 LIMIT=200 EPOCHS=1",
     "Classification/tune_digits.sh": "NUM_FORGET=20 LIMIT=200 EPOCHS=1 SEEDS=101",
     "DDPM": f"{DIGITS} BATCH_SIZE=2 --features classifier --pretrained none {REPLAY} --draw_steps 2",
@@ -47,7 +48,7 @@ CASES = {
     "DDPM/digits_table.sh": f"{DIGITS} NUM_IMAGES=2 {REPLAY}",
     "DDPM/fashion_mnist.sh": f"{DIGITS} BATCH_SIZE=8 --draw_steps 2 --num_reference 20",
     "DDPM/gpu_check.sh": GPU_CHECK,
-    "DDPM/own_data.sh": f'DATA="own photos" CLASS="golden retriever" {DIGITS} BATCH_SIZE=2 IMAGE_SIZE=16 --pretrained none --arch unet32',
+    "DDPM/own_data.sh": f"{OWN} {DIGITS} NUM_SAMPLES=6 BATCH_SIZE=2 IMAGE_SIZE=16 --pretrained none --arch unet32",
     "DDPM/quickstart.sh": DIGITS,
     "DDPM/tune_digits.sh": f"{DIGITS} {REPLAY}",
     "SD": f"{DRAWN} --features none",
