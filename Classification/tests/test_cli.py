@@ -323,7 +323,7 @@ def test_from_training_to_the_table(home, unlearn, tmp_path, capsys):
     capsys.readouterr()
     ok("table", tmp_path)
     table = json.loads((tmp_path / "table.json").read_text())
-    assert table["columns"] == ["UA", "RA", "TA", "MIA", "RTE"] and [row["method"] for row in table["rows"]] == [
+    assert table["columns"] == ["UA", "RA", "TA", "MIA", "ToW", "RTE"] and [row["method"] for row in table["rows"]] == [
         "original",
         "retrain",
         "ga",
