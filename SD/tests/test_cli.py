@@ -545,9 +545,9 @@ def test_models_come_as_folders_and_as_single_files(home, unlearn, tmp_path):
     flags = ("--model_path", folder / "model.safetensors", "--model_config", home / "original" / "model")
     ok("train", *flags, "--steps 0 --save_dir", tmp_path / "imported")
     ok("train", "--model_path", folder / "model", "--steps 0 --save_dir", tmp_path / "copied")
-    pipelines = [pipelines.open_pipeline(path)[0] for path in (folder, tmp_path / "imported", tmp_path / "copied")]
-    assert len({models.sha(one.unet, one.vae, one.text_encoder) for one in pipelines}) == 1
-    assert models.sha(pipelines[0].unet) != models.sha(pipelines.open_pipeline(home / "original")[0].unet)
+    opened = [pipelines.open_pipeline(path)[0] for path in (folder, tmp_path / "imported", tmp_path / "copied")]
+    assert len({models.sha(one.unet, one.vae, one.text_encoder) for one in opened}) == 1
+    assert models.sha(opened[0].unet) != models.sha(pipelines.open_pipeline(home / "original")[0].unet)
 
 
 @pytest.mark.slow
