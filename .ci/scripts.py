@@ -5,8 +5,9 @@
 
 Each runs in a copy of its folder below a path with a space in it, started from a third folder, with relative paths. Data sets are made
 here, of random images, in the data sets' own formats or as .npz. Nothing is downloaded: stand-ins take the place of Stable Diffusion and
-CLIP (tiny ones with random weights), of an ImageNet classifier (a small one of random images) and of NudeNet (it finds nothing). So the
-numbers mean nothing here. Prints a line per script, with its seconds. Exit status 1 if one failed.
+CLIP (tiny ones with random weights), of an ImageNet classifier (a small one of random images) and of NudeNet (it finds nothing). The
+paper's DDPM scripts have the smallest U-Net. So the numbers mean nothing here. Prints a line per script, with its seconds. Exit status 1
+if one failed.
 """
 
 import argparse
@@ -44,7 +45,7 @@ CASES = {
     "Classification/many_digits.sh": "NUM_FORGET=20 LIMIT=200 EPOCHS=1 STEPS=2 SEEDS='1 2'",
     "Classification/quickstart.sh": "NUM_FORGET=20 LIMIT=200 EPOCHS=1 STEPS=2",
     "Classification/tune_digits.sh": "NUM_FORGET=20 LIMIT=200 EPOCHS=1 STEPS=2 SEEDS=101",
-    "DDPM": f"{DIGITS} BATCH_SIZE=2 --features classifier --pretrained none {REPLAY} --draw_steps 2",
+    "DDPM": f"{DIGITS} BATCH_SIZE=2 --arch unet32 --features classifier --pretrained none {REPLAY} --draw_steps 2",
     "DDPM/benchmark.sh": "EPOCHS=1 STEPS=2 NUM_SAMPLES=1 LIMIT=60 BATCH_SIZE=1 --rounds 1",
     "DDPM/digits_table.sh": f"{DIGITS} NUM_IMAGES=2 {REPLAY}",
     "DDPM/fashion_mnist.sh": f"{DIGITS} BATCH_SIZE=8 --draw_steps 2 --num_reference 20",
