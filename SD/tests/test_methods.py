@@ -38,7 +38,7 @@ SETTINGS = {
     "salun": "--steps 60 --lr 1e-3 --alpha 1",
     "salun_soft": "--steps 60 --lr 1e-3 --alpha 1",
     "uce": "--preserve retained",
-    "ca": f"--steps 60 --lr 1e-3 {GENERATED}",
+    "ca": f"--steps 60 --lr 1e-3 --train_method full {GENERATED}",  # keys and values alone do little in so small a network
 }
 SHORT = {name: f"{flags} --steps 3" if "--steps" in flags else flags for name, flags in SETTINGS.items()}
 
