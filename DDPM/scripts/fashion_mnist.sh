@@ -22,10 +22,10 @@ for seed in ${SEEDS:-1}; do
   python unlearn.py --method rl         "${forget[@]}" --steps 100 --alpha 1 --lr 2e-4 --save_dir "$R/rl" --resume
   python unlearn.py --method salun_soft "${forget[@]}" --steps 100 --alpha 1 --lr 2e-4 --save_dir "$R/salun_soft" --resume
   python unlearn.py --method ga         "${forget[@]}" --steps 50 --lr 1e-5 --save_dir "$R/ga" --resume
-  python unlearn.py --method ga_retain  "${forget[@]}" --steps 100 --lr 1e-4 --save_dir "$R/ga_retain" --resume
+  python unlearn.py --method ga_retain  "${forget[@]}" --steps 50 --lr 1e-5 --save_dir "$R/ga_retain" --resume
   python unlearn.py --method esd        "${forget[@]}" --steps 100 --batch_size 8 --lr 6e-5 --save_dir "$R/esd" --resume
   python unlearn.py --method erasediff  "${forget[@]}" --steps 100 --lr 1e-3 --save_dir "$R/erasediff" --resume
-  python unlearn.py --method scissorhands "${forget[@]}" --steps 100 --lr 1e-4 --save_dir "$R/scissorhands" --resume
+  python unlearn.py --method scissorhands "${forget[@]}" --steps 100 --lr 1e-4 --forget_weight 0.01 --save_dir "$R/scissorhands" --resume
   python sample.py --model_path "$O/original" "$R"/{retrain,salun,rl,salun_soft,ga,ga_retain,esd,erasediff,scissorhands} --classes "$CLASS" "x$CLASS" --num_per_class 100 40 --steps 20 --cond_scale 2 --batch_size 230 --precision auto --seed "$seed" --save_dir "$R/samples"/{original,retrain,salun,rl,salun_soft,ga,ga_retain,esd,erasediff,scissorhands} --resume
   python evaluate.py --sample_path "$R/samples"/{original,retrain,salun,rl,salun_soft,ga,ga_retain,esd,erasediff,scissorhands} --forget_class "$CLASS" --classifier "$O/classifier" --features classifier --num_reference 5000 --resume
 done
