@@ -110,13 +110,16 @@ def test_the_judge_is_the_releases(home, tmp_path):
 
 
 @pytest.mark.slow
-def test_relearning_brings_the_class_back_on_a_few_of_its_images(unlearn, tmp_path, home, load, capsys):
+def test_relearning_brings_the_class_back_on_a_few_of_its_images(unlearn, tmp_path, home, load, capsys, monkeypatch):
     """Mutation: retained images; the whole forget set; another method's name."""
     from test_methods import loss
 
-    unlearned = unlearn("ga", "--steps 10 --lr 5e-4")
+    unlearned, seen, stream = unlearn("ga", "--steps 10 --lr 5e-4"), [], data.Stream
     command = ("relearn", "--precision fp32 --batch_size 16 --lr 1e-3 --steps 30 --model_path", unlearned)
-    ok(*command, "--num_images 10 --save_dir", tmp_path / "again")
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "Stream", lambda split, **options: seen.append(split) or stream(split, **options))
+        ok(*command, "--num_images 10 --save_dir", tmp_path / "again")
+    assert len(seen) == 1 and seen[0].labels.tolist() == [FORGOTTEN] * 10
     forgotten, relearned = load(unlearned), load(tmp_path / "again")
     assert loss(relearned, relearned.forget) < 0.5 * loss(forgotten, forgotten.forget)
     recorded = read_json(tmp_path / "again" / "args.json")
