@@ -1,5 +1,6 @@
 """Every script with --device cuda on a GPU that is a fake: no device fault, and the CPU's results. Each test names a mutation."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -91,6 +92,21 @@ def test_measures_equal_the_cpu(on_both, home):
     """Mutation: leave out .cpu() where logits or labels are handed over."""
     here, there = on_both("evaluate", "--precision fp32 --forget_class 3 --model_path", home / "original", file="metrics.json")
     assert here == there and "UA" in here
+
+
+def test_scripts_over_many_runs_equal_the_cpu(home, tmp_path):
+    """Mutation: leave the labels of the images to learn again on the CPU."""
+    for method in ("retrain", "ft"):
+        for seed in ("1", "2"):
+            start = ("--method", method, "--model_path", home / "original", "--num_forget", NUM_FORGET, "--epochs 1 --lr 0.01 --seed", seed)
+            ok("unlearn", *start, "--precision fp32 --device cpu --save_dir", tmp_path / "runs" / f"{method}_{seed}")
+    found = {}
+    for device in ("cpu", "cuda"):
+        with fake_cuda.installed() if device == "cuda" else contextlib.nullcontext():
+            for name in ("evaluate_many", "relearn"):
+                ok(name, tmp_path / "runs", "--precision fp32 --device", device)
+        found[device] = {path.name: path.read_text() for path in (tmp_path / "runs").glob("*.json")}
+    assert len(found["cpu"]) >= 2 and found["cpu"] == found["cuda"]
 
 
 def test_a_run_resumes_on_cuda(home, tmp_path, monkeypatch):
