@@ -130,6 +130,13 @@ def test_samples_and_their_measures_equal_the_cpu(flags, home, tmp_path):
     assert here == there
 
 
+def test_relearning_equals_the_cpu(on_both, home, tmp_path):
+    """Mutation: leave the chosen images on the CPU."""
+    start = ("unlearn --method rl --steps 1 --batch_size 4 --model_path", home / "original", "--forget_class", FORGOTTEN)
+    ok(*" ".join(map(str, start)).split(), "--precision fp32 --save_dir", tmp_path / "unlearned")
+    assert same(on_both("relearn", "--model_path", tmp_path / "unlearned", "--steps 2 --lr 1e-3 --batch_size 4 --precision fp32"))
+
+
 def test_a_run_resumes_on_cuda(home, tmp_path, monkeypatch):
     """Mutation: leave the optimizer's state on the CPU."""
 
