@@ -120,9 +120,10 @@ def measure(loaded, args, retrained):
         result["UA_test"] = 100 - metrics.accuracy(logits[of_forgotten], labels[of_forgotten])
     never_seen = logits[~of_forgotten], labels[~of_forgotten]
     seed = data.derive_seed("attack", args.seed)
-    result |= metrics.membership(outputs["forget"], outputs["retain"], never_seen, seed)
+    attacked = outputs["forget"], outputs["retain"], never_seen, seed
+    result |= (attacks := metrics.membership(*attacked))
     if args.mia_redraws:
-        result |= metrics.membership_noise(outputs["forget"], outputs["retain"], never_seen, seed, args.mia_redraws)
+        result |= metrics.membership_noise(attacks, *attacked, args.mia_redraws)
     alike = of_forgotten if loaded.forgotten_classes else torch.ones_like(of_forgotten)  # unseen images of the forget set's kind
     if alike.sum() > 1 and len(outputs["forget"][1]) > 1:
         result |= metrics.two_sample(outputs["forget"], (logits[alike], labels[alike]), seed)

@@ -121,9 +121,12 @@ def membership(forget, retain, held_out, seed):
         return {name: result.result() for name, result in tqdm(results.items(), "attacks", disable=None)}
 
 
-def membership_noise(forget, retain, held_out, seed, draws):
-    """{f"{attack}_noise": standard deviation of the attack's result over `draws` draws of members and non-members}, as membership()."""
-    found = [membership(forget, retain, held_out, seed + number) for number in range(draws)]
+def membership_noise(first, forget, retain, held_out, seed, draws):
+    """{f"{attack}_noise": standard deviation of the attack's result over `draws` draws of members and non-members}.
+
+    first: what membership() gave for the other arguments, the first of these draws.
+    """
+    found = [first, *(membership(forget, retain, held_out, seed + number) for number in range(1, draws))]
     return {f"{name}_noise": statistics.stdev(one[name] for one in found) for name in found[0]}
 
 

@@ -86,6 +86,7 @@ class Trainer:
     def __init__(self, model, run_folder, accelerator, *, seed, mask=None, augment=None, **settings):
         self.model, self.run_folder, self.accelerator, self.seed, self.mask = model, run_folder, accelerator, seed, mask
         self.augment, self.before_step, self.after_step = augment, None, None
+        self.scaler = accelerator.scaler or torch.amp.GradScaler(enabled=False)  # fp16 alone has one, against underflow of gradients
         if unknown := settings.keys() - SETTINGS.keys():
             raise TypeError(f"Trainer has no setting {', '.join(sorted(unknown))}")
         self.settings = argparse.Namespace(**SETTINGS | settings)
@@ -120,7 +121,7 @@ class Trainer:
 
     def _make_optimizer(self):
         options = {"momentum": self.settings.momentum} if self.settings.optimizer == "sgd" else {}
-        fused = True if self.accelerator.device.type == "cuda" and self.accelerator.scaler is None else None
+        fused = True if self.accelerator.device.type == "cuda" and not self.scaler.is_enabled() else None
         settings, parameters = self.settings, self.trained.values()
         return OPTIMIZERS[settings.optimizer](parameters, self.lr, weight_decay=settings.weight_decay, fused=fused, **options)
 
@@ -154,21 +155,16 @@ class Trainer:
             raise RunError("trainer.step() was called without a loss term: pass at least one, by name")
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * SCHEDULES[self.settings.schedule](self.steps_done / self.total)
-        loss, scaler = sum(terms.values()), self.accelerator.scaler  # fp16 alone has a scaler, against underflow of the gradients
-        (loss if scaler is None else scaler.scale(loss)).backward()
+        self.scaler.scale(sum(terms.values())).backward()
         if not self.stepped:
             check_gradients(self.trained)
             self.stepped = True
         average_gradients(self.trained.values(), self.accelerator)
         if self.before_step is not None:
-            if scaler is not None:
-                scaler.unscale_(self.optimizer)
+            self.scaler.unscale_(self.optimizer)
             self.before_step(self.salient)
-        if scaler is None:
-            self.optimizer.step()
-        else:
-            scaler.step(self.optimizer)
-            scaler.update()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps_done += 1
         if self.after_step is not None:

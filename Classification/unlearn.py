@@ -12,8 +12,6 @@ import argparse
 import functools
 import re
 
-import torch
-
 import cli
 import imagesets
 import masking
@@ -27,7 +25,7 @@ SETTINGS = dict(batch_size=None, forget_batch_size=None, optimizer=None, momentu
 
 
 def word(text):
-    """A value of --variant. It becomes a part of a Markdown table."""
+    """A value of --setting. It becomes a part of a Markdown table."""
     if not re.fullmatch(r"[\w' -]{1,40}", text):
         raise argparse.ArgumentTypeError("must be up to 40 letters, digits, spaces, - or '")
     return text
@@ -47,8 +45,8 @@ def parse(argv=None):
     parser.add_shared(*SETTINGS, options=choices)
     augment = "random crops and flips while unlearning (default: the method's authors', else yes)"
     parser.add(cli.METHOD, "--augment", action=argparse.BooleanOptionalAction, help=augment)
-    variant = "a word for a second setting of a method, which gets a row of its own in the tables: METHOD (WORD)"
-    parser.add(cli.RUN, "--variant", type=word, metavar="WORD", help=variant)
+    setting = "name of a second setting of a method, which gets a row of its own in the tables: METHOD (NAME)"
+    parser.add(cli.RUN, "--setting", type=word, metavar="NAME", help=setting)
     parser.add_shared("resume", "overwrite", "device", "precision", "compile", seed=1)
     args = parser.parse_args(argv)
     task.check_forget_flags(parser, args)
@@ -99,8 +97,6 @@ def main(argv=None):
     inputs |= {"training": trained, "fresh": fresh}
     run_folder.start_clock()
     method(**{name: inputs[name] for name in cli.method_inputs(method)}, **args.options)
-    if accelerator.device.type == "cuda":
-        torch.cuda.synchronize()  # the clock must not be read while work is still queued
     seconds = run_folder.seconds()
 
     # Save, after a check that no frozen weight moved

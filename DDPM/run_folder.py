@@ -34,12 +34,11 @@ import cli
 from cli import AlreadyDone, RunError
 from files import check_finite, parse_json, read_json, read_tensors, remove_leftovers, write_json, write_tensors, write_whole
 
-WRITTEN = "done.json log.csv model.safetensors last.safetensors mask.safetensors checkpoint.safetensors metrics.json "
-WRITTEN += "model samples fading.gif"
+WEIGHTS = "model.safetensors last.safetensors mask.safetensors checkpoint.safetensors"
+WRITTEN = f"done.json log.csv {WEIGHTS} metrics.json model samples fading.gif"
 PATHS = ("model_path", "classifier", "pretrained", "clip_model")  # flags that name a file or folder, or something else
-# may differ when a run is resumed
-NOT_COMPARED = ["save_dir", "cache_dir", "resume", "overwrite", "device", "processes", "computed_on", "parent"]
-NOT_COMPARED += ["data_on", "eval_batch_size"]
+NOT_COMPARED = ["save_dir", "resume", "overwrite", "device", "processes", "computed_on", "parent"]  # may differ when a run is resumed
+NOT_COMPARED += ["cache_dir", "data_on", "eval_batch_size"]
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "safetensors", "torch-fidelity")
 
 
@@ -63,9 +62,7 @@ def read_run(path, *kinds):
 
 def moved(path, recorded, folder):
     """A path that the args.json `recorded` of `folder` names: as it stands there, or where it is if both were moved together."""
-    if Path(path).exists():
-        return Path(path)
-    return folder / os.path.relpath(path, recorded["save_dir"])
+    return Path(path) if Path(path).exists() else folder / os.path.relpath(path, recorded["save_dir"])
 
 
 def versions():
@@ -196,7 +193,9 @@ class RunFolder:
         self._clock = time.monotonic()
 
     def seconds(self):
-        """Seconds since start_clock(), with those before the checkpoint that was resumed."""
+        """Seconds since start_clock(), with those before the checkpoint that was resumed. What a GPU has still queued is waited for."""
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
         return self.seconds_before + time.monotonic() - self._clock
 
     @contextlib.contextmanager

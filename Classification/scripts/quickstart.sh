@@ -29,9 +29,9 @@ for seed in ${SEEDS:-1}; do
   python unlearn.py --method salun        "${forget[@]}" --lr 3e-4 --epochs 10 --alpha 1 --mask_path "$R/mask_random" --save_dir "$R/salun_random" --resume
   python unlearn.py --method salun_soft   "${forget[@]}" --lr 3e-4 --epochs 10 --alpha 1 --mask_ratio 0.3 --save_dir "$R/salun_soft" --resume
   python unlearn.py --method neggrad_plus "${forget[@]}" --lr 0.3 --epochs 5 --beta 0.95 --save_dir "$R/neggrad_plus" --resume
-  python unlearn.py --method neggrad_plus "${forget[@]}" --variant "authors' settings" --save_dir "$R/neggrad_plus_authors" --resume
+  python unlearn.py --method neggrad_plus "${forget[@]}" --setting "authors' settings" --save_dir "$R/neggrad_plus_authors" --resume
   python unlearn.py --method scrub        "${forget[@]}" --lr 0.03 --epochs 10 --ascent_epochs 5 --alpha 1 --gamma 1 --decay_epochs --save_dir "$R/scrub" --resume
-  python unlearn.py --method scrub        "${forget[@]}" --variant "authors' settings" --save_dir "$R/scrub_authors" --resume
+  python unlearn.py --method scrub        "${forget[@]}" --setting "authors' settings" --save_dir "$R/scrub_authors" --resume
   python unlearn.py --method ssd          "${forget[@]}" --ssd_alpha auto --ssd_lambda 5 --fisher_samples 0 --save_dir "$R/ssd" --resume
   python unlearn.py --method bad_teacher  "${forget[@]}" --lr 5e-4 --epochs 1 --retain_share 0.3 --save_dir "$R/bad_teacher" --resume
   python unlearn.py --method sfron        "${forget[@]}" --lr 0.05 --steps 200 --forget_alpha 25 --save_dir "$R/sfron" --resume

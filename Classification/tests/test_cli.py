@@ -70,7 +70,7 @@ WRONG = {  # name: (flags of unlearn.py, part of the message)
     "a threshold of 0": ("--method ssd --num_forget 60 --ssd_alpha 0", "must be a positive number"),
     "a threshold above the bound": ("--method ssd --num_forget 647 --ssd_alpha 2", "none can exceed N / n_f = 2"),
     "layers that do not exist": ("--method scissorhands --num_forget 60 --trim_layers layer9", "no layer's name has layer9 in it"),
-    "a variant that breaks a table": ("--method ft --num_forget 60 --variant a|b", "up to 40 letters"),
+    "a name that breaks a table": ("--method ft --num_forget 60 --setting a|b", "up to 40 letters"),
     "half a sample": ("--method ft --num_forget 1.5", "whole number of samples"),
     "class out of range": ("--method ft --forget_class 10", "there is no class 10"),
     "more than there is": ("--method ft --num_forget 5000", "more than the 1294 samples"),

@@ -114,10 +114,11 @@ def test_the_noise_of_an_attack_is_its_spread_over_draws():
     draw = torch.Generator().manual_seed(0)
     some = lambda count: (torch.randn(count, 3, generator=draw), torch.randint(3, (count,), generator=draw))  # noqa: E731
     forget, retain, unseen = some(50), some(300), some(40)
-    noise = metrics.membership_noise(forget, retain, unseen, 7, 4)
-    runs = [metrics.membership(forget, retain, unseen, 7 + number)["MIA"] for number in range(4)]
-    assert noise["MIA_noise"] == pytest.approx(np.std(runs, ddof=1)) and noise["MIA_noise"] > 0
-    assert metrics.membership_noise(forget, unseen, unseen, 7, 2)["MIA_noise"] == 0
+    runs = [metrics.membership(forget, retain, unseen, 7 + number) for number in range(4)]
+    noise = metrics.membership_noise(runs[0], forget, retain, unseen, 7, 4)
+    assert noise["MIA_noise"] == pytest.approx(np.std([run["MIA"] for run in runs], ddof=1)) and noise["MIA_noise"] > 0
+    alone = forget, unseen, unseen, 7
+    assert metrics.membership_noise(metrics.membership(*alone), *alone, 2)["MIA_noise"] == 0
 
 
 def test_likeness_to_retrain_by_hand():
@@ -248,7 +249,7 @@ def test_a_run_under_a_control_mask_has_a_row_of_its_own_beside_its_method(tmp_p
     for number, (method, info, word) in enumerate(
         (("scrub", {}, None), ("salun", saliency, None), ("salun", control, None), ("ft", {}, "a b"))
     ):
-        write_run(tmp_path / str(number), method, 1, mask_path="mask" if info else None, mask_info=info, variant=word)
+        write_run(tmp_path / str(number), method, 1, mask_path="mask" if info else None, mask_info=info, setting=word)
     write_run(tmp_path / "plain", "ft", 1, options={"lr": 1.0})
     ok("table", tmp_path)
     rows = [line.split(" | ")[0][2:] for line in (tmp_path / "table.md").read_text().splitlines() if line.endswith("|")]

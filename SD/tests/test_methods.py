@@ -431,7 +431,7 @@ def test_fp16_scales_the_gradients_and_undoes_it(load):
     for scaled in (False, True):
         loaded = load()
         loop = trainer_of(loaded.pipeline.unet, batch_size=8, optimizer="sgd", momentum=0.0, grad_clip=1e-2)
-        loop.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if scaled else None
+        loop.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
         for batch in loop.steps(1, 1e-2, loaded.forget):
             loop.step(loss=denoising_loss(loaded.pipeline.unet, loaded.scheduler, batch, loaded.embeddings[batch.labels]))
         results.append(torch.cat([parameter.detach().flatten() for parameter in loaded.pipeline.unet.parameters()]))
