@@ -16,6 +16,7 @@ import single_file
 from cli import RunError
 from files import read_json, read_tensors, write_tensors
 from helpers import ok, script
+from table import describe
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 CONCEPT = ["--method", "uce", "--precision", "fp32", "--forget_prompt", "three", "--target_prompt", "four"]
@@ -165,6 +166,7 @@ def test_variants_are_opened_by_name_and_lose_it(pipeline, original, tmp_path):
     found = files(tmp_path / "run" / "model")
     assert found.keys() == {name for name in plain if b"no part" not in plain[name]}
     assert all(found[name] == plain[name] for name in found if name != UNET)
+    assert describe(read_json(tmp_path / "run" / "args.json"), 1, {})["method"] == "uce"  # a row's name says nothing of files
     shutil.copyfile(original / "vae" / "diffusion_pytorch_model.fp16.safetensors", original / "vae" / "diffusion_pytorch_model.safetensors")
     (original / "vae" / "diffusion_pytorch_model.fp16.safetensors").unlink()
     opened, _ = pipelines.open_pipeline(original, variant="fp16")
