@@ -157,18 +157,18 @@ def run(command, where, variables, log):
 def try_script(name, home):
     """Run FOLDER/NAME.sh and print a line. Return whether it ended well."""
     words = shlex.split(CASES.get(name) or CASES[name.split("/")[0]])
-    variables = dict(word.split("=", 1) for word in words[: next((i for i, word in enumerate(words) if word.startswith("--")), len(words))])
-    flags, where = words[len(variables) :], home / "a third folder"
+    start = next((place for place, word in enumerate(words) if word.startswith("--")), len(words))
+    variables, flags, where = dict(word.split("=", 1) for word in words[:start]), words[start:], home / "a third folder"
     folder, script = name.split("/")
     out, log = Path(f"../runs of {folder}/{script}"), home / f"{folder} {script}.log"
     common = {"SEEDS": "1", "OUT": str(out), "DATA_DIR": "../data sets"}
     moved = {key: f"../{value}" for key, value in variables.items() if (home / value).exists()}
     if script == "nudity.sh":
         moved["PYTHONPATH"] = str(home / "stand-ins")
-    start = time.monotonic()
+    began = time.monotonic()
     status = run(["bash", home / folder / "scripts" / script, *flags], where, common | variables | moved, log)
     stand_ins = f"  (with stand-ins: {STAND_INS[script]})" if script in STAND_INS else ""
-    print(f"{'failed' if status else 'ok':6s} {time.monotonic() - start:5.0f} s  {name}{stand_ins}", flush=True)
+    print(f"{'failed' if status else 'ok':6s} {time.monotonic() - began:5.0f} s  {name}{stand_ins}", flush=True)
     if status:
         print("\n".join(f"         {line}" for line in log.read_text(errors="replace").splitlines()[-12:]), flush=True)
     return status == 0
