@@ -12,7 +12,7 @@ import warnings
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -194,15 +194,22 @@ class Source:
     flip: bool
 
 
-DATASETS = {
+DATASETS = {  # augmented as in the paper's own repository, where it has the data set
     "digits": Source(load_digits, 8, 1, False),
     "cifar10": Source(from_torchvision("CIFAR10"), 32, 4, True),
     "cifar100": Source(from_torchvision("CIFAR100"), 32, 4, True),
-    "svhn": Source(from_torchvision("SVHN"), 32, 4, False),
+    "svhn": Source(from_torchvision("SVHN"), 32, 0, False),
     "fashion_mnist": Source(from_torchvision("FashionMNIST"), 28, 2, True),
-    "tiny_imagenet": Source(load_tiny_imagenet, 64, 8, True),
+    "tiny_imagenet": Source(load_tiny_imagenet, 64, 4, True),
     "folder": Source(load_folder, 64, 8, True),
 }
+
+
+def augmentation(training):
+    """The Source of a run's data set, with the crops and flips that its flags ask for."""
+    source = DATASETS[training["dataset"]]
+    crop = source.crop if training["crop"] is None else training["crop"]
+    return replace(source, crop=crop, flip=source.flip and not training["no_flip"])
 
 
 @dataclass

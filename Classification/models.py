@@ -30,22 +30,28 @@ class SmallCNN(nn.Module):
         return self.fc(self.features(x).mean((2, 3)))
 
 
-class ResNet20(nn.Module):
-    """ResNet-20 of He et al. 2016, section 4.2, 1x1 convolutions as shortcuts where the shape changes; blocks are torchvision's."""
+class BasicResNet(nn.Module):
+    """A ResNet of torchvision's basic blocks, with 1x1 convolutions as shortcuts where the shape changes.
 
-    def __init__(self, num_classes, channels):
+    stem: (width, stride) of the first convolution; blocks: the same of each block.
+    """
+
+    def __init__(self, num_classes, channels, stem, blocks):
         from torchvision.models.resnet import BasicBlock
 
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        blocks, width = [], 16
-        for out, stride in ((16, 1), (16, 1), (16, 1), (32, 2), (32, 1), (32, 1), (64, 2), (64, 1), (64, 1)):
-            shortcut = None if stride == 1 else nn.Sequential(nn.Conv2d(width, out, 1, stride, bias=False), nn.BatchNorm2d(out))
-            blocks.append(BasicBlock(width, out, stride, shortcut))
+        width, stride = stem
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        layers = []
+        for out, stride in blocks:
+            shortcut = None
+            if (width, 1) != (out, stride):
+                shortcut = nn.Sequential(nn.Conv2d(width, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            layers.append(BasicBlock(width, out, stride, shortcut))
             width = out
-        self.blocks = nn.Sequential(*blocks)
-        self.fc = nn.Linear(64, num_classes)
+        self.blocks = nn.Sequential(*layers)
+        self.fc = nn.Linear(width, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -53,6 +59,21 @@ class ResNet20(nn.Module):
     def forward(self, x):
         x = self.blocks(torch.relu(self.bn1(self.conv1(x))))
         return self.fc(x.mean((2, 3)))
+
+
+def resnet20(num_classes, channels, image_size):
+    """ResNet-20 of He et al. 2016, section 4.2: 272,474 weights for 10 classes."""
+    blocks = ((16, 1), (16, 1), (16, 1), (32, 2), (32, 1), (32, 1), (64, 2), (64, 1), (64, 1))
+    return BasicResNet(num_classes, channels, (16, 1), blocks)
+
+
+def wide_resnet6(num_classes, channels, image_size):
+    """A wide, short ResNet for CPUs: 1,153,610 weights for 10 classes, four times ResNet-20's, at half its time per image.
+
+    Its stem halves the image at once. On CIFAR-10 it fits all of its training images, as the networks of the paper do and ResNet-20 does
+    not.
+    """
+    return BasicResNet(num_classes, channels, (64, 2), ((128, 2), (256, 2)))
 
 
 def torchvision_resnet(name):
@@ -101,7 +122,8 @@ def swin_t(num_classes, channels, image_size):
 
 MODELS = {
     "cnn": lambda num_classes, channels, image_size: SmallCNN(num_classes, channels),
-    "resnet20": lambda num_classes, channels, image_size: ResNet20(num_classes, channels),
+    "resnet20": resnet20,
+    "wide_resnet6": wide_resnet6,
     "resnet18": torchvision_resnet("resnet18"),
     "resnet50": torchvision_resnet("resnet50"),
     "vgg16_bn": vgg16_bn,

@@ -51,7 +51,7 @@ NOT_HERE = {  # flags of the paper's own repository
 FORGET_FLAGS = ("forget_class", "num_forget", "forget_indices", "split_seed")
 HOW = ("arch", "dataset", "data_on")  # further flags of load_task: what the run knows, and where images are kept
 TRAINING = ("dataset", "data_dir", "image_size", "val_fraction", "limit", "split_seed", "seed", "epochs", "batch_size", "lr", "schedule")
-TRAINING += ("optimizer", "momentum", "weight_decay", "data_sha")  # what a run remembers of its original's training
+TRAINING += ("crop", "no_flip", "optimizer", "momentum", "weight_decay", "data_sha")  # what a run remembers of its original's training
 
 
 @dataclass
@@ -132,6 +132,9 @@ def load_images(dataset, data_dir, image_size, device, cache_dir=None, data_on=N
 
 def dataset(name):
     return {"TinyImagenet": "tiny_imagenet"}.get(name, name)  # as the paper's own repository spells it
+
+
+crop = cli.number(int, lambda value: 0 <= value <= 64, "0 to 64")
 
 
 def normalisation(text):

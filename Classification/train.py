@@ -37,6 +37,9 @@ def parse(argv=None):
     choices = {"optimizer": dict(choices=trainer.OPTIMIZERS), "schedule": dict(choices=trainer.SCHEDULES, help=step)}
     parser.add_shared(options=choices, optimizer="sgd", momentum=0.9, weight_decay=5e-4, schedule="step")
     parser.add_shared("limit", "resume", "overwrite", "device", "precision", "compile", lr=0.1, epochs=182, batch_size=256, seed=1)
+    crop = "pad images by PX and crop them at random; 0: never (default: what the data set has in the paper's repository, 8 for folder)"
+    parser.add(cli.METHOD, "--crop", type=task.crop, metavar="PX", help=crop)
+    parser.add(cli.METHOD, "--no_flip", action="store_true", help="never mirror images; digits and svhn are not mirrored without it")
     parser.add(cli.RUN, "--eval_batch_size", **task.EVAL_BATCH_SIZE)
     parser.refuse(task.NOT_HERE)
     return parser.parse_args(argv)
@@ -68,7 +71,7 @@ def main(argv=None):
     shape["arch"] = networks.without_folder(args.arch)
     run_folder.begin(kind="train", method="original", architecture=shape, classes=images.classes, data_sha=images.sha)
     settings = {name: getattr(args, name) for name in ("batch_size", "optimizer", "momentum", "weight_decay", "schedule")}
-    loop = Trainer(model, run_folder, accelerator, seed=args.seed, augment=imagesets.DATASETS[args.dataset], **settings)
+    loop = Trainer(model, run_folder, accelerator, seed=args.seed, augment=imagesets.augmentation(vars(args)), **settings)
     for _ in loop.epochs(args.epochs, args.lr, train):
         for batch in loop.batches(train):
             loop.step(train=cross_entropy(model, batch))

@@ -43,7 +43,7 @@ def parse(argv=None):
     choices = {"optimizer": dict(choices=trainer.OPTIMIZERS, help=optimizer)}
     choices["schedule"] = dict(choices=trainer.SCHEDULES, help="learning rate over the run (default: constant; retrain: the original's)")
     parser.add_shared(*SETTINGS, options=choices)
-    augment = "random crops and flips while unlearning (default: the method's authors', else yes)"
+    augment = "the original's random crops and flips, while unlearning too (default: the method's authors', else yes)"
     parser.add(cli.METHOD, "--augment", action=argparse.BooleanOptionalAction, help=augment)
     setting = "name of a second setting of a method, which gets a row of its own in the tables: METHOD (NAME)"
     parser.add(cli.RUN, "--setting", type=word, metavar="NAME", help=setting)
@@ -90,7 +90,7 @@ def main(argv=None):
     # Unlearn. A method is handed what its signature names, and nothing else
     method = METHODS[args.method]
     settings = cli.training_settings(args, method, trained, SETTINGS | {"augment": True})
-    settings["augment"] = imagesets.DATASETS[trained["dataset"]] if settings["augment"] else None
+    settings["augment"] = imagesets.augmentation(trained) if settings["augment"] else None
     loop = trainer.Trainer(model, run_folder, accelerator, seed=args.seed, mask=mask, **settings)
     fresh = functools.partial(fresh_model, model, loaded.build, args.seed)
     inputs = {"model": model, "forget": loaded.forget, "retain": loaded.retain, "val": loaded.val, "trainer": loop}

@@ -5,6 +5,7 @@
 Takes every run below FOLDER that has a metrics.json. A cell is the mean over runs, ± the standard deviation where there are several.
 The gap to the mean of Retrain stands in brackets, and the average gap is the mean of these gaps. With two or more retrained models,
 the average gap between pairs of them is the noise floor of a single model; about 1/sqrt(n) of it is that of a mean over n runs.
+From three seeds on, a further table says which methods lie nearer to Retrain than --against, seed by seed, and how sure that is.
 
 This file carries the same text in Classification, DDPM and SD (`make check` fails when one drifts).
 """
@@ -12,7 +13,10 @@ This file carries the same text in Classification, DDPM and SD (`make check` fai
 import itertools
 import math
 import statistics
+from collections import Counter
 from pathlib import Path
+
+from scipy import stats
 
 import cli
 import metrics
@@ -30,6 +34,9 @@ def parse(argv=None):
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that holds the run folders")
     parser.add_argument("--by_options", action="store_true", help="a row for every setting of a method's flags, to choose hyper-parameters")
     parser.add_argument("--over_classes", action="store_true", help="runs that forget different classes count as runs of one method")
+    against = "method that the others are compared with, seed by seed (default: salun)"
+    parser.add_argument("--against", default="salun", metavar="METHOD", help=against)
+    parser.add_argument("--incomplete", action="store_true", help="accept rows that lack seeds or, of --by_options, have fewer settings")
     return parser.parse_args(argv)
 
 
@@ -87,6 +94,17 @@ def check_belonging(runs, over_classes):
                 raise RunError(f"these runs of seed {seed} {fault} and cannot stand in one table: {which}")
 
 
+def check_complete(rows):
+    """Raise RunError unless all rows have the same seeds, and with --by_options all methods as many settings: equal tries."""
+    seeds = sorted({seed for row in rows for seed in row["seeds"]})
+    lacking = [f"{row['name']} lacks seed {', '.join(map(str, missing))}" for row in rows if (missing := set(seeds) - set(row["seeds"]))]
+    counts = Counter(row["method"] for row in rows if row["method"] not in ("original", "retrain"))
+    if len(set(counts.values())) > 1:
+        lacking += [f"{method} has {count} settings" for method, count in counts.items()]
+    if lacking:
+        raise RunError(f"{'; '.join(lacking)}: complete the runs, or pass --incomplete")
+
+
 def facts_of(runs, name):
     """The different values of a fact; a run that does not state it agrees with all."""
     return sorted({str(run["facts"][name]) for run in runs if run["facts"].get(name)})
@@ -136,6 +154,32 @@ def noise_floor(retrain):
     if retrain is None or len(retrain) < 2:
         return None
     return statistics.fmean(statistics.fmean(abs(a[name] - b[name]) for name in GAP_COLUMNS) for a, b in itertools.combinations(retrain, 2))
+
+
+def paired_cells(rows, runs, against):
+    """Rows of texts, headers first: each method's gap to the Retrain of the same seed, and what it differs by from that of `against`.
+
+    Empty without `against`, without Retrain, or with fewer than three seeds. The interval is Student's t over the differences.
+    """
+    gaps, retrains = {}, {place_of(run): run for run in runs if run["method"] == "retrain"}
+    for run in runs:
+        if (retrain := retrains.get(place_of(run))) and all(name in run for name in GAP_COLUMNS):
+            gaps.setdefault(run["method"], {})[place_of(run)] = statistics.fmean(abs(run[name] - retrain[name]) for name in GAP_COLUMNS)
+    cells = [["method", "gap per seed", f"minus {against}", "95 % interval", "nearer to retrain"]]
+    for method in (row["method"] for row in rows if row["method"] in gaps and row["method"] not in ("retrain", against)):
+        shared = sorted(gaps[method].keys() & gaps.get(against, {}).keys())
+        if len(shared) > 2:
+            differences = [gaps[method][place] - gaps[against][place] for place in shared]
+            mean, error = statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(shared))
+            low, high = (mean + sign * stats.t.ppf(0.975, len(shared) - 1) * error for sign in (-1, 1))
+            nearer = method if high < 0 else against if low > 0 else "undecided"
+            cells.append([method, f"{statistics.fmean(gaps[method].values()):.2f}", f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}", nearer])
+    return cells if len(cells) > 1 else []
+
+
+def place_of(run):
+    """What runs share that are compared with each other."""
+    return run["seed"], str(run["facts"].get("forgotten"))
 
 
 def measured_columns(rows, columns=COLUMNS):
@@ -202,6 +246,8 @@ def definitions(rows):
     return [f"- {name}: {DEFINITIONS[name][0]}. Better: {DEFINITIONS[name][1]}." for name in names]
 
 
+PAIRED = "Gap per seed: mean distance of a run's numbers to those of Retrain of the same seed. A method is nearer where the interval of "
+PAIRED += "the differences excludes 0. One interval of 20 misses by chance."
 CLASSES = "Share of each class's samples that the classifier recognises as that class, %. A drop in a retained class is collateral damage."
 
 
@@ -211,9 +257,10 @@ def markdown_table(cells):
     return [head, "|" + "---|" * len(cells[0]), *rows]
 
 
-def markdown(rows, floor, runs):
+def markdown(rows, floor, runs, paired):
     classes = ["", CLASSES, "", *markdown_table(class_cells(rows))] if class_cells(rows) else []
     classes += ["", *markdown_table(more_cells(rows))] if more_cells(rows) else []
+    classes += ["", PAIRED, "", *markdown_table(paired)] if paired else []
     return "\n".join([*markdown_table(table_cells(rows)), "", *caption(rows, floor, runs), *classes, "", *definitions(rows)]) + "\n"
 
 
@@ -260,7 +307,10 @@ def main(argv=None):
     args = parse(argv)
     runs = collect(args.folder, args.over_classes)
     rows, floor = summarise(runs, args.by_options)
-    text = markdown(rows, floor, runs)
+    if not args.incomplete:
+        check_complete(rows)
+    paired = [] if args.by_options else paired_cells(rows, runs, args.against)
+    text = markdown(rows, floor, runs, paired)
     write_whole(args.folder / "table.md", lambda partial: partial.write_text(text, encoding="utf-8"))
     write_json(args.folder / "table.json", {"columns": measured_columns(rows), "noise_floor": floor, "rows": rows})
     plot(rows, floor, args.folder / "table.png")
@@ -269,6 +319,8 @@ def main(argv=None):
         print("\n".join(["", CLASSES, *aligned(class_cells(rows))]))
     if more_cells(rows):
         print("\n".join(["", *aligned(more_cells(rows))]))
+    if paired:
+        print("\n".join(["", PAIRED, *aligned(paired)]))
     print("\n".join(["", *definitions(rows), f"written: {args.folder.resolve()}/table.md, table.json, table.png"]))
 
 

@@ -139,6 +139,17 @@ def test_augmentation_is_a_crop_and_a_flip():
     assert down.tolist() == [[0, 0, 0], [2, 3, 0], [5, 6, 0]]
 
 
+def test_flags_replace_the_data_sets_own_augmentation():
+    """Mutation: `training["crop"] or source.crop`."""
+
+    def found(dataset, crop=None, no_flip=False):
+        source = imagesets.augmentation({"dataset": dataset, "crop": crop, "no_flip": no_flip})
+        return source.crop, source.flip
+
+    assert [found("cifar10"), found("svhn"), found("digits")] == [(4, True), (0, False), (1, False)]
+    assert [found("cifar10", 0), found("cifar10", 2, True), found("svhn", 4)] == [(0, True), (2, False), (4, False)]
+
+
 def test_random_labels_are_never_the_true_one(digits):
     """Mutation: draw(num_classes) in other_labels."""
     from methods.salun import other_labels

@@ -21,7 +21,7 @@ import passes
 import trainer
 from cli import RunError
 from files import read_tensors
-from helpers import cpu, null_run_folder, ok, script, trainer_of
+from helpers import NUM_FORGET, TINY, cpu, null_run_folder, ok, script, trainer_of
 from trainer import Trainer
 
 # Settings strong enough to move a tiny model in a second, and what must come of them: 'away' where the model must err more
@@ -279,6 +279,20 @@ def test_training_flags_reach_the_trainer(unlearn, home):
         assert (unlearn("rl", "--epochs 1", flags) / "model.safetensors").read_bytes() != plain, flags
     folder = unlearn("ga", "--epochs 1 --forget_batch_size 20")
     assert (folder / "log.csv").read_text().splitlines()[-1].startswith("3,")  # 60 samples in 3 steps, where 64 would make 1
+
+
+def test_unlearning_augments_as_the_original_was_trained(home, tmp_path):
+    """Mutation: DATASETS[dataset] in unlearn.py."""
+    written = {"original": set(), "ft": set()}
+    for crop in (0, 1):
+        original, unlearned = tmp_path / f"original{crop}", tmp_path / f"ft{crop}"
+        start = ("--data_dir", home / "data", "--model_path", home / "original", "--save_dir", original)
+        ok("train", TINY, "--epochs 0 --crop", crop, *start)
+        flags = ("--num_forget", NUM_FORGET, "--epochs 1 --precision fp32 --save_dir", unlearned)
+        ok("unlearn", "--method ft --model_path", original, *flags)
+        for name, folder in zip(written, (original, unlearned), strict=True):
+            written[name].add((folder / "model.safetensors").read_bytes())
+    assert len(written["original"]) == 1 and len(written["ft"]) == 2
 
 
 def test_settings_come_from_the_flag_then_the_authors_then_the_original():

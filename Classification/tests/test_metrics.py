@@ -7,11 +7,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import many
 import metrics
 import table
-from files import write_json
+from files import read_json, write_json
 from helpers import TINY, ok, script
 
 
@@ -239,7 +240,7 @@ def test_runs_that_differ_in_a_training_flag_are_no_repetitions(tmp_path, capsys
         (tmp_path / str(seed)).mkdir()
         write_json(tmp_path / str(seed) / "metrics.json", row | dict.fromkeys(metrics.GAP_COLUMNS, 50.0))
     assert script("table", tmp_path) == 1 and "runs of ft differ in their flags" in capsys.readouterr().err
-    ok("table", tmp_path, "--by_options")
+    ok("table", tmp_path, "--by_options --incomplete")
     assert "| ft --lr 0.1 --batch_size 64 | 1 |" in (tmp_path / "table.md").read_text()
 
 
@@ -276,9 +277,35 @@ def test_runs_that_do_not_belong_together_make_no_table(name, tmp_path, capsys):
     assert f"runs of seed 2 {table.BELONGS[name]}" in error and "ft/2" in error and "odd" in error and "ft/1" not in error
 
 
-def test_a_method_that_lacks_a_seed_is_named(tmp_path):
-    """Mutation: give the number of runs only."""
+def test_a_table_with_gaps_is_made_only_where_it_is_asked_for(tmp_path, capsys):
+    """Mutation: compare the number of runs only; count the settings of all methods together."""
     for method, seed in (("retrain", 1), ("retrain", 2), ("ft", 2)):
         write_run(tmp_path / f"{method}{seed}", method, seed)
-    ok("table", tmp_path)
+    assert script("table", tmp_path) == 1 and "ft lacks seed 1: complete the runs" in capsys.readouterr().err
+    ok("table", tmp_path, "--incomplete")
     assert "ft was not measured for seed 1." in (tmp_path / "table.md").read_text()
+    write_run(tmp_path / "ft1", "ft", 1)
+    ok("table", tmp_path)
+    for seed in (1, 2):
+        for lr in (0.1, 0.2):
+            write_run(tmp_path / f"rl{seed}_{lr}", "rl", seed, options={"lr": lr})
+    assert script("table", tmp_path, "--by_options") == 1
+    assert "ft has 1 settings; rl has 2 settings: complete" in capsys.readouterr().err
+
+
+def test_a_method_is_nearer_only_where_the_paired_interval_excludes_0(tmp_path):
+    """Mutation: the interval of unpaired means; the normal distribution's 1.96."""
+    gaps = {"salun": (1.0, 5.0, 9.0), "ft": (1.4, 5.5, 9.6), "ga": (0.5, 6.0, 9.0)}
+    for seed in range(3):
+        write_run(tmp_path / f"retrain{seed}", "retrain", seed)
+        for method, values in gaps.items():
+            write_run(tmp_path / f"{method}{seed}", method, seed)
+            path = tmp_path / f"{method}{seed}" / "metrics.json"
+            write_json(path, read_json(path) | dict.fromkeys(metrics.GAP_COLUMNS, 50 + (-1) ** seed * values[seed]))
+    ok("table", tmp_path)
+    low, high = stats.ttest_rel(gaps["ft"], gaps["salun"]).confidence_interval()
+    text = (tmp_path / "table.md").read_text()
+    assert f"| ft | 5.50 | +0.50 | {low:+.2f} to {high:+.2f} | salun |" in text and low > 0
+    assert "| ga | 5.17 | +0.17 |" in text and text.count("| undecided |") == 1
+    ok("table", tmp_path, "--against ft")
+    assert f"| salun | 5.00 | -0.50 | {-high:+.2f} to {-low:+.2f} | salun |" in (tmp_path / "table.md").read_text()

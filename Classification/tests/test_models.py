@@ -34,7 +34,7 @@ def test_architecture(arch):
     assert 0.3 < masking.check_change(before, dict(model.named_parameters()), mask) <= 0.5
 
 
-@pytest.mark.parametrize("arch", ["cnn", "resnet20", "swin_t"])
+@pytest.mark.parametrize("arch", ["cnn", "resnet20", "wide_resnet6", "swin_t"])
 def test_per_sample_gradients_equal_single_backward_passes(arch):
     """Mutation: gradients in train mode."""
     import data
