@@ -8,13 +8,19 @@ here, of random images, in the data sets' own formats or as .npz. Nothing is dow
 CLIP (tiny ones with random weights), of an ImageNet classifier (a small one of random images) and of NudeNet (it finds nothing). The
 paper's DDPM scripts have the smallest U-Net. So the numbers mean nothing here. Prints a line per script, with its seconds. Exit status 1
 if one failed.
+
+Most of such a run would be imports. So `python FILE.py` in a script asks a process that has imported the libraries to fork, and the fork
+runs the file.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import runpy
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -62,6 +68,7 @@ CASES = {
     "SD/imagenette_table.sh": f'CLASSES="church garbage_truck" METHODS="salun uce" {JUDGED}',
     "SD/own_concept.sh": DRAWN,
     "SD/quickstart.sh": f"{DIGITS} --vae_steps 2",
+    "SD/tune_digits.sh": f"{DIGITS} --vae_steps 2",
 }
 STAND_INS = {
     "esd.sh": "a tiny Stable Diffusion",
@@ -145,12 +152,84 @@ def write_stand_ins(home):
             sys.exit((folder / "log").read_text(errors="replace"))
 
 
+ASK = """#!{python} -SE
+import json, os, socket, sys
+if not sys.argv[1:2] or not sys.argv[1].endswith(".py"):
+    os.execv("{python}", ["{python}", *sys.argv[1:]])
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect("{address}")
+    socket.send_fds(server, [b"."], [0, 1, 2])
+    server.sendall(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode())
+    server.shutdown(socket.SHUT_WR)
+    status = server.recv(8)
+sys.exit(int(status) if status else "the process that imported the libraries has ended")
+"""
+
+
+def serve(address):
+    """Import the libraries, then run a file in a fork for each request at the socket `address`. Only the forks return."""
+    import accelerate  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import sklearn.svm  # noqa: F401
+    import torchvision  # noqa: F401
+    from diffusers import StableDiffusionPipeline  # noqa: F401
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(address)
+        server.listen()
+        while True:
+            client, _ = server.accept()
+            if os.fork():  # the server goes on; it collects those that ended
+                client.close()
+                with contextlib.suppress(ChildProcessError):
+                    while os.waitpid(-1, os.WNOHANG)[0]:
+                        pass
+                continue
+            _, standard, _, _ = socket.recv_fds(client, 1, 3)
+            words, folder, environment = json.load(client.makefile("rb"))
+            if child := os.fork():  # waits for the one that runs the file
+                client.sendall(b"%d" % (os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) % 256))
+                os._exit(0)
+            client.close()
+            break
+    for number, opened in enumerate(standard):
+        os.dup2(opened, number)
+        os.close(opened)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = words
+    sys.path[:1] = [str(Path(words[0]).resolve().parent), *environment.get("PYTHONPATH", "").split(":")]
+    runpy.run_path(words[0], run_name="__main__")
+
+
+@contextlib.contextmanager
+def warm_python(home):
+    """home/bin/python for as long as the block lasts."""
+    address, python = home / "socket", home / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(ASK.format(python=sys.executable, address=address))
+    python.chmod(0o755)
+    server = subprocess.Popen([sys.executable, __file__, "--serve", address], env=os.environ | QUIET)
+    try:
+        while not address.exists():
+            if server.poll() is not None:
+                sys.exit("error: the libraries cannot be imported, see above")
+            time.sleep(0.1)
+        yield
+    finally:
+        server.terminate()
+
+
+QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+
+
 def run(command, where, variables, log):
     """Exit status of a command that is cut off from every hub; what it says goes to a file."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": path, "XDG_CACHE_HOME": str(log.parent / "cache")}
+    path = f"{log.parent / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     with log.open("ab") as file:
-        environment = os.environ | quiet | variables
+        environment = os.environ | QUIET | {"PATH": path, "XDG_CACHE_HOME": str(log.parent / "cache")} | variables
         return subprocess.run(command, cwd=where, env=environment, stdout=file, stderr=subprocess.STDOUT).returncode
 
 
@@ -192,11 +271,11 @@ def main():
         write_data(home)
         if "SD" in args.folders:
             write_stand_ins(home)
-        with ThreadPoolExecutor(args.jobs) as pool:
+        with warm_python(home), ThreadPoolExecutor(args.jobs) as pool:
             passed = list(pool.map(lambda name: try_script(name, home), names))
     print(f"{sum(passed)} of {len(names)} scripts ran to their end")
     sys.exit(not all(passed))
 
 
 if __name__ == "__main__":
-    main()
+    serve(sys.argv[2]) if sys.argv[1:2] == ["--serve"] else main()
