@@ -16,8 +16,6 @@ import statistics
 from collections import Counter
 from pathlib import Path
 
-from scipy import stats
-
 import cli
 import metrics
 from cli import RunError
@@ -161,6 +159,8 @@ def paired_cells(rows, runs, against):
 
     Empty without `against`, without Retrain, or with fewer than three seeds. The interval is Student's t over the differences.
     """
+    from scipy import stats  # here, since every script imports this file
+
     gaps, retrains = {}, {place_of(run): run for run in runs if run["method"] == "retrain"}
     for run in runs:
         if (retrain := retrains.get(place_of(run))) and all(name in run for name in GAP_COLUMNS):

@@ -50,4 +50,4 @@ print(json.dumps({"check": "weights after one step", "largest difference": apart
 for on in logs:
     print(json.dumps({"check": f"peak memory, {on}", "MB": json.loads((root / f"step_{on}" / "done.json").read_text())["peak_memory_mb"]}))
 END
-python -c "import benchmark, json; print(json.dumps({'check': 'masked against dense step, ResNet-18', **benchmark.masked_step(${ROUNDS:-7}, '$DEVICE')}))"
+python -c "import benchmark, json; print(json.dumps({'check': 'masked against dense step, ResNet-18', **benchmark.masked_step(${ROUNDS:-7}, '$DEVICE', ${BATCH_SIZE:-256})}))"
