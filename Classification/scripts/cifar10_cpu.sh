@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # CIFAR-10, ResNet-20, 10 % random forgetting: every method in about an hour and a half on two CPU cores with bf16.
 # Not a table of the paper (that is table1_10.sh). Nothing is searched: SalUn has the official learning rate, which RL and SalUn-soft share,
-# at half its epochs, and so have FT and l1-sparse. The other methods have their authors' settings. Expect: see "CIFAR-10 on a CPU" in README.md. Finished runs are skipped; a cut-off run is continued.
+# at half its epochs, and so have FT and l1-sparse. The other methods have their authors' settings. Not measured since methods were mended.
+# Finished runs are skipped; a cut-off run is continued.
 #   SEEDS="1 2 3" bash scripts/cifar10_cpu.sh --data_dir ~/data
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
