@@ -20,15 +20,15 @@ for seed in ${SEEDS:-1 2 3}; do
   python unlearn.py --method retrain    "${forget[@]}" --save_dir "$R/retrain" --resume
   python unlearn.py --method ga         "${forget[@]}" --steps 50 --lr 1e-5 --save_dir "$R/ga" --resume
   python unlearn.py --method ga_retain  "${forget[@]}" --steps 50 --lr 3e-5 --save_dir "$R/ga_retain" --resume
-  python unlearn.py --method rl         "${forget[@]}" --steps 200 --alpha 1 --lr 3e-4 --save_dir "$R/rl" --resume
+  python unlearn.py --method rl         "${forget[@]}" --steps 200 --alpha 1 --lr 1e-4 --save_dir "$R/rl" --resume
   python unlearn.py --method esd        "${forget[@]}" --steps 200 --batch_size 8 --lr 1e-4 --save_dir "$R/esd" --resume
   python unlearn.py --method sa         "${forget[@]}" --steps 200 --replay 50 --replay_steps 50 --fisher_timesteps 50 --lr 1e-3 --ewc 0.1 --ema 0.99 --save_dir "$R/sa" --resume
-  python unlearn.py --method salun      "${forget[@]}" --steps 200 --alpha 1 --lr 1e-3 --mask_path "$R/mask_saliency" --save_dir "$R/salun" --resume
+  python unlearn.py --method salun      "${forget[@]}" --steps 200 --alpha 1 --lr 3e-4 --mask_path "$R/mask_saliency" --save_dir "$R/salun" --resume
   python unlearn.py --method salun      "${forget[@]}" --steps 200 --alpha 1 --lr 1e-3 --mask_path "$R/mask_random" --save_dir "$R/salun_random" --resume
   python unlearn.py --method salun      "${forget[@]}" --steps 200 --alpha 1 --lr 1e-3 --mask_path "$R/mask_layerwise" --save_dir "$R/salun_layerwise" --resume
   python unlearn.py --method salun_soft "${forget[@]}" --steps 200 --alpha 1 --lr 3e-4 --save_dir "$R/salun_soft" --resume
   python unlearn.py --method erasediff  "${forget[@]}" --steps 200 --lr 1e-3 --save_dir "$R/erasediff" --resume
-  python unlearn.py --method sfron      "${forget[@]}" --steps 100 --lr 3e-4 --save_dir "$R/sfron" --resume
+  python unlearn.py --method sfron      "${forget[@]}" --steps 100 --lr 1e-4 --save_dir "$R/sfron" --resume
   python unlearn.py --method scissorhands "${forget[@]}" --steps 200 --lr 1e-4 --forget_weight 0.01 --save_dir "$R/scissorhands" --resume
   python sample.py --model_path "$R"/{original,retrain,ga,ga_retain,rl,esd,sa,salun,salun_random,salun_layerwise,salun_soft,erasediff,sfron,scissorhands} --num_per_class 50 --steps 25 --cond_scale 2 --batch_size 500 --seed "$seed" --save_dir "$R/samples"/{original,retrain,ga,ga_retain,rl,esd,sa,salun,salun_random,salun_layerwise,salun_soft,erasediff,sfron,scissorhands} --resume
   python evaluate.py --sample_path "$R/samples"/{original,retrain,ga,ga_retain,rl,esd,sa,salun,salun_random,salun_layerwise,salun_soft,erasediff,sfron,scissorhands} --forget_class "$CLASS" --classifier "$R/classifier" --features classifier --resume
