@@ -18,7 +18,7 @@ for seed in ${SEEDS:-1}; do
   python generate_mask.py --model_path "$R/original" --forget_class "$CLASS" --mask_ratio 0.5 --epochs 10 --seed "$seed" --save_dir "$R/mask" --resume
   python unlearn.py --method retrain "${forget[@]}" --save_dir "$R/retrain" --resume
   python unlearn.py --method esd "${forget[@]}" --steps 200 --batch_size 8 --lr 1e-4 --save_dir "$R/esd" --resume
-  python unlearn.py --method salun "${forget[@]}" --steps 200 --alpha 1 --lr 1e-3 --mask_path "$R/mask" --save_every 10 --save_dir "$R/salun" --resume
+  python unlearn.py --method salun "${forget[@]}" --steps 200 --alpha 1 --lr 3e-4 --mask_path "$R/mask" --save_every 10 --save_dir "$R/salun" --resume
   python sample.py --model_path "$R"/{original,retrain,esd,salun} --num_per_class 50 --steps 25 --cond_scale 2 --batch_size 500 --seed "$seed" --save_dir "$R/samples"/{original,retrain,esd,salun} --resume
   python evaluate.py --sample_path "$R/samples"/{original,retrain,esd,salun} --forget_class "$CLASS" --classifier "$R/classifier" --features classifier --resume
 done
