@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Choose the hyper-parameters of quickstart.sh: six settings for every method, on validation images, with seeds that no table uses.
 # For the methods of the first search the six lie around the best of a first round (results/tune_digits/first_round.md).
-# Each method's best row (the first) of the printed table stands in quickstart.sh. Over half an hour on two CPU cores.
+# Each method's best row (the first) of the printed table stands in quickstart.sh. About 40 minutes on one CPU core.
 #   SEEDS="101 102" bash scripts/tune_digits.sh
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
