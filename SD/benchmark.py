@@ -25,6 +25,7 @@ import models
 import passes
 import trainer
 from cli import RunError
+from families import Embeddings, StableDiffusion
 from files import write_json, write_tensors, write_whole
 from methods.salun import salun
 from run_folder import machine, peak_memory_mb, versions
@@ -87,9 +88,9 @@ def sd_unet(divide):
     return unet
 
 
-def sd_pipeline(divide):
+def sd_family(divide):
     """Autoencoder, text encoder and U-Net of Stable Diffusion v1, random, with their widths divided; the tokenizer is a small one."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from diffusers import DDIMScheduler
     from transformers import CLIPTextConfig, CLIPTextModel
 
     tokenizer = models.build_tokenizer(["an image of a church"], length=77)
@@ -97,9 +98,8 @@ def sd_pipeline(divide):
     widths = tuple(width // divide for width in (128, 256, 512, 512))
     vae = models.build_vae(widths, sample_size=512, layers_per_block=2, norm_num_groups=32 // divide)
     parts = {"vae": vae, "text_encoder": CLIPTextModel(text), "tokenizer": tokenizer, "unet": sd_unet(divide)}
-    pipeline = models.bare(StableDiffusionPipeline, **parts, scheduler=DDIMScheduler(**models.NOISE))
     vae.requires_grad_(False)
-    return pipeline
+    return StableDiffusion.of_parts(**parts, scheduler=DDIMScheduler(**models.NOISE))
 
 
 def one_image_each(moments):
@@ -107,27 +107,27 @@ def one_image_each(moments):
     return data.Split(moments[:1], torch.tensor([0]), "forget"), data.Split(moments[1:], torch.tensor([2]), "retain")
 
 
-def cached_against_encoding(results, name, pipeline, size, accelerator, rounds):
+def cached_against_encoding(results, name, family, size, accelerator, rounds):
     """SalUn's steps on what was encoded once, in turns with steps that encode their images and prompts."""
-    unet, scheduler, device = pipeline.unet, models.noise_scheduler(pipeline.scheduler), accelerator.device
-    pipeline.to(device)
-    trainer.prepare(unet, accelerator)
+    device = accelerator.device
+    family.pipeline.to(device)
+    model = trainer.prepare(family.model, accelerator)
     prompts = ["an image of a church", "an image of a dog", ""]
     images = torch.randint(256, (2, size, size, 3), dtype=torch.uint8)
-    moments, embeddings = models.encode_images(pipeline, images), models.encode_prompts(pipeline, prompts)
-    mask = masking.select({key: torch.randn_like(p) for key, p in unet.named_parameters()}, 0.5)
+    moments, embeddings = family.encode_images(images), family.encode_prompts(prompts)
+    mask = masking.select({key: torch.randn_like(p) for key, p in model.named_parameters()}, 0.5)
 
     def encode(batches):
         with accelerator.autocast():
-            means = models.encode_images(pipeline, images).chunk(2, dim=1)[0]
-            embeddings.copy_(models.encode_prompts(pipeline, prompts))
+            means = family.encode_images(images).chunk(2, dim=1)[0]
+            embeddings.tokens.copy_(family.encode_prompts(prompts).tokens)
         for batch, mean in zip(batches, means, strict=True):
             batch.images = mean[None].to(device)
 
-    timed = TimedTrainer(unet, null_run_folder(None), accelerator, seed=1, batch_size=1, mask=mask)
+    timed = TimedTrainer(model, null_run_folder(None), accelerator, seed=1, batch_size=1, mask=mask)
     timed.encode = encode
     targets = torch.tensor([1, 1, 2], device=device)
-    salun(unet, *one_image_each(moments), timed, scheduler, embeddings, targets, steps=2 * (rounds + 1))
+    salun(model, *one_image_each(moments), timed, family, embeddings, targets, steps=2 * (rounds + 1))
     seconds = {key: statistics.median(values) for key, values in timed.seconds.items()}
     ratio = {"time, encoding / cached": seconds["encoding"] / seconds["cached"]}
     results[f"SalUn step, {name}, batch 1 + 1"] = {f"{key}, seconds": value for key, value in seconds.items()} | ratio
@@ -138,19 +138,19 @@ def full_size(part, args, accelerator):
     from diffusers import DDIMScheduler
 
     unet = trainer.prepare(sd_unet(args.divide), accelerator)
+    family = StableDiffusion(SimpleNamespace(unet=unet, scheduler=DDIMScheduler(**models.NOISE)))
     count = sum(parameter.numel() for parameter in unet.parameters())
     if args.divide == 1 and count != WEIGHTS:
         raise RunError(f"the U-Net has {count} weights, where Stable Diffusion v1 has {WEIGHTS}: look at sd_unet()")
     unet.enable_gradient_checkpointing()
-    scheduler = models.noise_scheduler(DDIMScheduler(**models.NOISE))
     draw = data.make_generator("benchmark")
-    embeddings = torch.randn(3, 77, 768 // args.divide, generator=draw).to(accelerator.device)
+    embeddings = Embeddings(encoder_hidden_states=torch.randn(3, 77, 768 // args.divide, generator=draw).to(accelerator.device))
     forget, retain = one_image_each(torch.randn(2, 8, 64, 64, generator=draw).abs())
     figures, path, run_folder = {"weights": count}, args.folder / "mask.safetensors", null_run_folder(args.folder)
     start = time.perf_counter()
     if part == "mask":
         options = {"guidance_scale": 8.5, "passes": 1, "batch_size": 1, "seed": 1}
-        saliency = passes.mean_gradient(unet, scheduler, forget, embeddings, accelerator, **options)
+        saliency = passes.mean_gradient(family, forget, embeddings, accelerator, **options)
         middle = time.perf_counter()
         mask = masking.select(saliency, 0.5)
         figures |= {"gradient, seconds": middle - start, "select, seconds": time.perf_counter() - middle}
@@ -161,7 +161,7 @@ def full_size(part, args, accelerator):
         mask = masking.load(path, dict(unet.named_parameters()), {"forget_sha": "", "parent_sha": ""})[0] if part == "masked" else None
         loop = trainer.Trainer(unet, run_folder, accelerator, seed=1, batch_size=1, mask=mask)
         start = time.perf_counter()
-        salun(unet, forget, retain, loop, scheduler, embeddings, torch.tensor([1, 1, 2], device=accelerator.device), steps=2)
+        salun(unet, forget, retain, loop, family, embeddings, torch.tensor([1, 1, 2], device=accelerator.device), steps=2)
         figures["two steps, seconds"] = time.perf_counter() - start
         values = [value for state in loop.optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
         figures["optimizer, bytes"] = sum(value.numel() * value.element_size() for value in values)
@@ -190,9 +190,9 @@ def main(argv=None):
     results = {"machine": machine(), "autocast": accelerator.mixed_precision, "versions": versions()}
     in_processes(results, args)
     (args.folder / "mask.safetensors").unlink(missing_ok=True)
-    digits = models.build_pipeline("tiny", ["an image of a three"], 16, seed=0)
+    digits = StableDiffusion.build("tiny", ["an image of a three"], 16, seed=0)
     cached_against_encoding(results, "digits pipeline at 16 px", digits, 16, accelerator, 4 * args.rounds)
-    cached_against_encoding(results, "1/8 of Stable Diffusion v1's widths at 256 px", sd_pipeline(8), 256, accelerator, args.rounds)
+    cached_against_encoding(results, "1/8 of Stable Diffusion v1's widths at 256 px", sd_family(8), 256, accelerator, args.rounds)
     write_json(args.folder / "benchmark.json", results)
     rows = {name: row for name, row in results.items() if name not in ("machine", "versions", "autocast")}
     on = f"{results['machine']}, torch {results['versions']['torch']}, autocast {results['autocast']}"

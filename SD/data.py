@@ -14,6 +14,9 @@ import torch
 
 from cli import RunError, number
 
+NULL = ""  # the empty prompt: no condition, for guidance
+TIMESTEPS = 1000  # of every noise schedule here
+
 
 @dataclass
 class Split:

@@ -59,7 +59,7 @@ def parse(argv=None):
         parser.error("--ignore_columns goes with --prompts_path: there is no list whose columns could be ignored")
     if args.image_size is not None and args.image_size % 8:
         parser.error(f"--image_size must be a multiple of 8, not {args.image_size}")
-    fewest, most = sampling.STEPS.get(args.sampler, (1, models.TIMESTEPS - 1))
+    fewest, most = sampling.STEPS.get(args.sampler, (1, data.TIMESTEPS - 1))
     if not fewest <= args.steps <= most:
         parser.error(f"--sampler {args.sampler} draws in {fewest} to {most} --steps, not in {args.steps}")
     return args
@@ -89,15 +89,15 @@ def undrawn(rows, folder, count):
     return [(row, k) for row in rows for k in range(count) if not (folder / prompts.file_name(row, k)).is_file()]
 
 
-def draw_files(pipeline, rows, folder, accelerator, args):
+def draw_files(family, rows, folder, accelerator, args):
     """Draw the images that `folder` lacks, each process its share, in batches of equal guidance and size."""
-    texts = list(dict.fromkeys([*(row.prompt for row in rows), models.NULL]))
-    embeddings = models.encode_prompts(pipeline, texts)
+    texts = [*dict.fromkeys(row.prompt for row in rows if row.prompt != data.NULL), data.NULL]
+    embeddings = family.encode_prompts(texts)
     missing = undrawn(rows, folder, args.num_samples)
     accelerator.wait_for_everyone()
     groups = {}
     for row, k in missing[accelerator.process_index :: accelerator.num_processes]:
-        edge = args.image_size or models.image_size(pipeline)
+        edge = args.image_size or family.image_size
         guidance_scale = args.guidance_scale if row.guidance is None else row.guidance
         groups.setdefault((guidance_scale, row.width or edge, row.height or edge), []).append((row, k))
     with tqdm(total=sum(map(len, groups.values())), desc="sample", disable=None, mininterval=1) as bar:
@@ -107,7 +107,7 @@ def draw_files(pipeline, rows, folder, accelerator, args):
                 conditions = embeddings[[texts.index(row.prompt) for row, _ in some]]
                 seeds = [seed_of(row, k) for row, k in some]
                 options = {"steps": args.steps, "guidance_scale": guidance_scale, "size": size, "sampler": args.sampler}
-                images = sampling.draw(pipeline, conditions, embeddings[texts.index(models.NULL)], seeds, accelerator, **options)
+                images = sampling.draw(family, conditions, embeddings.empty(len(some)), seeds, accelerator, **options)
                 for (row, k), image in zip(some, images, strict=True):
                     sampling.write_png(folder / prompts.file_name(row, k), image)
                 bar.update(len(some))
@@ -127,10 +127,10 @@ def main(argv=None):
 def draw_from(args, run_folder, accelerator):
     """All images of one model, into one run folder."""
     # Model and prompts
-    pipeline, recorded = pipelines.open_pipeline(args.model_path, variant=args.variant)
+    family, recorded = pipelines.open_pipeline(args.model_path, variant=args.variant)
     rows = rows_of(args, recorded)
     done = read_json(Path(args.model_path) / "done.json") if recorded else {}
-    parent_sha = models.sha(pipeline.unet, pipeline.vae, pipeline.text_encoder)
+    parent_sha = models.sha(family.model, *family.frozen)
     prompts_sha = digest([[row.case_number, row.prompt, row.seed] for row in rows])
     run_folder.begin(kind="samples", parent_sha=parent_sha, prompts_sha=prompts_sha, model=recorded, model_done=done)
     folder = run_folder.folder / "samples"
@@ -141,10 +141,10 @@ def draw_from(args, run_folder, accelerator):
 
     # Draw
     run_folder.start_clock()
-    pipeline.to(accelerator.device)
+    family.pipeline.to(accelerator.device)
     if args.compile:
-        pipeline.unet.compile()
-    draw_files(pipeline, rows, folder, accelerator, args)
+        family.model.compile()
+    draw_files(family, rows, folder, accelerator, args)
     accelerator.wait_for_everyone()
     for row, k in undrawn(rows, folder, args.num_samples) if accelerator.is_main_process else ():
         raise RunError(f"{folder / prompts.file_name(row, k)} was not drawn: run the same command with --resume")

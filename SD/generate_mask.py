@@ -66,15 +66,15 @@ def main(argv=None):
     # Model, images and what is forgotten
     loaded = task.load_task(args.model_path, concepts.concept_flags(args), accelerator, needs=("forget",), variant=args.variant)
     run_folder.begin(kind="mask", **loaded.facts)
-    unet = loaded.pipeline.unet
+    model = loaded.family.model
     if args.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+        model.enable_gradient_checkpointing()
 
     # Saliency, and the mask of its largest entries
     run_folder.start_clock()
     options = {"guidance_scale": args.guidance_scale, "passes": args.epochs, "batch_size": args.batch_size, "seed": args.seed}
-    saliency = functools.partial(passes.mean_gradient, unet, loaded.scheduler, loaded.forget, loaded.embeddings, accelerator, **options)
-    mask = masking.make(args.mask_kind, args.mask_ratio, dict(unet.named_parameters()), saliency, args.seed)
+    saliency = functools.partial(passes.mean_gradient, loaded.family, loaded.forget, loaded.embeddings, accelerator, **options)
+    mask = masking.make(args.mask_kind, args.mask_ratio, dict(model.named_parameters()), saliency, args.seed)
     seconds = run_folder.seconds()
 
     # Save

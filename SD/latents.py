@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-import models
+import data
 import sampling
 from cli import RunError
 from files import read_tensors, writable, write_tensors
@@ -59,53 +59,55 @@ class on_device:
             module.to("cpu")
 
 
-def encode_pictures(pipeline, pictures, vae_sha, folder, accelerator, batch_size=8):
+def encode_pictures(family, pictures, vae_sha, folder, accelerator, batch_size=8):
     """Moments (N, 2C, h, w), on the CPU, of all pictures, encoded once and cached in `folder`; the processes share the work."""
-
-    edge = pictures.size // pipeline.vae_scale_factor
-    shape = len(pictures), 2 * pipeline.vae.config.latent_channels, edge, edge
+    vae, shape = family.pipeline.vae, moments_shape(family, len(pictures), pictures.size)
 
     def make():
         found = torch.zeros(shape)
         batches = list(torch.arange(len(pictures)).split(batch_size))
-        with on_device(accelerator, pipeline.vae):
+        with on_device(accelerator, vae):
             for number, rows in enumerate(tqdm(batches, "encode", disable=None if accelerator.is_main_process else True)):
                 if number % accelerator.num_processes == accelerator.process_index:
-                    found[rows] = models.encode_images(pipeline, pictures.read(rows.tolist()))
+                    found[rows] = family.encode_images(pictures.read(rows.tolist()))
         return accelerator.reduce(found.to(accelerator.device), "sum").cpu() if accelerator.num_processes > 1 else found
 
-    what = {"latents": pictures.sha(), "vae": vae_sha, "scaling_factor": pipeline.vae.config.scaling_factor}
+    what = {"latents": pictures.sha(), "vae": vae_sha, "scaling_factor": vae.config.scaling_factor}
     return cached(folder, what, accelerator, make, shape)
 
 
-def embed(pipeline, prompts, accelerator):
-    """Embeddings (P, L, D) on the accelerator's device, encoded once."""
-    with on_device(accelerator, pipeline.text_encoder):
-        return models.encode_prompts(pipeline, prompts).to(accelerator.device)
+def embed(family, prompts, accelerator):
+    """The Embeddings of prompts on the accelerator's device, encoded once."""
+    with on_device(accelerator, *family.encoders):
+        return family.encode_prompts(prompts).to(accelerator.device)
 
 
-def no_moments(pipeline, count):
+def moments_shape(family, count, edge):
+    """Shape (count, 2C, h, w) of the moments of images of that edge in px."""
+    channels, *sides = family.latent_shape(edge)
+    return count, 2 * channels, *sides
+
+
+def no_moments(family, count):
     """Moments of zero in place of `count` images that nobody reads: they take no memory."""
-    config = pipeline.unet.config
-    return torch.zeros(1, 2 * config.in_channels, config.sample_size, config.sample_size).expand(count, -1, -1, -1)
+    return torch.zeros(moments_shape(family, 1, family.image_size)).expand(count, -1, -1, -1)
 
 
-def generated_moments(pipeline, prompts, generation, model_sha, folder, accelerator):
+def generated_moments(family, prompts, generation, model_sha, folder, accelerator):
     """(function that returns the moments, identity) of images that the original generates for prompts, cached in `folder`.
 
     generation: {"num_images": per prompt, "generation_steps", "generation_guidance_scale"}.
     """
-    edge = models.image_size(pipeline)
+    edge = family.image_size
     steps, guidance_scale = generation["generation_steps"], generation["generation_guidance_scale"]
     options = {"steps": steps, "size": [edge, edge], "sampler": "ddim"}
     what = {"own images": prompts, "count": generation["num_images"], **options, "guidance": guidance_scale, "model": model_sha}
 
     def draw():
-        embeddings = embed(pipeline, [*prompts, models.NULL], accelerator)
+        embeddings = embed(family, [*prompts, data.NULL], accelerator)
         options["guidance_scale"] = guidance_scale
-        parts = (prompts, embeddings[:-1], embeddings[-1])
-        with on_device(accelerator, pipeline.vae, pipeline.text_encoder):  # diffusers draws where the pipeline's parts are
-            return sampling.generate_moments(pipeline, *parts, generation["num_images"], accelerator, **options)
+        with on_device(accelerator, *family.frozen):  # diffusers draws where the pipeline's parts are
+            return sampling.generate_moments(family, prompts, embeddings, generation["num_images"], accelerator, **options)
 
-    shape = len(prompts) * generation["num_images"], *no_moments(pipeline, 1).shape[1:]
+    shape = moments_shape(family, len(prompts) * generation["num_images"], edge)
     return functools.partial(cached, folder, what, accelerator, draw, shape), digest(what)

@@ -7,8 +7,7 @@ import torch
 from tqdm import tqdm
 
 import data
-import models
-from trainer import predict, predict_together, squared_error, training_target
+from trainer import squared_error
 
 
 @contextlib.contextmanager
@@ -28,29 +27,29 @@ def loss_scale(accelerator, batches):
     return 2.0 ** math.ceil(10 + math.log2(batches)) if accelerator.mixed_precision == "fp16" else 1.0
 
 
-def mean_gradient(unet, scheduler, split, embeddings, accelerator, *, guidance_scale, passes, batch_size, seed):
+def mean_gradient(family, split, embeddings, accelerator, *, guidance_scale, passes, batch_size, seed):
     """Gradient of the forget loss over a whole split, {name: tensor} whose magnitude is SalUn's saliency.
 
     The loss is the mean squared error of the guided prediction s f(c) - (s - 1) f(null), s = guidance_scale, as in the official release; at
-    s = 1 it is the plain training loss. embeddings: (P, L, D), the last one that of the empty prompt. Eval mode. Every image is weighted
-    once in each of `passes` passes, with timesteps and noise of their own. Accumulated in float32 in place, without a second copy.
+    s = 1 it is the plain training loss. embeddings: of all prompts, the empty one last. Eval mode. Every image is weighted once in each
+    of `passes` passes, with timesteps and noise of their own. Accumulated in float32 in place, without a second copy.
     """
-    unet.eval()
-    unet.zero_grad(set_to_none=True)
+    model = family.model.eval()
+    model.zero_grad(set_to_none=True)
     here, scale = (accelerator.process_index, accelerator.num_processes), loss_scale(accelerator, passes * len(split) / batch_size)
     for number in range(passes):
-        batches = data.whole_pass(split, batch_size, seed, models.TIMESTEPS, accelerator.device, number, *here)
+        batches = data.whole_pass(split, batch_size, seed, data.TIMESTEPS, accelerator.device, number, *here)
         for latents, labels, t, noise in tqdm(batches, "gradient", disable=None):
-            noisy, conditions = scheduler.add_noise(latents, noise, t), embeddings[labels]
+            noisy, conditions = family.add_noise(latents, noise, t), embeddings[labels]
             if guidance_scale == 1:
-                prediction = predict(unet, noisy, t, conditions)
+                prediction = family.predict(model, noisy, t, conditions)
             else:
-                parts = (noisy, t, conditions), (noisy, t, embeddings[-1].expand_as(conditions))
-                conditional, unconditional = predict_together(unet, *parts)
+                parts = (noisy, t, conditions), (noisy, t, embeddings.empty(len(t)))
+                conditional, unconditional = family.predict_together(model, *parts)
                 prediction = guidance_scale * conditional - (guidance_scale - 1) * unconditional
-            (squared_error(prediction, training_target(scheduler, latents, noise, t)).sum() / (passes * len(split)) * scale).backward()
-    gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad / scale for name, p in unet.named_parameters()}
-    unet.zero_grad(set_to_none=True)
+            (squared_error(prediction, family.target(latents, noise, t)).sum() / (passes * len(split)) * scale).backward()
+    gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad / scale for name, p in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
     if accelerator.num_processes > 1:
         gradient = {name: accelerator.reduce(tensor, "sum") for name, tensor in gradient.items()}
     return gradient

@@ -22,7 +22,7 @@ import task
 import trainer
 from cli import RunError
 from run_folder import RunFolder, moved
-from trainer import Trainer, denoising_loss
+from trainer import Trainer
 
 
 def parse(argv=None):
@@ -42,8 +42,8 @@ def parse(argv=None):
 
 
 def load_forgotten(args, accelerator):
-    """(Task of what the model at --model_path forgot, with that model's U-Net; its args.json). Raises RunError."""
-    pipeline, recorded = pipelines.open_pipeline(args.model_path)
+    """(Task of what the model at --model_path forgot, with that model's weights; its args.json). Raises RunError."""
+    family, recorded = pipelines.open_pipeline(args.model_path)
     if not recorded.get("forgotten"):
         raise RunError(f"{args.model_path} has forgotten nothing: name a run of unlearn.py, or of train.py --retain_only")
     if "relearned_images" in recorded.get("options", {}):
@@ -56,7 +56,7 @@ def load_forgotten(args, accelerator):
         source = there if there.exists() else source
     options = {"variant": recorded.get("variant"), "originals_only": recorded["kind"] == "unlearn"}
     loaded = task.load_task(source, flags, accelerator, ("forget",), **options)
-    loaded.pipeline.unet.load_state_dict(pipeline.unet.state_dict())
+    loaded.family.model.load_state_dict(family.model.state_dict())
     return loaded, recorded
 
 
@@ -67,34 +67,34 @@ def main(argv=None):
 
     # The model, and some of what it has forgotten
     loaded, recorded = load_forgotten(args, accelerator)
-    unet, forget = loaded.pipeline.unet, loaded.forget
+    model, forget = loaded.family.model, loaded.forget
     if args.num_images > len(forget):
         raise RunError(f"--num_images {args.num_images} is more than the {len(forget)} images that were forgotten: pass fewer")
     order = torch.randperm(len(forget), generator=data.make_generator("relearned images", args.seed))
     chosen = order[: args.num_images].sort().values
     few = data.Split(forget.images[chosen], forget.labels[chosen], "relearn")
-    facts = loaded.facts | {"method": recorded["method"], "mask_path": None, "mask_info": {}, "relearned_sha": models.sha(unet)}
+    facts = loaded.facts | {"method": recorded["method"], "mask_path": None, "mask_info": {}, "relearned_sha": models.sha(model)}
     facts["parent_sha"] = recorded.get("parent_sha")  # of the original, which a retrained model does not have
     facts["options"] = {"relearned_images": args.num_images, "steps": args.steps, "lr": args.lr}
     run_folder.begin(kind="unlearn", **facts)
     if accelerator.is_main_process:
         saving.clean(run_folder.folder / "model", put_back=args.resume)
     if args.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+        model.enable_gradient_checkpointing()
 
     # Train
-    before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in unet.named_parameters()}
-    loop = Trainer(unet, run_folder, accelerator, seed=args.seed, batch_size=args.batch_size)
+    before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.named_parameters()}
+    loop = Trainer(model, run_folder, accelerator, seed=args.seed, batch_size=args.batch_size)
     run_folder.start_clock()
     for batch in loop.steps(args.steps, args.lr, few):
         labels = torch.where(batch.uniform < args.prompt_dropout, len(loaded.prompts) - 1, batch.labels)
-        loop.step(train=denoising_loss(unet, loaded.scheduler, batch, loaded.embeddings[labels]))
+        loop.step(train=loaded.family.loss(model, batch, loaded.embeddings[labels]))
     seconds = run_folder.seconds()
 
     # Save
-    changed = masking.check_change(before, {name: parameter.detach().cpu() for name, parameter in unet.named_parameters()}, None)
+    changed = masking.check_change(before, {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}, None)
     if accelerator.is_main_process:
-        saving.save(loaded.pipeline, run_folder.folder / "model", args.save_dtype)
+        saving.save(loaded.family, run_folder.folder / "model", args.save_dtype)
     message = f"{recorded['method']}, {args.steps:,} steps on {len(few)} images of what was forgotten, {seconds:.1f} s"
     run_folder.finish(message, seconds=seconds, images_seen=run_folder.images_seen, fraction_changed=changed)
 

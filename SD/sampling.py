@@ -13,13 +13,12 @@ import models
 from cli import RunError
 from files import write_whole
 from passes import without_autocast
-from trainer import predict_together
 
 # diffusers' schedulers; "own" is the one that the pipeline came with
 SAMPLERS = dict(ddim="DDIMScheduler", pndm="PNDMScheduler", lms="LMSDiscreteScheduler", dpm="DPMSolverMultistepScheduler")
 
 # the fewest and most steps in which they draw, where these are not 1 and one less than the noise schedule has
-STEPS = dict(pndm=(4, models.TIMESTEPS - 1), lms=(1, models.TIMESTEPS), own=(1, models.TIMESTEPS))
+STEPS = dict(pndm=(4, data.TIMESTEPS - 1), lms=(1, data.TIMESTEPS), own=(1, data.TIMESTEPS))
 
 
 def set_sampler(pipeline, sampler):
@@ -33,21 +32,20 @@ def set_sampler(pipeline, sampler):
 
 
 @torch.no_grad()
-def draw(pipeline, embeddings, null, seeds, accelerator, *, steps, guidance_scale, size, sampler="ddim", latents=False, autocast=True):
-    """Draw one image for each seed in one batch. embeddings: (B, L, D); null: (L, D), that of the empty prompt; size: (width, height).
+def draw(family, embeddings, empty, seeds, accelerator, *, steps, guidance_scale, size, sampler="ddim", latents=False, autocast=True):
+    """Draw one image for each seed in one batch. embeddings, empty: of the prompts, and as many of the empty one; size: (width, height).
 
     guidance_scale is Stable Diffusion's s: f(null) + s * (f(c) - f(null)); at most 1 means none. Returns uint8 images (B, H, W, 3) on
     the CPU, or with `latents` their latents as the U-Net sees them. Raises RunError if they are not finite.
     """
-    dtype, device, before = pipeline.unet.dtype, accelerator.device, set_sampler(pipeline, sampler)
-    negative = null.expand_as(embeddings).to(device, dtype) if guidance_scale > 1 else None
-    conditions = {"prompt_embeds": embeddings.to(device, dtype), "negative_prompt_embeds": negative, "guidance_scale": guidance_scale}
+    pipeline, where = family.pipeline, (accelerator.device, family.model.dtype)
+    before, conditions = set_sampler(pipeline, sampler), family.inputs(embeddings.to(*where), empty.to(*where), guidance_scale)
     options = {"num_inference_steps": steps, "width": size[0], "height": size[1], "output_type": "latent" if latents else "pt"}
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     try:
         # One autocast for U-Net and VAE, which casts each weight once for all steps: nothing here takes gradients
         half = accelerator.autocast() if autocast else contextlib.nullcontext()
-        with without_autocast(pipeline.unet), half, torch.random.fork_rng(devices=[]):
+        with without_autocast(family.model), half, torch.random.fork_rng(devices=[]):
             drawn = pipeline(**conditions, **options, generator=generators).images
     except (IndexError, ValueError) as error:
         raise RunError(f"the sampler {sampler} cannot draw in {steps} steps of {size[0]} x {size[1]} px ({error}): take others") from error
@@ -60,21 +58,22 @@ def draw(pipeline, embeddings, null, seeds, accelerator, *, steps, guidance_scal
     return (drawn.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def generate_moments(pipeline, prompts, embeddings, null, count, accelerator, *, batch_size=8, **options):
+def generate_moments(family, prompts, embeddings, count, accelerator, *, batch_size=8, **options):
     """Latents of `count` images of each prompt, drawn by the model and shared among the processes.
 
-    prompts: texts, from which the seeds follow; embeddings: (P, L, D). Returns moments (P * count, 2C, h, w), whose second half, the
-    standard deviation, is 0. Always in float32: they are data, the same for the mask and for unlearning in any precision.
+    prompts: texts, from which the seeds follow; embeddings: theirs, and last that of the empty prompt. Returns moments (P * count, 2C, h,
+    w), whose second half, the standard deviation, is 0. Always in float32: they are data, the same for the mask and for unlearning in any
+    precision.
     """
     keys = [(number, index) for number in range(len(prompts)) for index in range(count)]
-    width, height = (edge // pipeline.vae_scale_factor for edge in options["size"])
-    found = torch.zeros(len(keys), pipeline.unet.config.in_channels, height, width)
+    found = torch.zeros(len(keys), *family.latent_shape(options["size"][0]))
     blocks = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
     for place, block in enumerate(tqdm(blocks, "generate", disable=None if accelerator.is_main_process else True)):
         if place % accelerator.num_processes == accelerator.process_index:
             seeds = [data.derive_seed("own image", prompts[number], index) for number, index in block]
             conditions = embeddings[[number for number, _ in block]]
-            drawn = draw(pipeline, conditions, null, seeds, accelerator, latents=True, autocast=False, **options)
+            empty = embeddings.empty(len(block))
+            drawn = draw(family, conditions, empty, seeds, accelerator, latents=True, autocast=False, **options)
             found[place * batch_size : place * batch_size + len(block)] = drawn
     if accelerator.num_processes > 1:
         found = accelerator.reduce(found.to(accelerator.device), "sum").cpu()
@@ -82,22 +81,22 @@ def generate_moments(pipeline, prompts, embeddings, null, count, accelerator, *,
 
 
 @torch.no_grad()
-def partially_denoised(unet, scheduler, batch, conditions, empty, trainer, *, guidance_scale, steps):
+def partially_denoised(family, model, batch, conditions, empty, trainer, *, guidance_scale, steps):
     """Return (x_t (B, C, h, w), t (B,)): where a DDIM run of `steps` steps from batch.noise stands after a random number of them.
 
-    conditions, empty: embeddings (B, L, D) of the prompts and of the empty one. The number is the same for the global batch, and
+    conditions, empty: Embeddings of the prompts, and as many of the empty one. The number is the same for the global batch, and
     follows from the trainer's seed and the batch's step (ESD, arXiv 2303.07345).
     """
     from diffusers import DDIMScheduler
 
-    ddim = models.reschedule(DDIMScheduler, scheduler)
+    ddim = models.reschedule(DDIMScheduler, family.scheduler)
     ddim.set_timesteps(steps, device=batch.noise.device)
     count = int(torch.randint(steps, (1,), generator=data.make_generator("unfinished", trainer.seed, batch.step)))
     latents = batch.noise * ddim.init_noise_sigma
     with trainer.accelerator.autocast():  # around all of them, so that each weight is cast once
         for t in ddim.timesteps[:count]:
             same = t.expand(len(latents))
-            conditional, unconditional = predict_together(unet, (latents, same, conditions), (latents, same, empty))
+            conditional, unconditional = family.predict_together(model, (latents, same, conditions), (latents, same, empty))
             latents = ddim.step(unconditional + guidance_scale * (conditional - unconditional), t, latents).prev_sample
     return latents, ddim.timesteps[count].expand(len(latents))
 

@@ -1,6 +1,6 @@
-"""Saving Stable Diffusion pipelines as folders of diffusers.
+"""Saving text-to-image pipelines as folders of diffusers.
 
-What a run did not change is kept byte for byte: a saved folder holds the original's own files, and a U-Net saved anew. So it opens
+What a run did not change is kept byte for byte: a saved folder holds the original's own files, and the trained part saved anew. So it opens
 wherever the original did. A single file has no such files: they are made from it, in a layout that transformers 4 and 5 both read.
 """
 
@@ -21,7 +21,7 @@ TEXTS = (".json", ".txt", ".model")  # configs and tokenizers
 
 def add_save_flags(parser, group):
     parser.add(group, "--single_file", action="store_true", help="write model.safetensors for web UIs too")
-    dtype = "of the saved U-Net and of the single file; parts that did not change keep their own files"
+    dtype = "of the saved model and of the single file; parts that did not change keep their own files"
     parser.add(group, "--save_dtype", choices=DTYPES, default="fp32", help=f"precision {dtype}")
 
 
@@ -36,9 +36,9 @@ def clean(folder, put_back=True):
 
 
 def save(model, folder, dtype="fp32"):
-    """Write a diffusers folder of a pipeline, or of one model of diffusers, whole or not at all.
+    """Write a diffusers folder of a Family, or of one model of diffusers, whole or not at all.
 
-    dtype: of the U-Net's weights, or of all that is not copied from pipeline.original. Raises RunError for values that are not finite.
+    dtype: of the trained part's weights, or of all that is not copied from the original. Raises RunError for values that are not finite.
     """
     check_parts(model, "what was trained is not saved, start again with a lower --lr")
     partial, aside = clean(folder)
@@ -58,30 +58,33 @@ def save(model, folder, dtype="fp32"):
         clean(folder)
 
 
-def write_pipeline(pipeline, folder, dtype):
-    """All files of a pipeline: those of its original and a U-Net, or where it has no original, made from it."""
-    original = getattr(pipeline, "original", None)
-    if original is not None:
-        copy_original(original, folder)
+def write_pipeline(family, folder, dtype):
+    """All files of a pipeline: those of its original and what is trained, or where it has no original, made from it."""
+    trained, *frozen = family.PARTS
+    if family.original is not None:
+        copy_original(family.original, folder)
     else:
-        for name in ("text_encoder", "vae"):
-            write_model(getattr(pipeline, name), folder / name, dtype)
-        write_tokenizer(pipeline.tokenizer, folder / "tokenizer")
-        pipeline.scheduler.save_pretrained(folder / "scheduler")
-        pipeline.save_config(folder)
-    write_model(pipeline.unet, folder / "unet", dtype, config=original is None)
+        for name in frozen:
+            write_model(getattr(family.pipeline, name), folder / name, dtype)
+        for name, part in family.pipeline.components.items():
+            if name.startswith("tokenizer"):
+                write_tokenizer(part, folder / name)
+        family.pipeline.scheduler.save_pretrained(folder / "scheduler")
+        family.pipeline.save_config(folder)
+    write_model(family.model, folder / trained, dtype, config=family.original is None)
 
 
 def copy_original(original, folder):
-    """Copy configs, tokenizer and weights of an original's parts, but for the U-Net's weights. No pickle and no code is copied.
+    """Copy configs, tokenizer and weights of an original's parts, but for the trained part's weights. No pickle and no code is copied.
 
-    A variant's files lose it in their names, as the U-Net is saved without. A part that is missing or has pickled weights alone is left
-    out of model_index.json: no program would open a folder that names it.
+    A variant's files lose it in their names, as the trained part is saved without. A part that is missing or has pickled weights alone is
+    left out of model_index.json: no program would open a folder that names it.
     """
     index = read_json(original.folder / "model_index.json")
     folder.mkdir()
     shutil.copyfile(original.folder / "model_index.json", folder / "model_index.json")
-    for name, (library, *_) in check_index(original.folder, original.folder).items():
+    family, parts = check_index(original.folder, original.folder)
+    for name, (library, *_) in parts.items():
         source = original.folder / name
         paths = sorted(path for path in source.iterdir() if path.is_file()) if source.is_dir() else []
         weights = weight_files(source, original.variant)
@@ -89,7 +92,7 @@ def copy_original(original, folder):
             write_json(folder / "model_index.json", index := index | {name: [None, None]})
             continue
         for path in paths:
-            if name != "unet" and path in weights or path.name.endswith(TEXTS) and variant_of(path.name) is None:
+            if name != next(iter(family.PARTS)) and path in weights or path.name.endswith(TEXTS) and variant_of(path.name) is None:
                 (folder / name).mkdir(exist_ok=True)
                 copy_file(path, folder / name, original.variant)
 
@@ -110,9 +113,10 @@ def copy_file(path, folder, variant):
 
 def write_model(model, folder, dtype, config=True):
     """The config, if asked for, and the weights of a model. A text encoder's weights have their names of transformers 4, which 5 knows."""
-    tensors, name = model.state_dict(), "diffusion_pytorch_model.safetensors"
+    tensors = model.state_dict()
     if type(model).__name__ == "CLIPTextModel":
-        tensors, name = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}, "model.safetensors"
+        tensors = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}
+    name = "model.safetensors" if type(model).__module__.startswith("transformers") else "diffusion_pytorch_model.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     if config:
         model.config.save_pretrained(folder) if hasattr(model.config, "save_pretrained") else model.save_config(folder)

@@ -10,19 +10,19 @@ import models
 import pipelines
 import trainer
 from cli import RunError
+from families import Embeddings, Family
 from latents import embed
 
 
 @dataclass
 class Task:
-    """pipeline: on the CPU but for its U-Net; scheduler: its noise schedule; prompts: texts, the last one empty; embeddings: (P, L, D) of
-    them; forget, retain: Splits of latents; forgotten: numbers of the prompts to forget; targets: int64 (P,), the number of the prompt
-    that stands in for each (itself for what is retained); facts: for args.json."""
+    """family: the opened pipeline, on the CPU but for the part that is trained; prompts: texts, the last one empty; embeddings: theirs;
+    forget, retain: Splits of latents; forgotten: numbers of the prompts to forget; targets: int64 (P,), the number of the prompt that
+    stands in for each (itself for what is retained); facts: for args.json."""
 
-    pipeline: object
-    scheduler: object
+    family: Family
     prompts: list
-    embeddings: torch.Tensor
+    embeddings: Embeddings
     forget: data.Split
     retain: data.Split
     forgotten: list
@@ -37,16 +37,16 @@ def load_task(model_path, flags, accelerator, needs=("forget", "retain"), varian
     latents are zero. variant: of a folder's weight files. Raises RunError for anything missing, unfinished or contradictory, and with
     originals_only for a model that has forgotten already.
     """
-    pipeline, recorded = pipelines.open_pipeline(model_path, variant=variant)
+    family, recorded = pipelines.open_pipeline(model_path, variant=variant)
     if originals_only and recorded and (recorded["kind"] != "train" or recorded["method"] != "original"):
         raise RunError(f"{model_path} is no original model (to forget more, start from the original and forget everything together)")
-    trainer.prepare(pipeline.unet, accelerator)
-    shas = {"vae": models.sha(pipeline.vae), "model": models.sha(pipeline.unet, pipeline.vae, pipeline.text_encoder)}
+    trainer.prepare(family.model, accelerator)
+    shas = {"vae": models.sha(family.pipeline.vae), "model": models.sha(family.model, *family.frozen)}
     concept = concepts.of_classes if flags["forget_class"] else concepts.of_prompts
-    prompts, splits, targets, facts = concept(flags, pipeline, recorded, shas, accelerator, needs)
+    prompts, splits, targets, facts = concept(flags, family, recorded, shas, accelerator, needs)
     forget = splits["forget"]
     training = {name: recorded[name] for name in (*concepts.TRAINED_ON, "arch", "steps", "seed") if name in recorded}
     facts |= {"parent": str(model_path), "parent_sha": shas["model"], "num_forgotten": len(forget), "training": training}
-    scheduler, embeddings = models.noise_scheduler(pipeline.scheduler), embed(pipeline, prompts, accelerator)
+    embeddings = embed(family, prompts, accelerator)
     forgotten, targets = sorted(set(forget.labels.tolist())), targets.to(accelerator.device)
-    return Task(pipeline, scheduler, prompts, embeddings, **splits, forgotten=forgotten, targets=targets, facts=facts)
+    return Task(family, prompts, embeddings, **splits, forgotten=forgotten, targets=targets, facts=facts)

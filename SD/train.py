@@ -26,9 +26,10 @@ import saving
 import single_file
 import trainer
 from cli import RunError
+from families import BUILT
 from files import cache_folder, read_json, read_tensors
 from run_folder import RunFolder
-from trainer import Trainer, denoising_loss, squared_error
+from trainer import Trainer, squared_error
 
 
 def parse(argv=None):
@@ -40,6 +41,7 @@ def parse(argv=None):
     parser.add(cli.DATA, "--model_config", metavar="FOLDER", help=config)
     pipelines.add_variant_flag(parser, cli.DATA)
     parser.add(cli.DATA, "--from_scratch", action="store_true", help="build a small pipeline and train all of it")
+    parser.add(cli.DATA, "--family", choices=BUILT, default="sd", help="--from_scratch: kind of pipeline")
     parser.add(cli.DATA, "--arch", choices=models.UNETS, default="tiny", help="--from_scratch: size of the pipeline")
     parser.add(cli.DATA, "--image_size", type=models.image_edge, metavar="PX", help="edge of the images (default: the model's)")
     prediction = "--from_scratch: what the U-Net predicts"
@@ -84,17 +86,17 @@ def load_data(args, size):
     if args.limit is not None and args.limit < len(rows):
         chosen = torch.randperm(len(rows), generator=data.make_generator("limit", args.seed))[: args.limit].sort().values
         rows = [rows[i] for i in chosen.tolist()]
-    table = [*dict.fromkeys(texts), models.NULL]
+    table = [*dict.fromkeys(texts), data.NULL]
     numbers = torch.tensor([table.index(texts[found.y_train[row]]) for row in rows])
     return found, found.train.subset(rows), table, numbers, labels
 
 
-def train_autoencoder(pipeline, pictures, run_folder, accelerator, args):
+def train_autoencoder(family, pictures, run_folder, accelerator, args):
     """Train the VAE on pictures and set its scaling factor to one over the latents' standard deviation (Rombach et al. 2022).
 
     Kept in model/vae, where --resume finds it. The checkpoint before it tells the time and the images that it took.
     """
-    vae, folder = pipeline.vae.to(accelerator.device).requires_grad_(True), run_folder.folder / "model" / "vae"
+    vae, folder = family.pipeline.vae.to(accelerator.device).requires_grad_(True), run_folder.folder / "model" / "vae"
     groups, state = run_folder.last_checkpoint() or ({}, {"step": 0})
     if (folder / "config.json").is_file():  # of a run that goes on: begin() has removed any other one
         try:
@@ -128,34 +130,33 @@ def train_autoencoder(pipeline, pictures, run_folder, accelerator, args):
     accelerator.wait_for_everyone()
 
 
-def train_unet(pipeline, pictures, table, numbers, run_folder, accelerator, args):
+def train_model(family, pictures, table, numbers, run_folder, accelerator, args):
     """Train the U-Net on pictures, each under its prompt: numbers into `table`, whose last prompt is the empty one."""
-    unet = trainer.prepare(pipeline.unet, accelerator).requires_grad_(True)
-    scheduler = models.noise_scheduler(pipeline.scheduler)
+    model = trainer.prepare(family.model, accelerator).requires_grad_(True)
     cache = cache_folder(args.data_dir, args.dataset in imagesets.OWN, args.cache_dir)
-    moments = latents.encode_pictures(pipeline, pictures, models.sha(pipeline.vae), cache, accelerator)
-    embeddings = latents.embed(pipeline, table, accelerator)
+    moments = latents.encode_pictures(family, pictures, models.sha(family.pipeline.vae), cache, accelerator)
+    embeddings = latents.embed(family, table, accelerator)
     if args.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+        model.enable_gradient_checkpointing()
     if args.compile:
-        unet.compile()
-    shown = dict(pipeline=pipeline, embeddings=embeddings, folder=run_folder.folder, accelerator=accelerator, seed=args.seed)
+        model.compile()
+    shown = dict(family=family, embeddings=embeddings, folder=run_folder.folder, accelerator=accelerator, seed=args.seed)
     frames = {"save_every": args.save_every, "draw": functools.partial(draw_grid, **shown) if args.save_every else None}
     settings = {name: getattr(args, name) for name in ("batch_size", "optimizer", "weight_decay", "schedule", "ema")}
-    loop = Trainer(unet, run_folder, accelerator, seed=args.seed, **frames, **settings)
+    loop = Trainer(model, run_folder, accelerator, seed=args.seed, **frames, **settings)
     offset = args.vae_steps if args.from_scratch else 0
     for batch in loop.steps(args.steps, args.lr, data.Split(moments, numbers, "train"), offset=offset):
         labels = torch.where(batch.uniform < args.prompt_dropout, len(table) - 1, batch.labels)
-        loop.step(train=denoising_loss(unet, scheduler, batch, embeddings[labels]))
+        loop.step(train=family.loss(model, batch, embeddings[labels]))
 
 
-def draw_grid(step, *, pipeline, embeddings, folder, accelerator, seed):
+def draw_grid(step, *, family, embeddings, folder, accelerator, seed):
     """A picture of six samples of each prompt (ten at most), as samples/step_<step>.png."""
     numbers = [number for number in range(min(10, len(embeddings) - 1)) for _ in range(6)]
     seeds = [data.derive_seed("grid", seed, place) for place in range(len(numbers))]
-    options = {"steps": 25, "guidance_scale": 3.0, "size": (models.image_size(pipeline),) * 2}
-    with latents.on_device(accelerator, pipeline.vae, pipeline.text_encoder):
-        images = sampling.draw(pipeline, embeddings[numbers], embeddings[-1], seeds, accelerator, **options)
+    options = {"steps": 25, "guidance_scale": 3.0, "size": (family.image_size,) * 2}
+    with latents.on_device(accelerator, *family.frozen):
+        images = sampling.draw(family, embeddings[numbers], embeddings.empty(len(numbers)), seeds, accelerator, **options)
     if accelerator.is_main_process:
         (folder / "samples").mkdir(exist_ok=True)
         sampling.write_png(folder / "samples" / f"step_{step:06d}.png", sampling.grid(images, columns=6))
@@ -167,16 +168,18 @@ def main(argv=None):
     run_folder = RunFolder(args, accelerator)
 
     # Data and model
-    pipeline = None if args.from_scratch else pipelines.open_pipeline(args.model_path, args.model_config, args.variant)[0]
-    size = args.image_size or models.image_size(pipeline)
-    if pipeline and size % pipeline.vae_scale_factor:
-        raise RunError(f"--image_size {size} is no multiple of {pipeline.vae_scale_factor}, as the model's autoencoder needs: take another")
+    family = None if args.from_scratch else pipelines.open_pipeline(args.model_path, args.model_config, args.variant)[0]
+    size = args.image_size or family.image_size
+    if family and size % (factor := family.pipeline.vae_scale_factor):
+        raise RunError(f"--image_size {size} is no multiple of {factor}, as the model's autoencoder needs: take another")
     facts = {"classes": None, "forgotten": []}
     if args.steps or args.from_scratch:
         found, pictures, table, numbers, labels = load_data(args, size)
         facts = {"classes": found.classes or None, "forgotten": [found.classes[label] for label in labels], "num_images": len(pictures)}
         if args.from_scratch:
-            pipeline = models.build_pipeline(args.arch, table, size, args.seed, args.prediction_type)
+            family = BUILT[args.family].build(args.arch, table, size, args.seed, args.prediction_type)
+    if args.single_file:
+        family.check_single_file()
     if not args.from_scratch:
         facts["parent"] = str(args.model_path)
     run_folder.begin(kind="train", method="retrain" if args.retain_only else "original", **facts)
@@ -187,16 +190,16 @@ def main(argv=None):
     # Train
     run_folder.start_clock()
     if args.from_scratch:
-        train_autoencoder(pipeline, pictures, run_folder, accelerator, args)
+        train_autoencoder(family, pictures, run_folder, accelerator, args)
     if args.steps:
-        train_unet(pipeline, pictures, table, numbers, run_folder, accelerator, args)
+        train_model(family, pictures, table, numbers, run_folder, accelerator, args)
     seconds = run_folder.seconds()
 
     # Save
     if accelerator.is_main_process:
-        saving.save(pipeline, run_folder.folder / "model", args.save_dtype)
+        saving.save(family, run_folder.folder / "model", args.save_dtype)
         if args.single_file:
-            single_file.export(pipeline, run_folder.folder / "model.safetensors", args.save_dtype)
+            single_file.export(family.pipeline, run_folder.folder / "model.safetensors", args.save_dtype)
     run_folder.finish(f"{args.steps:,} steps, {seconds:.0f} s", seconds=seconds, images_seen=run_folder.images_seen)
 
 

@@ -1,4 +1,4 @@
-"""Predictions, losses, and everything around a training loop. The loop itself stands in the method, or in train.py."""
+"""Everything around a training loop. The loop itself stands in the method, or in train.py."""
 
 import argparse
 import datetime
@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 import cli
 import data
-import models
 from cli import RunError
 from masking import SalientParameters
 
@@ -62,37 +61,9 @@ def prepare(model, accelerator):
     return model
 
 
-# -------------------------------------------------------------------------------------------------- predictions and losses
-def predict(unet, noisy, t, embeddings):
-    """The U-Net's prediction, noise or velocity, for noisy latents (B, C, h, w), timesteps (B,) and embeddings (B, L, D), in float32."""
-    return unet(noisy, t, encoder_hidden_states=embeddings, return_dict=False)[0]
-
-
-def predict_together(unet, *parts):
-    """predict() for several (noisy, t, embeddings) in one forward pass; returns a prediction for each."""
-    sizes = [len(part[1]) for part in parts]
-    return predict(unet, *(torch.cat(values) for values in zip(*parts, strict=True))).split(sizes)
-
-
 def squared_error(prediction, target):
     """Mean squared error of each sample, (B,): mean-reduced over channels and pixels."""
     return (prediction - target).square().mean((1, 2, 3))
-
-
-def noisy_latents(scheduler, batch):
-    """x_t of a Batch, with its own noise and timesteps."""
-    return scheduler.add_noise(batch.images, batch.noise, batch.t)
-
-
-def training_target(scheduler, latents, noise, t):
-    """What the U-Net is trained to predict: the noise, or with v prediction the velocity (Salimans & Ho 2022)."""
-    return scheduler.get_velocity(latents, noise, t) if scheduler.config.prediction_type == "v_prediction" else noise
-
-
-def denoising_loss(unet, scheduler, batch, embeddings):
-    """This process's share of the training loss of a batch under embeddings (B, L, D), l_MSE in Eq. 7 of the paper."""
-    target = training_target(scheduler, batch.images, batch.noise, batch.t)
-    return batch.mean(squared_error(predict(unet, noisy_latents(scheduler, batch), batch.t, embeddings), target))
 
 
 # ------------------------------------------------------------------------------------------------------------ the Trainer
@@ -147,7 +118,7 @@ class Trainer:
     def _stream(self, split):
         size = (split.name == "forget" and self.settings.forget_batch_size) or self.settings.batch_size
         here = {"device": self.accelerator.device, "rank": self.accelerator.process_index, "world": self.accelerator.num_processes}
-        return data.Stream(split, batch_size=size, seed=self.seed, timesteps=models.TIMESTEPS, **here)
+        return data.Stream(split, batch_size=size, seed=self.seed, timesteps=data.TIMESTEPS, **here)
 
     def _make_optimizer(self):
         options = {"momentum": self.settings.momentum} if self.settings.optimizer == "sgd" else {}

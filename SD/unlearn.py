@@ -21,12 +21,12 @@ import data
 import imagesets
 import latents
 import masking
-import models
 import sampling
 import saving
 import single_file
 import task
 import trainer
+from families import TRAIN_METHODS
 from files import cache_folder
 from methods import FLAGS, METHODS, NEEDS_MASK, NO_CHECKPOINTING, TAKES_NO_MASK
 from run_folder import RunFolder
@@ -41,8 +41,8 @@ def parse(argv=None):
     concepts.add_concept_flags(parser)
     parser.add(cli.METHOD, "--method", "--unlearn", choices=METHODS, default="salun", help="unlearning method")
     parser.add_shared("mask_path")
-    train_method = "which weights of the U-Net may change (default: full; esd: xattn; uce and ca: xattn_kv)"
-    parser.add(cli.METHOD, "--train_method", choices=models.TRAIN_METHODS, help=train_method)
+    train_method = "which weights of the model may change (default: full; esd: xattn; uce and ca: xattn_kv)"
+    parser.add(cli.METHOD, "--train_method", choices=TRAIN_METHODS, help=train_method)
     cli.add_method_flags(parser, METHODS, FLAGS)
     defaults = "(defaults of these settings: the method's authors', else adam, constant, no weight decay, no clipping, no averaging)"
     choices = {"optimizer": dict(choices=trainer.OPTIMIZERS, help=f"optimizer {defaults}"), "schedule": dict(choices=trainer.SCHEDULES)}
@@ -78,11 +78,12 @@ def draw_frame(step, *, loaded, folder, accelerator, seed, guidance_scale):
     retained = [number for number in range(len(loaded.prompts) - 1) if number not in loaded.forgotten][:2]
     numbers = [number for number in [*loaded.forgotten[:4], *retained] for _ in range(6)]
     seeds = [data.derive_seed("frame", seed, number, place) for place, number in enumerate(numbers)]
-    pipeline, conditions = loaded.pipeline, loaded.embeddings[numbers]
-    options = {"steps": 25, "guidance_scale": guidance_scale, "size": (models.image_size(pipeline),) * 2}
-    with latents.on_device(accelerator, pipeline.vae, pipeline.text_encoder):
-        parts = zip(conditions.split(6), torch.tensor(seeds).split(6), strict=True)
-        rows = [sampling.draw(pipeline, part, loaded.embeddings[-1], some.tolist(), accelerator, **options) for part, some in parts]
+    family, embeddings = loaded.family, loaded.embeddings
+    options = {"steps": 25, "guidance_scale": guidance_scale, "size": (family.image_size,) * 2}
+    with latents.on_device(accelerator, *family.frozen):
+        parts = zip(torch.tensor(numbers).split(6), torch.tensor(seeds).split(6), strict=True)
+        empty = embeddings.empty(6)
+        rows = [sampling.draw(family, embeddings[some], empty, these.tolist(), accelerator, **options) for some, these in parts]
     if accelerator.is_main_process:
         (folder / "samples").mkdir(exist_ok=True)
         sampling.write_png(folder / "samples" / f"step_{step:06d}.png", sampling.grid(torch.cat(rows), columns=6))
@@ -93,7 +94,7 @@ def generate_split(numbers, name, *, loaded, flags, accelerator):
     texts, facts = [loaded.prompts[number] for number in numbers], loaded.facts
     dataset = facts["concept"].get("dataset") or facts["training"].get("dataset")
     cache = cache_folder(facts["concept"]["data_dir"], dataset in imagesets.OWN, flags["cache_dir"])
-    make, _ = latents.generated_moments(loaded.pipeline, texts, flags, facts["parent_sha"], cache, accelerator)
+    make, _ = latents.generated_moments(loaded.family, texts, flags, facts["parent_sha"], cache, accelerator)
     return data.Split(make(), torch.tensor(numbers).repeat_interleave(flags["num_images"]), name)
 
 
@@ -105,22 +106,24 @@ def main(argv=None):
     # The original model, the images to forget and to retain, the mask
     method, flags = METHODS[args.method], concepts.concept_flags(args)
     loaded = task.load_task(args.model_path, flags, accelerator, needs=cli.method_inputs(method), variant=args.variant)
-    unet, prompts = loaded.pipeline.unet, loaded.prompts
+    model, prompts = loaded.family.model, loaded.prompts
+    if args.single_file:
+        loaded.family.check_single_file()
     before = {}  # on the main process, which compares and saves: copies for all would fill the memory
     if accelerator.is_main_process:
-        before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in unet.named_parameters()}
+        before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.named_parameters()}
     mask, mask_info = None, {}
     if args.mask_path is not None:
-        mask, mask_info = masking.load(args.mask_path, dict(unet.named_parameters()), loaded.facts)
+        mask, mask_info = masking.load(args.mask_path, dict(model.named_parameters()), loaded.facts)
     settings = cli.training_settings(args, method, {}, SETTINGS)
-    mask = models.restrict(mask, unet, settings.pop("train_method"))
+    mask = loaded.family.restrict(mask, settings.pop("train_method"))
     run_folder.begin(kind="unlearn", **loaded.facts, mask_info=mask_info)
     if accelerator.is_main_process:
         saving.clean(run_folder.folder / "model", put_back=args.resume)
     if args.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+        model.enable_gradient_checkpointing()
     if args.compile:
-        unet.compile()
+        model.compile()
 
     # Unlearn. A method is handed what its signature names, and nothing else
     same = {"loaded": loaded, "accelerator": accelerator}
@@ -128,14 +131,13 @@ def main(argv=None):
     if args.save_every:
         frame(0)
     pictures = {"save_every": args.save_every, "draw": frame if args.save_every else None}
-    inputs = {name: getattr(loaded, name) for name in ("forget", "retain", "scheduler", "embeddings", "targets", "forgotten")}
+    inputs = {name: getattr(loaded, name) for name in ("family", "forget", "retain", "embeddings", "targets", "forgotten")}
     inputs |= {
-        "unet": unet,
-        "trainer": trainer.Trainer(unet, run_folder, accelerator, seed=args.seed, mask=mask, **pictures, **settings),
+        "model": model,
+        "trainer": trainer.Trainer(model, run_folder, accelerator, seed=args.seed, mask=mask, **pictures, **settings),
         "retained": [number for number in range(len(prompts)) if number not in loaded.forgotten],
-        "named": [number for number, text in enumerate(prompts) if text in (*(args.retain_prompts or ()), models.NULL)],
-        "tokenizer": loaded.pipeline.tokenizer,
-        "words": [models.word_tokens(loaded.pipeline.tokenizer, prompt) for prompt in prompts],
+        "named": [number for number, text in enumerate(prompts) if text in (*(args.retain_prompts or ()), data.NULL)],
+        "words": [loaded.family.own_tokens(prompt) for prompt in prompts],
         "latent_shape": loaded.forget.shape,
         "generated": functools.partial(generate_split, flags=flags, **same),
     }
@@ -147,10 +149,10 @@ def main(argv=None):
     changed = 0.0
     if accelerator.is_main_process:
         mask = mask and {name: part.cpu() for name, part in mask.items()}
-        changed = masking.check_change(before, {name: parameter.detach().cpu() for name, parameter in unet.named_parameters()}, mask)
-        saving.save(loaded.pipeline, run_folder.folder / "model", args.save_dtype)
+        changed = masking.check_change(before, {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}, mask)
+        saving.save(loaded.family, run_folder.folder / "model", args.save_dtype)
         if args.single_file:
-            single_file.export(loaded.pipeline, run_folder.folder / "model.safetensors", args.save_dtype)
+            single_file.export(loaded.family.pipeline, run_folder.folder / "model.safetensors", args.save_dtype)
         if args.save_every:
             sampling.write_gif(run_folder.folder / "fading.gif", sorted((run_folder.folder / "samples").glob("step_*.png")))
     measured = {"seconds": seconds, "mask_seconds": mask_info.get("mask_seconds", 0.0), "images_seen": run_folder.images_seen}

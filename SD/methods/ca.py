@@ -2,13 +2,13 @@ import contextlib
 
 import torch
 
-from trainer import noisy_latents, predict, predict_together, squared_error, training_target
+from trainer import squared_error
 
 # compvis/train.py and configs/finetune_style.yaml of the authors: the rate is 2e-6 times the global batch, two GPUs of 4 images
 TRAINING = {"train_method": "xattn_kv", "optimizer": "adamw", "weight_decay": 0.01, "batch_size": 8}
 
 
-def ca(unet, trainer, scheduler, embeddings, targets, forgotten, generated, *, steps=100, lr=1.6e-5, alpha=0.0):
+def ca(model, trainer, family, embeddings, targets, forgotten, generated, *, steps=100, lr=1.6e-5, alpha=0.0):
     """Concept ablation (Kumari et al. 2023, arXiv 2303.13516), model-based: on images of the target prompt c', which the original draws,
     |eps(x_t | c) - eps(x_t | c')|^2 with c the prompt to forget and the c' branch detached, + alpha * noise-prediction loss under c'.
 
@@ -18,20 +18,20 @@ def ca(unet, trainer, scheduler, embeddings, targets, forgotten, generated, *, s
     """
     device = embeddings.device
     anchors = generated(targets[forgotten].unique().tolist(), "anchor")
-    with start_token_detached(unet):
+    with start_token_detached(model):
         for batch in trainer.steps(steps, lr, anchors):
-            noisy = noisy_latents(scheduler, batch)
+            noisy = family.noisy(batch)
             # Several prompts may share a target: they take turns, by the uniform number that comes with each sample
             sources = [torch.tensor(forgotten, device=device)[targets[forgotten] == target] for target in batch.labels]
             sources = torch.stack([source[int(u * len(source))] for source, u in zip(sources, batch.uniform, strict=True)])
             part, anchor_part = (noisy, batch.t, embeddings[sources]), (noisy, batch.t, embeddings[batch.labels])
             if alpha == 0:
                 with torch.no_grad():
-                    anchor = predict(unet, *anchor_part)
-                trainer.step(forget=batch.mean(squared_error(predict(unet, *part), anchor)))
+                    anchor = family.predict(model, *anchor_part)
+                trainer.step(forget=batch.mean(squared_error(family.predict(model, *part), anchor)))
                 continue
-            forget_prediction, anchor = predict_together(unet, part, anchor_part)
-            anchor_target = training_target(scheduler, batch.images, batch.noise, batch.t)
+            forget_prediction, anchor = family.predict_together(model, part, anchor_part)
+            anchor_target = family.target(batch.images, batch.noise, batch.t)
             trainer.step(
                 forget=batch.mean(squared_error(forget_prediction, anchor.detach())),
                 retain=alpha * batch.mean(squared_error(anchor, anchor_target)),

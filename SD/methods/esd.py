@@ -3,10 +3,10 @@ import copy
 import torch
 
 from cli import non_negative_float
-from data import prompts_alone
-from models import TIMESTEPS, sampling_steps
+from data import TIMESTEPS, prompts_alone
+from models import sampling_steps
 from sampling import partially_denoised
-from trainer import predict, predict_together, squared_error
+from trainer import squared_error
 
 FLAGS = {
     "negative_guidance": dict(type=non_negative_float, help="strength of the guidance away from the prompt"),
@@ -18,9 +18,9 @@ TRAINING = {"train_method": "xattn", "batch_size": 1}  # train-esd.py of the aut
 
 
 def esd(
-    unet,
+    model,
     trainer,
-    scheduler,
+    family,
     embeddings,
     forgotten,
     latent_shape,
@@ -40,16 +40,16 @@ def esd(
     esd_sd.py of 2025 the original draws it, and t is the sampler's. Its eta counts from eps_o(x_t | c), so that 2 there is 1 here.
     --train_method xattn is ESD-x, noxattn ESD-u, selfattn and full are the paper's other two.
     """
-    teacher = copy.deepcopy(unet).eval().requires_grad_(False)
+    teacher = copy.deepcopy(model).eval().requires_grad_(False)
     for batch in trainer.steps(steps, lr, prompts_alone(forgotten, latent_shape, "forget")):
-        conditions, empty = embeddings[batch.labels], embeddings[-1].expand(len(batch.labels), -1, -1)
+        conditions, empty = embeddings[batch.labels], embeddings.empty(len(batch.labels))
         options = {"guidance_scale": sample_guidance_scale, "steps": sample_steps}
         with torch.no_grad():
-            drawing = unet if draw_from == "trained" else teacher
-            noisy, t = partially_denoised(drawing, scheduler, batch, conditions, empty, trainer, **options)
+            drawing = model if draw_from == "trained" else teacher
+            noisy, t = partially_denoised(family, drawing, batch, conditions, empty, trainer, **options)
             if draw_from == "trained":
                 width = TIMESTEPS // sample_steps
                 t = (t - t % width + (width * batch.uniform).long()).clamp_max(TIMESTEPS - 1)
-            conditional, unconditional = predict_together(teacher, (noisy, t, conditions), (noisy, t, empty))
+            conditional, unconditional = family.predict_together(teacher, (noisy, t, conditions), (noisy, t, empty))
             target = unconditional - negative_guidance * (conditional - unconditional)
-        trainer.step(forget=batch.mean(squared_error(predict(unet, noisy, t, conditions), target)))
+        trainer.step(forget=batch.mean(squared_error(family.predict(model, noisy, t, conditions), target)))

@@ -2,14 +2,12 @@ import argparse
 
 import torch
 
-from trainer import noisy_latents, predict
-
 FLAGS = {"end_token": dict(action=argparse.BooleanOptionalAction, help="count every end token as the concept's too, padding included")}
 # configs/attn.yaml of the authors
 TRAINING = {"train_method": "full", "optimizer": "adamw", "weight_decay": 0.01, "batch_size": 1, "grad_clip": 1.0}
 
 
-def fmn(unet, forget, trainer, scheduler, embeddings, targets, forgotten, tokenizer, words, *, steps=35, lr=2e-6, end_token=True):
+def fmn(model, forget, trainer, family, embeddings, targets, forgotten, words, *, steps=35, lr=2e-6, end_token=True):
     """Forget-Me-Not (Zhang et al. 2023, arXiv 2303.17591), attention resteering: on images to forget, under their own prompts, drive the
     cross-attention paid to the concept's tokens to zero.
 
@@ -18,18 +16,19 @@ def fmn(unet, forget, trainer, scheduler, embeddings, targets, forgotten, tokeni
     of end tokens, it takes in all positions behind the prompt. Their textual inversion (use_ti) is left out: the concept's tokens are
     those of its prompt that the target lacks.
     """
-    of_concept = torch.zeros(embeddings.shape[:2], device=embeddings.device)
+    of_concept = torch.zeros(embeddings.tokens.shape[:2], device=embeddings.device)
     for number in forgotten:
         of_concept[number, concept_positions(words[number], words[int(targets[number])])] = 1
         if end_token:
             end = len(words[number]) + 1
+            tokenizer = family.pipeline.tokenizer
             padded = tokenizer.pad_token_id == tokenizer.eos_token_id
             of_concept[number, end : None if padded else end + 1] = 1
 
     # What comes after the last layer's attention does not show in the loss, its values for one
     for batch in trainer.steps(steps, lr, forget, reaches_all=False):
-        with CrossAttention(unet) as attention:
-            predict(unet, noisy_latents(scheduler, batch), batch.t, embeddings[batch.labels])
+        with CrossAttention(model) as attention:
+            family.predict(model, family.noisy(batch), batch.t, embeddings[batch.labels])
         chosen = of_concept[batch.labels][:, None, None]
         norms = [(paid.float() * chosen).flatten(1).norm(dim=1) for paid in attention.found]
         trainer.step(forget=batch.mean(torch.stack(norms).norm(dim=0)))

@@ -1,8 +1,8 @@
 import torch
 
 from cli import non_negative_float, positive_float
+from families.sd import KEYS_AND_VALUES
 from masking import apply_where
-from models import KEYS_AND_VALUES
 
 
 def scale(text):
@@ -22,7 +22,7 @@ TRAINING = {"train_method": "xattn_kv"}
 
 @torch.no_grad()
 def uce(
-    unet,
+    model,
     embeddings,
     targets,
     forgotten,
@@ -43,6 +43,7 @@ def uce(
     c' are the embeddings of a prompt from its last own token on to the end, aligned there, and a kept prompt has all its positions. The
     empty prompt is always kept. In that of 2025 (uce_sd_erase.py) each prompt is its last own token alone. Reads no images, takes no steps.
     """
+    embeddings = embeddings.tokens
     one_token, length = authors_code == "2025", embeddings.shape[1]
     kept = named if preserve == "named" else retained
     if one_token:
@@ -66,5 +67,5 @@ def uce(
         after += same
         before += same
     edit = torch.linalg.solve(after, before, left=False).float()
-    parameters = {name: parameter for name, parameter in unet.named_parameters() if name.endswith(KEYS_AND_VALUES)}
+    parameters = {name: parameter for name, parameter in model.named_parameters() if name.endswith(KEYS_AND_VALUES)}
     apply_where(parameters, {name: parameter @ edit for name, parameter in parameters.items()}, None)

@@ -54,7 +54,7 @@ def load(home):
     def call(folder=home / "original", **flags):
         flags = dict.fromkeys(concepts.CONCEPT_FLAGS) | (flags or {"forget_class": [FORGOTTEN]})
         loaded = task.load_task(home / "original", flags, cpu())
-        loaded.pipeline.unet.load_state_dict(pipelines.open_pipeline(folder)[0].unet.state_dict())
+        loaded.family.model.load_state_dict(pipelines.open_pipeline(folder)[0].model.state_dict())
         return loaded
 
     return call

@@ -13,12 +13,12 @@ import cli
 import data
 import generate_mask
 import methods
-import models
 import unlearn
+from families import StableDiffusion
 from helpers import cpu, script, words
 from trainer import Trainer
 
-PROMPTS = ["an image of a three", "an image of a four", "an image of a five", models.NULL]
+PROMPTS = ["an image of a three", "an image of a four", "an image of a five", data.NULL]
 FORGET, TARGET, OTHER, EMPTY = range(4)
 ABAR = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)  # Stable Diffusion's
 
@@ -26,26 +26,24 @@ ABAR = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=to
 @pytest.fixture
 def task():
     """A tiny random pipeline, prompts of a three to forget and a four that stands in for it, and four latents of each kind."""
-    pipeline = models.build_pipeline("test", PROMPTS[:-1], 16, seed=3)
+    family = StableDiffusion.build("test", PROMPTS[:-1], 16, seed=3)
     with torch.no_grad():  # biases of zero and output layers of zero would hide mistakes
-        for parameter in pipeline.unet.parameters():
+        for parameter in family.model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=data.make_generator("weights", parameter.numel())))
-    pipeline.unet.eval()
+    family.model.eval()
     moments = torch.randn(8, 8, 8, 8, generator=data.make_generator("latents"))
     moments[:, 4:] = moments[:, 4:].abs()
     return {
-        "pipeline": pipeline,
-        "unet": pipeline.unet,
+        "family": family,
+        "model": family.model,
         "forget": data.Split(moments[:4], torch.full((4,), FORGET), "forget"),
         "retain": data.Split(moments[4:], torch.full((4,), OTHER), "retain"),
-        "scheduler": models.noise_scheduler(pipeline.scheduler),
-        "embeddings": models.encode_prompts(pipeline, PROMPTS),
+        "embeddings": family.encode_prompts(PROMPTS),
         "targets": torch.tensor([TARGET, TARGET, OTHER, EMPTY]),
         "forgotten": [FORGET],
         "retained": [TARGET, OTHER, EMPTY],
         "named": [OTHER, EMPTY],
-        "tokenizer": pipeline.tokenizer,
-        "words": [models.word_tokens(pipeline.tokenizer, prompt) for prompt in PROMPTS],
+        "words": [family.own_tokens(prompt) for prompt in PROMPTS],
         "latent_shape": (4, 8, 8),
         "generated": lambda numbers, name: data.Split(moments[4:], torch.tensor(numbers * 4), name),
     }
@@ -53,7 +51,7 @@ def task():
 
 def step_of(name, task, batch_size=4, lr=10.0, **options):
     """The gradient {name: tensor} that a method's first step goes down, by one step of plain SGD."""
-    unet, method = task["unet"], methods.METHODS[name]
+    unet, method = task["model"], methods.METHODS[name]
     before = {key: parameter.detach().clone() for key, parameter in unet.named_parameters()}
     run_folder = Mock(images_seen=0, **{"last_checkpoint.return_value": None, "seconds.return_value": 0.0})
     sgd = {"optimizer": "sgd", "momentum": 0.0, "grad_clip": 0.0, "batch_size": batch_size}
@@ -78,7 +76,7 @@ def noisy(latents, t, noise):
 
 
 def eps(task, x, t, prompts):
-    return task["unet"](x, t, encoder_hidden_states=task["embeddings"][prompts]).sample
+    return task["model"](x, t, encoder_hidden_states=task["embeddings"].tokens[prompts]).sample
 
 
 def same_gradient(found, loss, unet):
@@ -101,7 +99,7 @@ def test_relabelling_is_random_label_py(name, task):
     pseudo = eps(task, noisy(x, t, noise), t, torch.full_like(prompts, TARGET)).detach()
     forget = mse(eps(task, noisy(x, t, noise), t, prompts), pseudo)
     remain = mse(eps(task, noisy(kept, kept_t, kept_noise), kept_t, kept_prompts), kept_noise)
-    same_gradient(found, forget + 0.5 * remain, task["unet"])
+    same_gradient(found, forget + 0.5 * remain, task["model"])
 
 
 @pytest.mark.parametrize(("name", "alpha"), [("ga", 0.0), ("ga_retain", 0.1)])
@@ -113,23 +111,23 @@ def test_gradient_ascent_is_gradient_ascent_py_with_its_retain_term_or_without(n
     mse = torch.nn.MSELoss()
     forget = -mse(eps(task, noisy(x, t, noise), t, prompts), noise)
     retain = mse(eps(task, noisy(kept, kept_t, kept_noise), kept_t, kept_prompts), kept_noise)
-    same_gradient(found, forget + alpha * retain, task["unet"])
+    same_gradient(found, forget + alpha * retain, task["model"])
 
 
 def test_salun_soft_is_proximal_gradient_py(task):
     """Mutation: hard in place of soft thresholding; a threshold per tensor. Three steps, so that the anchor shows."""
-    origin = torch.cat([p.detach().flatten() for p in task["unet"].parameters()]).clone()
+    origin = torch.cat([p.detach().flatten() for p in task["model"].parameters()]).clone()
     plain = step_of("rl", task)
     step = torch.cat([-10.0 * part.flatten() for part in plain.values()])
     # Its one step of one: k falls to 0 at the end, so nothing is thresholded; of the first of two, half of the share remains
     run_folder = Mock(images_seen=0, **{"last_checkpoint.return_value": None, "seconds.return_value": 0.0})
-    loop = Trainer(task["unet"], run_folder, cpu(), seed=1, optimizer="sgd", momentum=0.0, grad_clip=0.0, batch_size=4)
+    loop = Trainer(task["model"], run_folder, cpu(), seed=1, optimizer="sgd", momentum=0.0, grad_clip=0.0, batch_size=4)
     after = []
     scatter = loop.__class__.step
 
     def watched(**terms):
         scatter(loop, **terms)
-        after.append(torch.cat([p.detach().flatten() for p in task["unet"].parameters()]))
+        after.append(torch.cat([p.detach().flatten() for p in task["model"].parameters()]))
 
     loop.step = watched
     method = methods.METHODS["salun_soft"]
@@ -166,7 +164,7 @@ def test_esd_is_its_authors_code(draw_from, task):
         t = low + ((high - low) * uniform).long() if draw_from == "trained" else torch.full_like(prompts, levels[count])
         e_0, e_p = eps(task, x, t, empty), eps(task, x, t, prompts)
         target = e_0 - 1.0 * (e_p - e_0) if draw_from == "trained" else e_p - 2.0 * (e_p - e_0)
-    same_gradient(found, torch.nn.MSELoss()(eps(task, x, t, prompts), target), task["unet"])
+    same_gradient(found, torch.nn.MSELoss()(eps(task, x, t, prompts), target), task["model"])
 
 
 @pytest.mark.parametrize("draw_from", ["trained", "original"])
@@ -174,19 +172,19 @@ def test_esd_draws_with_the_model_that_its_authors_draw_with(draw_from, task, mo
     """Mutation: draw x_t with the original in the code of 2023, or with the model in training in that of 2025."""
     module, drawn = sys.modules["methods.esd"], []
 
-    def watched(unet, *args, **options):
-        drawn.append(unet)
-        return partially_denoised(unet, *args, **options)
+    def watched(family, model, *args, **options):
+        drawn.append(model)
+        return partially_denoised(family, model, *args, **options)
 
     partially_denoised = module.partially_denoised
     monkeypatch.setattr(module, "partially_denoised", watched)
     step_of("esd", task, sample_steps=2, draw_from=draw_from)
-    assert [unet is task["unet"] for unet in drawn] == [draw_from == "trained"]
+    assert [unet is task["model"] for unet in drawn] == [draw_from == "trained"]
 
 
 def attention(task, x, t, prompts):
     """[(B, heads, pixels, tokens)]: the cross-attention of every layer, by the definition."""
-    found, layers = [], [layer for name, layer in task["unet"].named_modules() if name.endswith("attn2")]
+    found, layers = [], [layer for name, layer in task["model"].named_modules() if name.endswith("attn2")]
 
     def look(layer, args, kwargs):
         parts = layer.to_q(args[0]), layer.to_k(kwargs["encoder_hidden_states"])
@@ -204,7 +202,7 @@ def attention(task, x, t, prompts):
 def test_fmn_is_train_attn_py(end, task):
     """Mutation: a mean square per layer; count one end token where the padding consists of them."""
     if end == "one":  # Stable Diffusion 2.x pads with another token
-        task["tokenizer"] = Mock(pad_token_id=0, eos_token_id=1)
+        task["family"].pipeline.tokenizer = Mock(pad_token_id=0, eos_token_id=1)
     found = step_of("fmn", task, batch_size=1, end_token=end != "none")
     x, prompts, t, noise, _ = batch_of(task["forget"], 1)
     columns = [5] + {"padding": list(range(6, 12)), "one": [6], "none": []}[end]  # start, an, image, of, a, three, end, ...
@@ -213,14 +211,14 @@ def test_fmn_is_train_attn_py(end, task):
     picked = [
         probabilities.masked_select(chosen).reshape(-1, len(columns)) for probabilities in attention(task, noisy(x, t, noise), t, prompts)
     ]
-    same_gradient(found, torch.cat(picked).norm(), task["unet"])
+    same_gradient(found, torch.cat(picked).norm(), task["model"])
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.2])
 def test_ca_is_model_py(alpha, task):
     """Mutation: let the start token's keys and values have a gradient; weigh the forget term by alpha."""
     found = step_of("ca", task, alpha=alpha)
-    unet = task["unet"]
+    unet = task["model"]
     x, prompts, t, noise, _ = batch_of(data.Split(task["retain"].images, torch.full((4,), TARGET), "anchor"))
     kept, layers = {}, {name: layer for name, layer in unet.named_modules() if name.endswith(("attn2.to_k", "attn2.to_v"))}
 
@@ -250,7 +248,7 @@ def test_ca_is_model_py(alpha, task):
 @pytest.mark.parametrize(("code", "preserve"), [("2023", "named"), ("2023", "retained"), ("2025", "named")])
 def test_uce_is_its_authors_closed_form(code, preserve, task):
     """Mutation: keep prompts from their last own token on in 2023; another preserve scale; align at the first token."""
-    unet, embeddings = task["unet"], task["embeddings"].double()
+    unet, embeddings = task["model"], task["embeddings"].tokens.double()
     before = {key: parameter.detach().double() for key, parameter in unet.named_parameters()}
     method = methods.METHODS["uce"]
     method(**{key: task[key] for key in cli.method_inputs(method)}, authors_code=code, preserve=preserve)

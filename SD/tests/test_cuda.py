@@ -159,7 +159,8 @@ def test_a_run_resumes_on_cuda(home, tmp_path, monkeypatch):
 
 def test_the_benchmark_runs_on_cuda(tmp_path, capsys, monkeypatch):
     """Mutation: hand check_change weights of one device and a mask of another."""
-    monkeypatch.setattr(passes, "mean_gradient", lambda unet, *_, **__: {name: p.detach().abs() for name, p in unet.named_parameters()})
+    magnitudes = lambda family, *_, **__: {name: weights.detach().abs() for name, weights in family.model.named_parameters()}  # noqa: E731
+    monkeypatch.setattr(passes, "mean_gradient", magnitudes)
     monkeypatch.setattr(benchmark, "one_image_each", lambda moments, split=benchmark.one_image_each: split(moments[..., :8, :8]))
     with fake_cuda.installed(fused=True):
         for part in ("mask", "masked"):

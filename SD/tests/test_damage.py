@@ -27,6 +27,7 @@ import sampling
 import saving
 import train
 from cli import RunError
+from families import StableDiffusion
 from files import read_tensors, write_json, write_tensors
 from helpers import TINY, cpu, ok, script
 
@@ -43,13 +44,13 @@ def refused(capsys, name, *flags, status=1):
 
 
 @pytest.fixture(scope="module")
-def pipeline():
-    return models.build_pipeline("test", ["an image of a three"], 16, 1)
+def family():
+    return StableDiffusion.build("test", ["an image of a three"], 16, 1)
 
 
 @pytest.fixture
-def folder(pipeline, tmp_path):
-    saving.save(pipeline, tmp_path / "model")
+def folder(family, tmp_path):
+    saving.save(family, tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -74,7 +75,7 @@ def test_a_pipeline_with_other_weights_is_refused(fault, part, folder):
         pipelines.open_pipeline(folder)
 
 
-def test_names_of_earlier_versions_are_accepted(pipeline, folder):
+def test_names_of_earlier_versions_are_accepted(family, folder):
     """Breaks if position_ids counts as unknown, or if names that transformers and diffusers translate count as missing."""
 
     def older(tensors, name):
@@ -91,17 +92,17 @@ def test_names_of_earlier_versions_are_accepted(pipeline, folder):
     edit(folder, "text_encoder", older)
     edit(folder, "vae", oldest)
     opened, _ = pipelines.open_pipeline(folder)
-    assert models.sha(opened.unet, opened.vae, opened.text_encoder) == models.sha(pipeline.unet, pipeline.vae, pipeline.text_encoder)
+    assert models.sha(opened.model, *opened.frozen) == models.sha(family.model, *family.frozen)
 
 
 @pytest.mark.parametrize("part", WEIGHTS)
-def test_weights_that_are_not_finite_are_neither_opened_nor_saved(part, pipeline, folder, tmp_path):
-    """Breaks if check or save_pipeline leaves out one of the parts."""
+def test_weights_that_are_not_finite_are_neither_opened_nor_saved(part, family, folder, tmp_path):
+    """Breaks if check_parts or save leaves out one of the parts."""
     opened, _ = pipelines.open_pipeline(folder)
     name = edit(folder, part, lambda tensors, name: tensors[name].view(-1)[:1].fill_(torch.inf))
     with pytest.raises(RunError, match=f"NaN or infinite values in .*{name.removeprefix('text_model.')}"):
         pipelines.open_pipeline(folder)
-    next(getattr(opened, part).parameters()).data.view(-1)[:1] = torch.nan
+    next(getattr(opened.pipeline, part).parameters()).data.view(-1)[:1] = torch.nan
     with pytest.raises(RunError, match="NaN or infinite values"):
         saving.save(opened, tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
@@ -124,18 +125,18 @@ def test_configs_that_fit_no_other_part_are_refused(name, folder):
         pipelines.open_pipeline(folder)
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(pipeline, folder, monkeypatch):
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(family, folder, monkeypatch):
     """Breaks if write_whole catches OSError only: safetensors has an error of its own."""
 
     def full(tensors, partial, metadata):
         partial.write_text("half")
         raise safetensors.SafetensorError("No space left on device")
 
-    before = models.sha(pipelines.open_pipeline(folder)[0].unet)
+    before = models.sha(pipelines.open_pipeline(folder)[0].model)
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(RunError, match="could not write"):
-        saving.save(pipeline, folder)
-    assert os.listdir(folder.parent) == ["model"] and models.sha(pipelines.open_pipeline(folder)[0].unet) == before
+        saving.save(family, folder)
+    assert os.listdir(folder.parent) == ["model"] and models.sha(pipelines.open_pipeline(folder)[0].model) == before
 
 
 # --------------------------------------------------------------------------------------------------------- from scratch
@@ -155,7 +156,7 @@ def undisturbed(tmp_path_factory):
     "moment", ["before the U-Net", "before the VAE is kept", "amid saving", "before a restart amid saving", "with --overwrite"]
 )
 def test_training_from_scratch_goes_on_after_a_kill(moment, undisturbed, tmp_path, monkeypatch):
-    """Breaks without the checkpoint behind the autoencoder's training, or if save_pipeline removes model/ before the new one is
+    """Breaks without the checkpoint behind the autoencoder's training, or if save removes model/ before the new one is
     there, or with --overwrite if clean puts the old model back."""
     replace, run = os.replace, tmp_path / "run"
 
@@ -173,7 +174,7 @@ def test_training_from_scratch_goes_on_after_a_kill(moment, undisturbed, tmp_pat
         patch.setattr("trainer.CHECKPOINT_SECONDS", -1)
         patch.setattr(os, "replace", moved)
         if moment == "before the U-Net":
-            patch.setattr(train, "train_unet", kill)
+            patch.setattr(train, "train_model", kill)
         assert script(*from_scratch(undisturbed / "data", run)) != 0
         if moment.startswith("before a restart"):
             assert script(*from_scratch(undisturbed / "data", run, "--resume")) != 0
@@ -237,25 +238,26 @@ def test_the_parser_refuses_what_cannot_be(name, capsys):
     assert message in refused(capsys, *command, status=2)
 
 
-def test_text_that_is_not_utf8_is_refused(pipeline):
+def test_text_that_is_not_utf8_is_refused(family):
     """Breaks if a flag, a list of prompts or the tokenizer takes surrogates, which odd bytes of a command line become."""
     for kind in (data.prompt, data.full_prompt, data.template):
         with pytest.raises(argparse.ArgumentTypeError, match="UTF-8"):
             kind("{} \udcff")
     with pytest.raises(RunError, match="'a.udcff' holds what is no text"):
-        models.encode_prompts(pipeline, ["a", "a\udcff"])
+        family.encode_prompts(["a", "a\udcff"])
 
 
-def test_a_sampler_that_fails_at_its_steps_is_one_sentence(pipeline):
+def test_a_sampler_that_fails_at_its_steps_is_one_sentence(family):
     """Breaks if draw leaves IndexError to the user: what the model's own sampler can do is not known before."""
     from diffusers import PNDMScheduler
 
-    own = copy.copy(pipeline)
-    own.scheduler = PNDMScheduler.from_config(pipeline.scheduler.config)
-    null = models.encode_prompts(pipeline, [""])
+    pipeline = copy.copy(family.pipeline)
+    pipeline.scheduler = PNDMScheduler.from_config(pipeline.scheduler.config)
+    own = StableDiffusion(pipeline)
+    null = family.encode_prompts([""])
     for steps in (1, 1000):
         with pytest.raises(RunError, match=f"own cannot draw in {steps} steps"):
-            sampling.draw(own, null, null[0], [1], cpu(), steps=steps, guidance_scale=1, size=(16, 16), sampler="own")
+            sampling.draw(own, null, null, [1], cpu(), steps=steps, guidance_scale=1, size=(16, 16), sampler="own")
 
 
 # ------------------------------------------------------------------------------------------------- pictures and captions
@@ -345,23 +347,23 @@ CACHES = {
 
 
 @pytest.mark.parametrize("name", CACHES)
-def test_a_cache_that_is_parseable_but_wrong_is_refused(name, tmp_path, pipeline):
+def test_a_cache_that_is_parseable_but_wrong_is_refused(name, tmp_path, family):
     """Breaks if cached trusts names, shape and type of what it finds."""
     pictures = imagesets.Pictures(np.zeros((3, 16, 16, 3), np.uint8), 16)
-    latents.encode_pictures(pipeline, pictures, "v", tmp_path, cpu())
+    latents.encode_pictures(family, pictures, "v", tmp_path, cpu())
     (path,) = (tmp_path / "cache").iterdir()
     write_tensors(path, CACHES[name], read_tensors(path)[1])
     with pytest.raises(RunError, match="is not the cache it should be"):
-        latents.encode_pictures(pipeline, pictures, "v", tmp_path, cpu())
+        latents.encode_pictures(family, pictures, "v", tmp_path, cpu())
 
 
-def test_a_folder_that_cannot_be_written_needs_no_cache(tmp_path, pipeline, monkeypatch):
+def test_a_folder_that_cannot_be_written_needs_no_cache(tmp_path, family, monkeypatch):
     """Breaks if the cache is a condition of going on."""
     pictures = imagesets.Pictures(np.zeros((3, 16, 16, 3), np.uint8), 16)
-    expected = latents.encode_pictures(pipeline, pictures, "v", tmp_path / "writable", cpu())
+    expected = latents.encode_pictures(family, pictures, "v", tmp_path / "writable", cpu())
     (tmp_path / "file").write_text("")  # mkdir fails below a file, for root too
     with pytest.warns(UserWarning, match="read-only"):
-        assert torch.equal(latents.encode_pictures(pipeline, pictures, "v", tmp_path / "file", cpu()), expected)
+        assert torch.equal(latents.encode_pictures(family, pictures, "v", tmp_path / "file", cpu()), expected)
 
 
 # ------------------------------------------------------------------------------------------------------- samples and runs
@@ -503,10 +505,10 @@ EDITED += [{"image_size": 10**9}, {"image_size": "x"}, {"classes": 5}, {"classes
 
 
 @pytest.mark.parametrize("change", EDITED, ids=str)
-def test_a_model_of_a_hand_edited_run_ends_in_one_sentence(change, pipeline, tmp_path, capsys):
+def test_a_model_of_a_hand_edited_run_ends_in_one_sentence(change, family, tmp_path, capsys):
     """Breaks if open_pipeline hands on what args.json says without a look at its types."""
     run = write_run(tmp_path / "model", **TRAINED | {"data_dir": str(tmp_path / "data")} | change)
-    saving.save(pipeline, run / "model")
+    saving.save(family, run / "model")
     for command in (
         ("unlearn", "--method ga --forget_class three --steps 1 --lr 1e-9", "--model_path", run, "--save_dir", tmp_path / "run"),
         ("generate_images", "--steps 1 --image_size 16", "--model_path", run, "--save_dir", tmp_path / "drawn"),
@@ -517,9 +519,9 @@ def test_a_model_of_a_hand_edited_run_ends_in_one_sentence(change, pipeline, tmp
         assert "Traceback" not in error and (status == 0 or error.count("error: ") == 1)
 
 
-def test_images_that_another_process_did_not_draw_are_missed(pipeline, tmp_path, capsys, monkeypatch):
+def test_images_that_another_process_did_not_draw_are_missed(family, tmp_path, capsys, monkeypatch):
     """Breaks if done.json is written without a look at what all processes drew."""
-    saving.save(pipeline, tmp_path / "model")
+    saving.save(family, tmp_path / "model")
     command = ("generate_images", "--steps 1 --image_size 16 --precision fp32 --prompt a b --model_path", tmp_path / "model")
     monkeypatch.setattr(generate_images, "draw_files", lambda *args: None)
     assert "0_0.png was not drawn" in refused(capsys, *command, "--save_dir", tmp_path / "run")

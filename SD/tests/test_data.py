@@ -1,6 +1,7 @@
 """Images, prompts, latents and their cache. Each test names the mutation that would break it."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ import latents
 import models
 import pipelines
 import sampling
-import trainer
 from cli import RunError
+from families import StableDiffusion
 from files import read_json, read_tensors
 from helpers import FORGOTTEN, TINY, cpu, ok
 
@@ -103,10 +104,11 @@ def test_one_spelling_of_a_class_has_one_answer(capsys):
 def test_words_are_single_tokens_and_others_are_spelled():
     """Mutation: train too few merges."""
     tokenizer = models.build_tokenizer(["a handwritten seven", "an eve of nine"])
+    family = StableDiffusion(SimpleNamespace(tokenizer=tokenizer))
     for text in ("a", "handwritten", "SEVEN", "eve", "nine"):
-        assert len(models.word_tokens(tokenizer, text)) == 1
-    assert len(models.word_tokens(tokenizer, "evening")) > 1 and models.word_tokens(tokenizer, "") == []
-    assert len({tuple(models.word_tokens(tokenizer, text)) for text in ("é", "😀", "seven", "neves")}) == 4
+        assert len(family.own_tokens(text)) == 1
+    assert len(family.own_tokens("evening")) > 1 and family.own_tokens("") == []
+    assert len({tuple(family.own_tokens(text)) for text in ("é", "😀", "seven", "neves")}) == 4
 
 
 def test_the_tokenizer_follows_from_the_captions():
@@ -119,32 +121,32 @@ def test_the_tokenizer_follows_from_the_captions():
 
 def test_long_prompts_are_warned_of_and_cut(home):
     """Mutation: truncation=False, or warn of short ones too."""
-    pipeline, _ = pipelines.open_pipeline(home / "original")
+    family, _ = pipelines.open_pipeline(home / "original")
     with pytest.warns(UserWarning, match="too long for the text encoder, cut after 10 tokens: 'three three"):
-        long = models.encode_prompts(pipeline, ["three " * 30])
+        long = family.encode_prompts(["three " * 30]).tokens
     import warnings
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert torch.equal(models.encode_prompts(pipeline, ["three " * 10]), long)
+        assert torch.equal(family.encode_prompts(["three " * 10]).tokens, long)
 
 
 def test_embeddings_are_those_of_the_pipeline(home):
     """Mutation: another hidden layer, or no padding."""
-    pipeline, _ = pipelines.open_pipeline(home / "original")
-    expected = torch.cat(pipeline.encode_prompt("an image of a six", "cpu", 1, True, "")[:2])
-    assert torch.equal(models.encode_prompts(pipeline, ["an image of a six", ""]), expected)
+    family, _ = pipelines.open_pipeline(home / "original")
+    expected = torch.cat(family.pipeline.encode_prompt("an image of a six", "cpu", 1, True, "")[:2])
+    assert torch.equal(family.encode_prompts(["an image of a six", ""]).tokens, expected)
 
 
 def test_latents_are_the_vaes(home):
     """Mutation: leave out the scaling factor, or the variance in place of the deviation."""
-    pipeline, _ = pipelines.open_pipeline(home / "original")
+    family, _ = pipelines.open_pipeline(home / "original")
     images = imagesets.load("digits", home / "data", 16).train[:3]
     with torch.no_grad():
-        expected = pipeline.vae.encode(data.to_float(images)).latent_dist
+        expected = family.pipeline.vae.encode(data.to_float(images)).latent_dist
     normal = torch.randn(3, 4, 8, 8)
-    split = data.Split(models.encode_images(pipeline, images), torch.arange(3), "train")
-    latents = (expected.mean + expected.std * normal) * pipeline.vae.config.scaling_factor
+    split = data.Split(family.encode_images(images), torch.arange(3), "train")
+    latents = (expected.mean + expected.std * normal) * family.pipeline.vae.config.scaling_factor
     torch.testing.assert_close(split.load(torch.arange(3), normal), latents)
     assert 0.5 < split.images[:, :4].std() < 1.5  # train.py chose the factor for unit scale
 
@@ -182,15 +184,15 @@ def test_a_pass_weighs_every_image_once():
 # ---------------------------------------------------------------------------------------------------------------- the cache
 def test_the_cache_equals_no_cache_and_knows_what_it_is_of(home, tmp_path, folder, monkeypatch):
     """Mutation: name it by the folder."""
-    pipeline, _ = pipelines.open_pipeline(home / "original")
+    family, _ = pipelines.open_pipeline(home / "original")
     pictures = imagesets.load("folder", folder, 16).train
-    fresh = torch.cat([models.encode_images(pipeline, pictures[start : start + 8]) for start in (0,)])
+    fresh = torch.cat([family.encode_images(pictures[start : start + 8]) for start in (0,)])
     calls = []
-    whole = models.encode_images
-    monkeypatch.setattr(models, "encode_images", lambda *args: calls.append(1) or whole(*args))
+    whole = family.encode_images
+    monkeypatch.setattr(family, "encode_images", lambda *args: calls.append(1) or whole(*args))
 
     def encode(pictures=pictures, vae_sha="v"):
-        return latents.encode_pictures(pipeline, pictures, vae_sha, tmp_path, cpu())
+        return latents.encode_pictures(family, pictures, vae_sha, tmp_path, cpu())
 
     assert torch.equal(encode(), fresh) and calls == [1]
     assert torch.equal(encode(), fresh) and calls == [1]  # from the cache, to the bit
@@ -222,12 +224,12 @@ def test_training_on_the_cache_equals_encoding_anew(home, unlearn, tmp_path):
 def test_generated_images_depend_on_prompt_and_number_alone(home):
     """Mutation: seeds that count over all prompts."""
     accelerator = cpu()
-    pipeline, _ = pipelines.open_pipeline(home / "original")
+    family, _ = pipelines.open_pipeline(home / "original")
     prompts = ["an image of a two", "an image of a six"]
-    embeddings = models.encode_prompts(pipeline, [*prompts, ""])
+    embeddings = family.encode_prompts([*prompts, ""])
     options = dict(steps=3, guidance_scale=2.0, size=(16, 16))
-    both = sampling.generate_moments(pipeline, prompts, embeddings[:2], embeddings[2], 3, accelerator, **options)
-    alone = sampling.generate_moments(pipeline, prompts[1:], embeddings[1:2], embeddings[2], 2, accelerator, batch_size=1, **options)
+    both = sampling.generate_moments(family, prompts, embeddings, 3, accelerator, **options)
+    alone = sampling.generate_moments(family, prompts[1:], embeddings[1:], 2, accelerator, batch_size=1, **options)
     torch.testing.assert_close(both[3:5], alone, rtol=1e-3, atol=1e-4)
     assert both.shape == (6, 8, 8, 8) and (both[:, 4:] == 0).all() and not torch.allclose(both[0, :4], both[1, :4])
 
@@ -287,12 +289,12 @@ def test_v_prediction(tmp_path, home):
     """Mutation: noise as the target whatever the scheduler says."""
     flags = "--prediction_type v_prediction --vae_steps 30 --steps 80"
     ok("train", TINY, flags, "--data_dir", home / "data", "--save_dir", tmp_path / "v")
-    pipeline, _ = pipelines.open_pipeline(tmp_path / "v")
-    scheduler = models.noise_scheduler(pipeline.scheduler)
+    family, _ = pipelines.open_pipeline(tmp_path / "v")
+    scheduler = family.scheduler
     assert scheduler.config.prediction_type == "v_prediction"
     x, noise, t = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([100, 900])
     level = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
-    torch.testing.assert_close(trainer.training_target(scheduler, x, noise, t), level.sqrt() * noise - (1 - level).sqrt() * x)
+    torch.testing.assert_close(family.target(x, noise, t), level.sqrt() * noise - (1 - level).sqrt() * x)
     losses = [float(row.split(",")[-1]) for row in (tmp_path / "v" / "log.csv").read_text().splitlines()[-5:]]
     assert losses[-1] < 0.9 * losses[0]
     start = ("--model_path", tmp_path / "v", "--forget_class", FORGOTTEN)
@@ -306,18 +308,19 @@ def test_v_prediction(tmp_path, home):
 
 def test_images_depend_on_their_seeds_alone(home):
     """Mutation: one generator for the batch."""
-    pipeline, _ = pipelines.open_pipeline(home / "original")
-    embeddings, accelerator = models.encode_prompts(pipeline, ["an image of a two", "an image of a six", ""]), cpu()
+    family, _ = pipelines.open_pipeline(home / "original")
+    embeddings, accelerator = family.encode_prompts(["an image of a two", "an image of a six", ""]), cpu()
     options = dict(steps=4, guidance_scale=3.0, size=(16, 16))
-    both = sampling.draw(pipeline, embeddings[:2], embeddings[2], [5, 6], accelerator, **options)
-    alone = sampling.draw(pipeline, embeddings[1:2], embeddings[2], [6], accelerator, **options)
+    both = sampling.draw(family, embeddings[:2], embeddings.empty(2), [5, 6], accelerator, **options)
+    alone = sampling.draw(family, embeddings[1:2], embeddings.empty(1), [6], accelerator, **options)
     assert (both[1].int() - alone[0].int()).abs().max() <= 1
-    unguided = sampling.draw(pipeline, embeddings[1:2], embeddings[2], [6], accelerator, **options | {"guidance_scale": 1.0})
+    unguided = sampling.draw(family, embeddings[1:2], embeddings.empty(1), [6], accelerator, **options | {"guidance_scale": 1.0})
     assert (alone.int() - unguided.int()).abs().max() > 5
     for sampler in sampling.SAMPLERS:
-        before = pipeline.scheduler
-        assert sampling.draw(pipeline, embeddings[:1], embeddings[2], [5], accelerator, **options, sampler=sampler).shape == (1, 16, 16, 3)
-        assert pipeline.scheduler is before
+        before = family.pipeline.scheduler
+        drawn = sampling.draw(family, embeddings[:1], embeddings.empty(1), [5], accelerator, **options, sampler=sampler)
+        assert drawn.shape == (1, 16, 16, 3)
+        assert family.pipeline.scheduler is before
 
 
 def test_grid_and_gif(tmp_path):
@@ -338,7 +341,7 @@ def test_images_that_a_method_does_not_read_are_not_made(home, unlearn, monkeypa
     def never(*args, **options):
         raise AssertionError("images were made")
 
-    monkeypatch.setattr(models, "encode_images", never)
+    monkeypatch.setattr(StableDiffusion, "encode_images", never)
     monkeypatch.setattr(sampling, "generate_moments", never)
     prompts = ("--forget_prompt", "an image of a three", "--target_prompt", "an image of a four", "--num_images 77")
     for flags in (("--forget_class", FORGOTTEN, "--data_dir", home / "elsewhere"), prompts):

@@ -13,6 +13,7 @@ from torch import nn
 
 import cli
 import data
+import families
 import masking
 import methods
 import models
@@ -24,7 +25,7 @@ from cli import RunError
 from files import read_json, read_tensors
 from helpers import FORGOTTEN, cpu, ok, script
 from methods.fmn import CrossAttention
-from trainer import Trainer, denoising_loss, predict, predict_together, prepare, training_target
+from trainer import Trainer, prepare
 
 THREE, FOUR = 3, 4
 # Settings strong enough to move a tiny model in seconds.
@@ -48,9 +49,9 @@ def probe(loaded, split, label=None):
     """(predictions for the split's latents under their own prompt or prompt `label`, their targets), at fixed noise and timesteps."""
     latents, labels, t, noise = (torch.cat(parts) for parts in zip(*data.whole_pass(split, 64, 9, 1000, "cpu"), strict=True))
     labels = labels if label is None else torch.full_like(labels, label)
-    noisy = loaded.scheduler.add_noise(latents, noise, t)
-    prediction = predict(loaded.pipeline.unet.eval(), noisy, t, loaded.embeddings[labels])
-    return prediction, training_target(loaded.scheduler, latents, noise, t)
+    noisy = loaded.family.add_noise(latents, noise, t)
+    prediction = loaded.family.predict(loaded.family.model.eval(), noisy, t, loaded.embeddings[labels])
+    return prediction, loaded.family.target(latents, noise, t)
 
 
 def difference(a, b):
@@ -69,8 +70,8 @@ def apart(loaded, a, b):
 def attention_paid(loaded):
     """Mean attention probability that the word "three" gets."""
     latents, labels, t, noise = next(data.whole_pass(loaded.forget, 64, 9, 1000, "cpu"))
-    with torch.no_grad(), CrossAttention(loaded.pipeline.unet) as attention:
-        predict(loaded.pipeline.unet, loaded.scheduler.add_noise(latents, noise, t), t, loaded.embeddings[labels])
+    with torch.no_grad(), CrossAttention(loaded.family.model) as attention:
+        loaded.family.predict(loaded.family.model, loaded.family.add_noise(latents, noise, t), t, loaded.embeddings[labels])
     return torch.stack([found[..., 5].mean() for found in attention.found]).mean().item()  # start, an, image, of, a, three
 
 
@@ -117,7 +118,7 @@ def test_a_layerwise_mask_has_as_many_of_each_tensor_as_the_saliency_mask(home, 
     """Mutation: draw over all tensors pooled, or keep the saliency mask."""
     start = ("--model_path", home / "original", "--batch_size 64 --forget_class", FORGOTTEN)
     ok("generate_mask", *start, "--mask_kind layerwise --seed 1 --save_dir", tmp_path / "mask")
-    weights = dict(load().pipeline.unet.named_parameters())
+    weights = dict(load().family.model.named_parameters())
     (salient, _), (drawn, info) = (masking.load(path, weights, load().facts) for path in (home / "mask", tmp_path / "mask"))
     assert info["mask_kind"] == "layerwise"
     assert [int(drawn[name].sum()) for name in drawn] == [int(salient[name].sum()) for name in drawn]
@@ -129,7 +130,7 @@ def test_a_layerwise_mask_has_as_many_of_each_tensor_as_the_saliency_mask(home, 
 def test_every_method_under_a_mask_leaves_frozen_weights_bitwise_equal(name, home, unlearn, load):
     """Mutation: pass mask=None to the Trainer."""
     folder = unlearn(name, SHORT[name], "--train_method full --mask_path", home / "mask")
-    before, after = (dict(load(path).pipeline.unet.named_parameters()) for path in (home / "original", folder))
+    before, after = (dict(load(path).family.model.named_parameters()) for path in (home / "original", folder))
     mask, _ = masking.load(home / "mask", before, load().facts)
     assert all(torch.equal(after[key][~mask[key]], before[key][~mask[key]]) for key in mask)
     moved, salient = sum(int((after[key] != before[key]).sum()) for key in mask), sum(int(part.sum()) for part in mask.values())
@@ -148,9 +149,9 @@ def test_every_method_under_a_mask_leaves_frozen_weights_bitwise_equal(name, hom
 )
 def test_train_method_moves_its_weights_alone(train_method, moves, home, unlearn, load):
     """Mutation: let restrict() return None."""
-    before = dict(load().pipeline.unet.named_parameters())
+    before = dict(load().family.model.named_parameters())
     for mask in ((), ("--mask_path", home / "mask")):
-        after = load(unlearn("rl", SHORT["rl"], "--train_method", train_method, *mask)).pipeline.unet
+        after = load(unlearn("rl", SHORT["rl"], "--train_method", train_method, *mask)).family.model
         changed = {name for name, parameter in after.named_parameters() if not torch.equal(parameter, before[name])}
         assert changed and all(moves(name) for name in changed)
         if mask:
@@ -163,9 +164,9 @@ def test_train_method_moves_its_weights_alone(train_method, moves, home, unlearn
 @pytest.mark.slow
 def test_the_method_says_which_weights_may_change_unless_a_flag_does(home, unlearn, load):
     """Mutation: leave TRAINING of esd.py unread; let it go before the flag."""
-    before = dict(load().pipeline.unet.named_parameters())
+    before = dict(load().family.model.named_parameters())
     for flags, only_cross_attention in (("", True), ("--train_method full", False)):
-        after = load(unlearn("esd", SHORT["esd"], flags)).pipeline.unet
+        after = load(unlearn("esd", SHORT["esd"], flags)).family.model
         changed = [name for name, parameter in after.named_parameters() if not torch.equal(parameter, before[name])]
         assert all(".attn2." in name for name in changed) == only_cross_attention
 
@@ -174,8 +175,8 @@ def test_the_method_says_which_weights_may_change_unless_a_flag_does(home, unlea
 def test_vae_and_text_encoder_are_never_touched(home, unlearn):
     """Mutation: hand the parameters of pipeline.text_encoder to the Trainer."""
     after, before = (pipelines.open_pipeline(folder)[0] for folder in (unlearn("salun", SHORT["salun"]), home / "original"))
-    assert models.sha(after.vae, after.text_encoder) == models.sha(before.vae, before.text_encoder)
-    assert models.sha(after.unet) != models.sha(before.unet)
+    assert models.sha(*after.frozen) == models.sha(*before.frozen)
+    assert models.sha(after.model) != models.sha(before.model)
 
 
 @pytest.mark.slow
@@ -272,16 +273,16 @@ def test_saliency_is_the_gradient_over_the_whole_forget_set(load):
     """Mutation: mean of batch means, or guidance left out."""
     loaded = load()
     few = data.Split(loaded.forget.images[:10], loaded.forget.labels[:10], "forget")
-    unet, embeddings = loaded.pipeline.unet, loaded.embeddings
+    unet, embeddings = loaded.family.model, loaded.embeddings
     for scale in (1, 8.5):
         options = {"guidance_scale": scale, "passes": 2, "batch_size": 4, "seed": 1}
-        found = passes.mean_gradient(unet, loaded.scheduler, few, embeddings, cpu(), **options)
+        found = passes.mean_gradient(loaded.family, few, embeddings, cpu(), **options)
         total = 0
         for number in range(2):
             for latents, labels, t, noise in data.whole_pass(few, 1, 1, 1000, "cpu", number):
                 assert (labels == THREE).all()
-                noisy = loaded.scheduler.add_noise(latents, noise, t)
-                conditional, unconditional = (predict(unet, noisy, t, embeddings[label][None]) for label in (THREE, -1))
+                noisy = loaded.family.add_noise(latents, noise, t)
+                conditional, unconditional = (loaded.family.predict(unet, noisy, t, embeddings[[label]]) for label in (THREE, -1))
                 total = total + (scale * conditional - (scale - 1) * unconditional - noise).square().mean() / 20
         total.backward()
         for name, parameter in unet.named_parameters():
@@ -326,11 +327,11 @@ def test_alpha_weighs_the_retain_term(unlearn):
 @pytest.mark.slow
 def test_soft_starts_at_the_original_and_frees_the_weights_at_last(unlearn, load, monkeypatch):
     """Mutation: anchor at the previous step."""
-    before = dict(load().pipeline.unet.named_parameters())
+    before = dict(load().family.model.named_parameters())
 
     def run():
         folder = unlearn("salun_soft", "--steps 10 --lr 1e-3 --mask_ratio 1.0")
-        return read_json(folder / "done.json")["fraction_changed"], load(folder).pipeline.unet
+        return read_json(folder / "done.json")["fraction_changed"], load(folder).family.model
 
     assert run()[0] > 0.9  # k has fallen to 0
     step = Trainer.step
@@ -351,9 +352,9 @@ def test_soft_starts_at_the_original_and_frees_the_weights_at_last(unlearn, load
 def test_uce_solves_its_least_squares_problem(unlearn, load):
     """Mutation: swap before and after, or transpose."""
     before, after = load(), load(unlearn("uce", "--ridge 0.3 --erase_scale 2 --preserve retained --preserve_scale 1"))
-    last = [len(models.word_tokens(before.pipeline.tokenizer, prompt)) for prompt in before.prompts]
-    E, key = before.embeddings.double(), "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
-    old, new = (dict(loaded.pipeline.unet.named_parameters())[key].detach().double() for loaded in (before, after))
+    last = [len(before.family.own_tokens(prompt)) for prompt in before.prompts]
+    E, key = before.embeddings.tokens.double(), "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    old, new = (dict(loaded.family.model.named_parameters())[key].detach().double() for loaded in (before, after))
     new.requires_grad_(True)
     length = E.shape[1] - last[THREE]
     moved = (E[THREE, last[THREE] :][:length] @ new.T - E[FOUR, last[FOUR] :][:length] @ old.T).square().sum()
@@ -366,13 +367,13 @@ def test_uce_solves_its_least_squares_problem(unlearn, load):
 def test_attention_is_what_the_layers_use(load):
     """Mutation: forget the scale, or mix up heads and pixels."""
     loaded = load()
-    unet = loaded.pipeline.unet
+    unet = loaded.family.model
     layer = next(module for name, module in unet.named_modules() if name.endswith("attn2"))
     seen = {}
     layer.register_forward_hook(lambda module, args, kwargs, result: seen.update(kwargs=kwargs, out=result), with_kwargs=True)
     latents, labels, t, noise = next(data.whole_pass(loaded.forget, 4, 9, 1000, "cpu"))
     with torch.no_grad(), CrossAttention(unet) as attention:
-        predict(unet, loaded.scheduler.add_noise(latents, noise, t), t, loaded.embeddings[labels])
+        loaded.family.predict(unet, loaded.family.add_noise(latents, noise, t), t, loaded.embeddings[labels])
     probabilities = attention.found[0]
     torch.testing.assert_close(probabilities.sum(-1), torch.ones(probabilities.shape[:-1]))
     value = layer.head_to_batch_dim(layer.to_v(seen["kwargs"]["encoder_hidden_states"]))
@@ -392,25 +393,26 @@ def test_the_tokens_of_a_concept_are_those_that_its_target_lacks(prompt, target,
 def test_partially_denoised_samples_are_the_pipelines_own(load):
     """Mutation: guidance without the empty prompt, or another time order."""
     loaded = load()
-    unet, scheduler, accelerator = loaded.pipeline.unet, loaded.pipeline.scheduler, cpu()
+    unet, scheduler, accelerator = loaded.family.model, loaded.family.pipeline.scheduler, cpu()
     split = data.prompts_alone([THREE] * 2, loaded.forget.shape, "forget")
     batch = data.Stream(split, batch_size=2, seed=1, timesteps=1000, device="cpu").batch(0)
-    conditions, empty = loaded.embeddings[batch.labels], loaded.embeddings[-1].expand(2, -1, -1)
+    conditions, empty = loaded.embeddings[batch.labels], loaded.embeddings.empty(2)
 
     def partially_denoised(step):
         batch.step = step
         trainer = Mock(seed=1, accelerator=accelerator)
-        return sampling.partially_denoised(unet, loaded.scheduler, batch, conditions, empty, trainer, guidance_scale=3.0, steps=4)
+        return sampling.partially_denoised(loaded.family, unet, batch, conditions, empty, trainer, guidance_scale=3.0, steps=4)
 
     times = {int(partially_denoised(step)[1][0]) for step in range(30)}
     assert len(times) == 4 and max(times) > 700
     with torch.no_grad(), accelerator.autocast():
-        options = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
-        full = loaded.pipeline(prompt_embeds=conditions, negative_prompt_embeds=empty, latents=batch.noise, **options).images
+        options = {"num_inference_steps": 4, "output_type": "latent"}
+        inputs = loaded.family.inputs(conditions, empty, 3.0)
+        full = loaded.family.pipeline(**inputs, latents=batch.noise, **options).images
     last = next(step for step in range(50) if int(torch.randint(4, (1,), generator=data.make_generator("unfinished", 1, step))) == 3)
     noisy, t = partially_denoised(last)
     with torch.no_grad():
-        conditional, unconditional = predict_together(unet, (noisy, t, conditions), (noisy, t, empty))
+        conditional, unconditional = loaded.family.predict_together(unet, (noisy, t, conditions), (noisy, t, empty))
     scheduler.set_timesteps(4)
     end = scheduler.step(unconditional + 3.0 * (conditional - unconditional), t[0], noisy).prev_sample
     torch.testing.assert_close(end, full, rtol=1e-3, atol=1e-4)
@@ -420,7 +422,7 @@ def test_partially_denoised_samples_are_the_pipelines_own(load):
 @pytest.mark.parametrize("name", ["salun", "esd"])
 def test_gradient_checkpointing_changes_nothing_but_memory(name, unlearn, load):
     """Mutation: recompute with other weights."""
-    plain, saving = (load(unlearn(name, SHORT[name], more)).pipeline.unet for more in ("", "--gradient_checkpointing"))
+    plain, saving = (load(unlearn(name, SHORT[name], more)).family.model for more in ("", "--gradient_checkpointing"))
     for (key, a), (_, b) in zip(plain.named_parameters(), saving.named_parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=key)
 
@@ -430,20 +432,21 @@ def test_fp16_scales_the_gradients_and_undoes_it(load):
     results = []
     for scaled in (False, True):
         loaded = load()
-        loop = trainer_of(loaded.pipeline.unet, batch_size=8, optimizer="sgd", momentum=0.0, grad_clip=1e-2)
+        loop = trainer_of(loaded.family.model, batch_size=8, optimizer="sgd", momentum=0.0, grad_clip=1e-2)
         loop.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
         for batch in loop.steps(1, 1e-2, loaded.forget):
-            loop.step(loss=denoising_loss(loaded.pipeline.unet, loaded.scheduler, batch, loaded.embeddings[batch.labels]))
-        results.append(torch.cat([parameter.detach().flatten() for parameter in loaded.pipeline.unet.parameters()]))
+            loop.step(loss=loaded.family.loss(loaded.family.model, batch, loaded.embeddings[batch.labels]))
+        results.append(torch.cat([parameter.detach().flatten() for parameter in loaded.family.model.parameters()]))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-7)
 
 
 def test_autocast_begins_and_ends_with_a_forward_pass(home):
     """Breaks if autocast is put around the loss again: PyTorch before 2.11 then trains on weight casts that carry no gradient."""
     accelerator = cpu("bf16")
-    model = pipelines.open_pipeline(home / "original")[0].unet
+    family, _ = pipelines.open_pipeline(home / "original")
+    model, embeddings = family.model, families.Embeddings(encoder_hidden_states=torch.ones(4, 12, 32))
     part, x, t = model.conv_out, torch.randn(4, 4, 8, 8), torch.arange(4)
-    output_of = lambda model: predict(model.eval(), x, t, torch.ones(4, 12, 32)).detach()  # noqa: E731
+    output_of = lambda model: family.predict(model.eval(), x, t, embeddings).detach()  # noqa: E731
     names, inside = list(model.state_dict()), []
     part.register_forward_hook(lambda *_: inside.append(torch.is_autocast_enabled("cpu")))
     model = prepare(model, accelerator)
@@ -527,16 +530,15 @@ def test_training_flags_reach_the_trainer(unlearn):
 # ------------------------------------------------------------------------------------------------- a method of one's own
 OWN_METHOD = '''
 from cli import positive_float
-from trainer import denoising_loss
 
 FLAGS = {"push": dict(type=positive_float, help="weight of the forget term")}
 TRAINING = {"ema": 0.5, "train_method": "selfattn"}
 
 
-def mine(unet, forget, retain, trainer, scheduler, embeddings, *, steps=2, lr=1e-3, push=0.5):
+def mine(model, forget, retain, trainer, family, embeddings, *, steps=2, lr=1e-3, push=0.5):
     """Descend on the retain set, ascend on the forget set."""
     for batches in trainer.steps(steps, lr, forget, retain):
-        forget_loss, retain_loss = (denoising_loss(unet, scheduler, batch, embeddings[batch.labels]) for batch in batches)
+        forget_loss, retain_loss = (family.loss(model, batch, embeddings[batch.labels]) for batch in batches)
         trainer.step(forget=-push * forget_loss, retain=retain_loss)
 '''
 

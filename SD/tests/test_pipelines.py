@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ import sampling
 import saving
 import single_file
 from cli import RunError
+from families import StableDiffusion
+from families.sd import MORE_INPUTS, tokens
 from files import read_json, read_tensors, write_tensors
 from helpers import ok, script
 from table import describe
@@ -23,15 +26,15 @@ CONCEPT = ["--method", "uce", "--precision", "fp32", "--forget_prompt", "three",
 
 
 @pytest.fixture(scope="module")
-def pipeline():
-    return models.build_pipeline("test", ["an image of a three, or not"], 16, 1)
+def family():
+    return StableDiffusion.build("test", ["an image of a three, or not"], 16, 1)
 
 
 @pytest.fixture
-def original(pipeline, tmp_path):
+def original(family, tmp_path):
     """A diffusers folder as people have it: with a safety checker, and with files that are no part of a pipeline."""
     folder = tmp_path / "original"
-    saving.save(pipeline, folder)
+    saving.save(family, folder)
     for part, kind in {
         "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
         "feature_extractor": ["transformers", "X"],
@@ -58,7 +61,7 @@ def files(folder):
 
 def as_variant(folder, name="fp16"):
     """Give the weight files of a folder a variant."""
-    for part in (*pipelines.PARTS, "safety_checker"):
+    for part in (*StableDiffusion.PARTS, "safety_checker"):
         for path in (folder / part).glob("*.safetensors"):
             path.rename(path.with_name(path.name.replace(".safetensors", f".{name}.safetensors")))
     return folder
@@ -70,8 +73,8 @@ def refused(source, match, **options):
     assert "\n" not in str(caught.value)
 
 
-def shas(pipeline):
-    return [models.sha(getattr(pipeline, part)) for part in pipelines.PARTS]
+def shas(family):
+    return [models.sha(part) for part in (family.model, *family.frozen)]
 
 
 # ----------------------------------------------------------------------------------------------------------------- saved
@@ -102,20 +105,20 @@ def test_a_part_that_is_missing_or_pickled_is_left_out(original, tmp_path):
         assert not (tmp_path / "saved" / "safety_checker").exists()
 
 
-def test_parts_made_from_a_single_file_open_with_transformers_4_and_5(pipeline, original, tmp_path):
+def test_parts_made_from_a_single_file_open_with_transformers_4_and_5(family, original, tmp_path):
     """Mutation: leave tokenizer or text encoder to save_pretrained: transformers 4 finds neither vocab.json nor the names of weights."""
     from transformers import CLIPTokenizer
 
-    single_file.export(pipeline, tmp_path / "one.safetensors")
+    single_file.export(family.pipeline, tmp_path / "one.safetensors")
     flags = ("--steps 0 --model_path", tmp_path / "one.safetensors", "--model_config", original)
     ok("train", *flags, "--save_dir", tmp_path / "run")
     folder = tmp_path / "run" / "model"
-    assert shas(pipelines.open_pipeline(tmp_path / "run")[0]) == shas(pipeline)
+    assert shas(pipelines.open_pipeline(tmp_path / "run")[0]) == shas(family)
     assert all(name.startswith("text_model.") for name in read_tensors(folder / "text_encoder" / "model.safetensors")[0])
     texts = ["an image of a three, or not", "Ünïcode 😀 THREE", "", "a" * 30]
     (folder / "tokenizer" / "tokenizer.json").unlink()  # transformers 4 does not read it
     old = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    assert models.tokens(old, texts).equal(models.tokens(pipeline.tokenizer, texts)) and old.model_max_length == 12
+    assert tokens(old, texts).equal(tokens(family.pipeline.tokenizer, texts)) and old.model_max_length == 12
 
 
 @pytest.mark.slow
@@ -130,17 +133,17 @@ def test_precision_of_what_is_saved(original, tmp_path):
             assert all(torch.equal(found[name], full[name].to(saving.DTYPES[dtype])) for name in found)
         copied = "text_encoder/model.safetensors"
         assert (run / "model" / copied).read_bytes() == (original / copied).read_bytes()
-        assert pipelines.open_pipeline(run)[0].unet.dtype == torch.float32
+        assert pipelines.open_pipeline(run)[0].model.dtype == torch.float32
 
 
-def test_weights_too_large_for_half_precision_are_not_saved(pipeline, tmp_path):
+def test_weights_too_large_for_half_precision_are_not_saved(family, tmp_path):
     """Mutation: look at the values before they are cast."""
-    large = models.build_pipeline("test", ["a"], 16, 1)
-    next(large.unet.parameters()).data[0] = 1e5
+    large = StableDiffusion.build("test", ["a"], 16, 1)
+    next(large.model.parameters()).data[0] = 1e5
     with pytest.raises(RunError, match="do not fit into --save_dtype fp16, take fp32 or bf16"):
         saving.save(large, tmp_path / "saved", "fp16")
     with pytest.raises(RunError, match="do not fit into --save_dtype fp16"):
-        single_file.export(large, tmp_path / "one.safetensors", "fp16")
+        single_file.export(large.pipeline, tmp_path / "one.safetensors", "fp16")
     assert not os.listdir(tmp_path)
 
 
@@ -156,7 +159,7 @@ def test_what_is_written_is_read_by_whom_the_umask_lets(original, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------- opened
-def test_variants_are_opened_by_name_and_lose_it(pipeline, original, tmp_path):
+def test_variants_are_opened_by_name_and_lose_it(family, original, tmp_path):
     """Mutation: open what is there, refuse parts that have no variant, or keep it in the names of what is copied."""
     plain = files(original)
     as_variant(original)
@@ -170,11 +173,11 @@ def test_variants_are_opened_by_name_and_lose_it(pipeline, original, tmp_path):
     shutil.copyfile(original / "vae" / "diffusion_pytorch_model.fp16.safetensors", original / "vae" / "diffusion_pytorch_model.safetensors")
     (original / "vae" / "diffusion_pytorch_model.fp16.safetensors").unlink()
     opened, _ = pipelines.open_pipeline(original, variant="fp16")
-    assert shas(opened) == shas(pipeline)
+    assert shas(opened) == shas(family)
     refused(original, "has no weights", variant="ema")
 
 
-def test_of_two_variants_one_is_opened_and_copied(pipeline, original, tmp_path):
+def test_of_two_variants_one_is_opened_and_copied(family, original, tmp_path):
     """Mutation: take the first weight file, or copy all."""
     path = original / UNET
     half = {name: 2 * tensor for name, tensor in read_tensors(path)[0].items()}
@@ -182,27 +185,27 @@ def test_of_two_variants_one_is_opened_and_copied(pipeline, original, tmp_path):
     write_tensors(original / "vae" / "diffusion_pytorch_model.fp16.safetensors", {}, {"format": "pt"})
     one, other = (pipelines.open_pipeline(original)[0], None)
     saving.save(one, tmp_path / "saved")
-    assert shas(one) == shas(pipeline) and [path.name for path in (tmp_path / "saved").rglob("*.fp16.*")] == []
+    assert shas(one) == shas(family) and [path.name for path in (tmp_path / "saved").rglob("*.fp16.*")] == []
     (original / "vae" / "diffusion_pytorch_model.fp16.safetensors").unlink()
     other, _ = pipelines.open_pipeline(original, variant="fp16")
-    assert torch.equal(other.unet.conv_in.weight, 2 * pipeline.unet.conv_in.weight)
+    assert torch.equal(other.model.conv_in.weight, 2 * family.model.conv_in.weight)
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
-def test_sharded_folders_open_and_are_copied(variant, pipeline, tmp_path):
+def test_sharded_folders_open_and_are_copied(variant, family, tmp_path):
     """Mutation: leave the index of the shards out, or the variant in it."""
     from diffusers import StableDiffusionPipeline
 
-    pipeline.save_pretrained(tmp_path / "sharded", max_shard_size="40kB", variant=variant)
+    family.pipeline.save_pretrained(tmp_path / "sharded", max_shard_size="40kB", variant=variant)
     opened, _ = pipelines.open_pipeline(tmp_path / "sharded", variant=variant)
-    assert shas(opened) == shas(pipeline)
+    assert shas(opened) == shas(family)
     saving.save(opened, tmp_path / "saved")
-    again = StableDiffusionPipeline.from_pretrained(tmp_path / "saved")  # what others read
-    assert shas(again) == shas(pipeline)
+    again = StableDiffusion(StableDiffusionPipeline.from_pretrained(tmp_path / "saved"))  # what others read
+    assert shas(again) == shas(family)
     assert len(list((tmp_path / "saved" / "vae").glob("*-of-*"))) > 1 and not list((tmp_path / "saved").rglob("*fp16*"))
 
 
-def test_a_model_of_the_hub_is_copied_from_the_cache(pipeline, original, tmp_path, monkeypatch):
+def test_a_model_of_the_hub_is_copied_from_the_cache(family, original, tmp_path, monkeypatch):
     """Mutation: open the name, which leaves no folder to copy from."""
     import huggingface_hub
 
@@ -213,7 +216,7 @@ def test_a_model_of_the_hub_is_copied_from_the_cache(pipeline, original, tmp_pat
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     opened, recorded = pipelines.open_pipeline("owner/tiny")
-    assert recorded == {} and shas(opened) == shas(pipeline)
+    assert recorded == {} and shas(opened) == shas(family)
     saving.save(opened, tmp_path / "saved")
     kept = files(original)
     assert all(content == kept[name] for name, content in files(tmp_path / "saved").items())
@@ -232,7 +235,7 @@ def weightless(folder):
 
 
 KINDS = {  # what model_index.json says: part of the message
-    "StableDiffusionXLPipeline": dict(_class_name="StableDiffusionXLPipeline"),
+    "has nothing as its text_encoder_2": dict(_class_name="StableDiffusionXLPipeline"),
     "StableDiffusion3Pipeline": dict(_class_name="StableDiffusion3Pipeline"),
     "FluxPipeline": dict(_class_name="FluxPipeline"),
     "LatentConsistencyModelPipeline": dict(_class_name="LatentConsistencyModelPipeline"),
@@ -252,20 +255,20 @@ def test_pipelines_of_another_kind_are_refused_before_weights_are_read(words, or
     refused(original, words)
 
 
-@pytest.mark.parametrize("entry", pipelines.INPUTS)
-def test_a_unet_that_needs_more_than_a_prompt_is_refused(entry, pipeline, original, monkeypatch):
-    """Mutation: drop an entry of INPUTS, or look at folders alone."""
+@pytest.mark.parametrize("entry", MORE_INPUTS)
+def test_a_unet_that_needs_more_than_a_prompt_is_refused(entry, family, original, monkeypatch):
+    """Mutation: drop an entry of MORE_INPUTS, or look at folders alone."""
     edit(original / "unet" / "config.json", **{entry: 256})
     (original / UNET).write_text("not read")
     refused(original, f"U-Net with {entry} 256, which needs more inputs than a prompt")
     with pytest.raises(RunError, match=entry):
-        pipelines.check_unet({entry: "text_time"}, "a file")
+        StableDiffusion.check_config({entry: "text_time"}, "a file")
 
 
-def test_img2img_is_the_same_model(original, pipeline):
+def test_img2img_is_the_same_model(original, family):
     """Mutation: know one name alone."""
     edit(original / "model_index.json", _class_name="StableDiffusionImg2ImgPipeline")
-    assert shas(pipelines.open_pipeline(original)[0]) == shas(pipeline)
+    assert shas(pipelines.open_pipeline(original)[0]) == shas(family)
 
 
 def test_what_is_no_safetensors_is_refused_with_a_way_out(original):
@@ -278,7 +281,7 @@ def test_what_is_no_safetensors_is_refused_with_a_way_out(original):
     refused(original, "its unet has no safetensors weights: make or fetch it again")
 
 
-def test_adapters_that_are_not_fused_are_refused(original, pipeline, tmp_path):
+def test_adapters_that_are_not_fused_are_refused(original, family, tmp_path):
     """Mutation: say which tensor is missing, and not what to do."""
     path = original / "text_encoder" / "model.safetensors"
     tensors, metadata = read_tensors(path)
@@ -300,17 +303,17 @@ def test_adapters_that_are_not_fused_are_refused(original, pipeline, tmp_path):
 
 # -------------------------------------------------------------------------------------------------------------- samplers
 @pytest.mark.parametrize("sampler", ["ddim", "own"])
-def test_latents_are_never_clipped(sampler, pipeline):
+def test_latents_are_never_clipped(sampler, family):
     """Mutation: leave clip_sample to the model's scheduler, which may not have the entry, or to DDIM's default, True."""
     from diffusers import DDIMScheduler, PNDMScheduler
 
     noise = {name: value for name, value in models.NOISE.items() if name != "clip_sample"}
-    other = copy.copy(pipeline)
+    other = copy.copy(family.pipeline)
     other.scheduler = PNDMScheduler(**noise) if sampler == "ddim" else DDIMScheduler(**noise)
     assert "clip_sample" not in other.scheduler.config or other.scheduler.config.clip_sample
     before = sampling.set_sampler(other, sampler)
     assert isinstance(other.scheduler, DDIMScheduler) and other.scheduler.config.clip_sample is False
-    assert models.noise_scheduler(before).config.clip_sample is False
+    assert StableDiffusion(SimpleNamespace(scheduler=before)).scheduler.config.clip_sample is False
     other.scheduler.set_timesteps(10)
     stepped = other.scheduler.step(torch.zeros(1, 4, 8, 8), 901, torch.full((1, 4, 8, 8), 9.0)).pred_original_sample
     assert stepped.max() > 9

@@ -8,15 +8,14 @@ import torch
 import data
 from files import read_json
 from helpers import FORGOTTEN, TINY, ok, script
-from trainer import predict
 
 
 @torch.no_grad()
 def forget_loss(loaded):
     """Noise-prediction loss on all forgotten images, at fixed noise and timesteps."""
     latents, labels, t, noise = (torch.cat(parts) for parts in zip(*data.whole_pass(loaded.forget, 64, 9, 1000, "cpu"), strict=True))
-    noisy = loaded.scheduler.add_noise(latents, noise, t)
-    return (predict(loaded.pipeline.unet.eval(), noisy, t, loaded.embeddings[labels]) - noise).square().mean().item()
+    noisy = loaded.family.add_noise(latents, noise, t)
+    return (loaded.family.predict(loaded.family.model.eval(), noisy, t, loaded.embeddings[labels]) - noise).square().mean().item()
 
 
 @pytest.mark.slow

@@ -344,7 +344,7 @@ def test_a_config_that_does_not_fit(home, tmp_path):
     for file, text in (("unet/config.json", "{}"), ("model_index.json", "{}"), ("vae/config.json", "{"), ("text_encoder/config.json", "[")):
         build(spoilt)
         (spoilt / file).write_text(text)
-        refused(one, spoilt, "name a diffusers folder|is a None, and no text-to-image model")
+        refused(one, spoilt, "name a diffusers folder|is a None, which is not known here")
         (spoilt / file).unlink()
         refused(one, spoilt, f"lacks {file}")
         (tmp_path / "spoilt").rename(tmp_path / f"spoilt {file.replace('/', ' ')}")

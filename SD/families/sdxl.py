@@ -1,0 +1,55 @@
+"""Stable Diffusion XL: a U-Net that reads two CLIP text encoders, the pooled prompt and the size of the image."""
+
+import torch
+
+from models import build_text_encoder
+
+from .base import Embeddings
+from .sd import StableDiffusion, tokens
+
+
+class StableDiffusionXL(StableDiffusion):
+    KINDS = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
+    PARTS = StableDiffusion.PARTS | {"text_encoder_2": "CLIPTextModelWithProjection"}
+    WITHOUT = {"image_encoder": None, "feature_extractor": None, "add_watermarker": False}
+    SINGLE_FILE = False
+    WHOLE = "a whole base model of Stable Diffusion XL"
+    INPUTS = {"addition_embed_type": "text_time"}
+
+    @staticmethod
+    def text_parts(tokenizer, width):
+        more = {"tokenizer_2": tokenizer, "text_encoder_2": build_text_encoder(tokenizer, width, "CLIPTextModelWithProjection")}
+        return StableDiffusion.text_parts(tokenizer, width) | more
+
+    @staticmethod
+    def reads(width):
+        more = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": width + 6 * 4}
+        return {"cross_attention_dim": 2 * width} | more
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts, batch_size=64):
+        """As diffusers' pipeline encodes them. The empty prompt is zeros where the pipeline draws without a condition from zeros."""
+        tokens(self.pipeline.tokenizer, prompts)  # says what is too long, or no text
+        device, parts = self.pipeline.text_encoder.device, []
+        for start in range(0, len(prompts), batch_size):
+            some = list(prompts[start : start + batch_size])
+            encoded, _, pooled, _ = self.pipeline.encode_prompt(some, device=device, do_classifier_free_guidance=False)
+            parts.append(Embeddings(encoder_hidden_states=encoded.float(), text_embeds=pooled.float()))
+        found = Embeddings.cat(parts)
+        if self.pipeline.config.force_zeros_for_empty_prompt:
+            empty = [number for number, prompt in enumerate(prompts) if not prompt]
+            for tensor in found.tensors.values():
+                tensor[empty] = 0
+        return found
+
+    def predict(self, model, noisy, t, embeddings):
+        edges = [edge * self.pipeline.vae_scale_factor for edge in noisy.shape[2:]]
+        sizes = torch.tensor([*edges, 0, 0, *edges], device=noisy.device, dtype=noisy.dtype).expand(
+            len(noisy), -1
+        )  # original, crop, target
+        more = {"text_embeds": embeddings.tensors["text_embeds"], "time_ids": sizes}
+        return model(noisy, t, encoder_hidden_states=embeddings.tokens, added_cond_kwargs=more, return_dict=False)[0]
+
+    def inputs(self, embeddings, empty, guidance_scale):
+        found = super().inputs(embeddings, empty, guidance_scale) | {"pooled_prompt_embeds": embeddings.tensors["text_embeds"]}
+        return found | {"negative_pooled_prompt_embeds": empty.tensors["text_embeds"] if guidance_scale > 1 else None}
