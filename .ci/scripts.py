@@ -205,7 +205,7 @@ def serve(address):
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv = words
-    sys.path[:1] = [str(Path(words[0]).resolve().parent), *environment.get("PYTHONPATH", "").split(":")]
+    sys.path[:1] = [str(Path(words[0]).resolve().parent), *filter(None, environment.get("PYTHONPATH", "").split(":"))]
     status = 0
     try:
         runpy.run_path(words[0], run_name="__main__")

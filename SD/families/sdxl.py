@@ -44,9 +44,8 @@ class StableDiffusionXL(StableDiffusion):
 
     def predict(self, model, noisy, t, embeddings):
         edges = [edge * self.pipeline.vae_scale_factor for edge in noisy.shape[2:]]
-        sizes = torch.tensor([*edges, 0, 0, *edges], device=noisy.device, dtype=noisy.dtype).expand(
-            len(noisy), -1
-        )  # original, crop, target
+        sizes = [*edges, 0, 0, *edges]  # of the original image, its crop's corner, of the target
+        sizes = torch.tensor(sizes, device=noisy.device, dtype=noisy.dtype).expand(len(noisy), -1)
         more = {"text_embeds": embeddings.tensors["text_embeds"], "time_ids": sizes}
         return model(noisy, t, encoder_hidden_states=embeddings.tokens, added_cond_kwargs=more, return_dict=False)[0]
 
