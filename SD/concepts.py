@@ -82,7 +82,7 @@ def add_concept_flags(parser):
     number = {"type": models.sampling_steps, "metavar": "N"}
     parser.add(cli.FORGET, "--generation_steps", **number, default=50, help="sampling steps of generated images")
     scale = {"type": cli.non_negative_float, "metavar": "S"}
-    parser.add(cli.FORGET, "--generation_guidance_scale", **scale, default=7.5, help="guidance scale of generated images, 1: none")
+    parser.add(cli.FORGET, "--generation_guidance_scale", **scale, help="guidance scale of generated images, 1: none (default: 7.5)")
 
 
 def concept_flags(args):

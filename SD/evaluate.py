@@ -104,8 +104,8 @@ def measure_original(args, accelerator, measure):
 def load_samples(path):
     """(args of a sample run, [(Row, k, path of its image)])."""
     folder, recorded = read_run(path, "samples")
-    scale = "guidance_scale" if "guidance_scale" in recorded else "guidance"  # its name in earlier versions
-    data.need(recorded, "model", "model_done", "num_samples", "sampler", "steps", "seed", scale)
+    data.need(recorded, "model", "model_done", "num_samples", "steps", "seed")
+    drawn_with(recorded)
     if recorded["model"].get("method", "original") != "original":
         data.need(recorded["model_done"], "seconds", "peak_memory_mb", "images_seen")
     images = []
@@ -115,6 +115,14 @@ def load_samples(path):
             if not images[-1][2].is_file():
                 raise RunError(f"{images[-1][2]} is missing: draw the samples again with generate_images.py --overwrite")
     return recorded, images
+
+
+def drawn_with(recorded):
+    """(sampler, guidance scale) of a run of generate_images.py. RunError where it does not tell them."""
+    options = recorded.get("options", recorded)  # earlier versions knew one family, whose defaults were the flags'
+    scale = "guidance_scale" if "guidance_scale" in options else "guidance"  # its name in earlier versions
+    data.need(options, "sampler", scale)
+    return options["sampler"], options[scale]
 
 
 def check_classes(forgotten, labels, folder):
@@ -227,13 +235,13 @@ def write_metrics(folder, sample_folder, measured):
     _, recorded = read_run(sample_folder, "samples")
     model = recorded["model"]  # {} for a model from elsewhere
     method, training = model.get("method", "original"), model.get("training") or model
-    scale = recorded["guidance_scale"] if "guidance_scale" in recorded else recorded["guidance"]  # its name in earlier versions
+    sampler, scale = drawn_with(recorded)
     source = ", ".join(str(training[name]) for name in ("dataset", "arch") if training.get(name)) or str(model.get("parent", ""))
     features = "Inception" if "FID" in measured else "the classifier" if "feature_distance" in measured else None
     facts = {
         "model": source if training.get("arch") or method != "original" else None,  # an original may come from elsewhere
         "forgotten": ", ".join(measured["forgotten"]),
-        "sampler": f"{recorded['sampler']}, {recorded['steps']} steps, guidance scale s = {scale:g}",
+        "sampler": f"{sampler}, {recorded['steps']} steps, guidance scale s = {scale:g}",
         "samples": f"{recorded['num_samples']:,} per prompt",
         "classifier": Path(measured["classifier"]).name if "classifier" in measured else None,
         "features": features and f"{features}, {measured['reference_images']:,} reference images",

@@ -43,10 +43,11 @@ def parse(argv=None):
     parser.add(cli.DATA, "--ignore_columns", action="store_true", help=ignore)
     parser.add(cli.DATA, "--prompt", nargs="+", type=data.prompt, metavar="TEXT", help="prompts, in place of a list")
     parser.add(cli.DATA, "--num_samples", type=models.image_count, default=1, metavar="N", help="images of each prompt")
-    parser.add(cli.METHOD, "--sampler", choices=("own", *sampling.SAMPLERS), default="ddim", help="own: the model's")
+    sampler = "own: the model's (default: ddim; SD 3 and FLUX: own)"
+    parser.add(cli.METHOD, "--sampler", choices=("own", *sampling.SAMPLERS), help=sampler)
     parser.add(cli.METHOD, "--steps", "--ddim_steps", type=cli.positive_int, default=100, help="sampling steps")
-    scale = "guidance scale s, 1: none"
-    parser.add(cli.METHOD, "--guidance_scale", "--guidance", type=cli.non_negative_float, default=7.5, metavar="S", help=scale)
+    scale = "guidance scale s, 1: none (default: 7.5; SD 3: 7; FLUX.1 dev: 3.5; schnell: 1)"
+    parser.add(cli.METHOD, "--guidance_scale", "--guidance", type=cli.non_negative_float, metavar="S", help=scale)
     parser.add(cli.DATA, "--image_size", type=models.image_edge, metavar="PX", help="edge of the images (default: the model's)")
     parser.add_shared("resume", "overwrite", "device", "compile", batch_size=8, precision="auto", seed=1)
     parser.refuse(NOT_HERE)
@@ -89,8 +90,13 @@ def undrawn(rows, folder, count):
     return [(row, k) for row in rows for k in range(count) if not (folder / prompts.file_name(row, k)).is_file()]
 
 
+def guidance_of(args, family):
+    return family.GUIDANCE if args.guidance_scale is None else args.guidance_scale
+
+
 def draw_files(family, rows, folder, accelerator, args):
     """Draw the images that `folder` lacks, each process its share, in batches of equal guidance and size."""
+    scale = guidance_of(args, family)
     texts = [*dict.fromkeys(row.prompt for row in rows if row.prompt != data.NULL), data.NULL]
     embeddings = family.encode_prompts(texts)
     missing = undrawn(rows, folder, args.num_samples)
@@ -98,7 +104,7 @@ def draw_files(family, rows, folder, accelerator, args):
     groups = {}
     for row, k in missing[accelerator.process_index :: accelerator.num_processes]:
         edge = args.image_size or family.image_size
-        guidance_scale = args.guidance_scale if row.guidance is None else row.guidance
+        guidance_scale = scale if row.guidance is None else row.guidance
         groups.setdefault((guidance_scale, row.width or edge, row.height or edge), []).append((row, k))
     with tqdm(total=sum(map(len, groups.values())), desc="sample", disable=None, mininterval=1) as bar:
         for (guidance_scale, *size), keys in groups.items():
@@ -132,7 +138,9 @@ def draw_from(args, run_folder, accelerator):
     done = read_json(Path(args.model_path) / "done.json") if recorded else {}
     parent_sha = models.sha(family.model, *family.frozen)
     prompts_sha = digest([[row.case_number, row.prompt, row.seed] for row in rows])
-    run_folder.begin(kind="samples", parent_sha=parent_sha, prompts_sha=prompts_sha, model=recorded, model_done=done)
+    options = {"sampler": args.sampler or family.SAMPLERS[0], "guidance_scale": guidance_of(args, family)}
+    family.check_sampler(options["sampler"])
+    run_folder.begin(kind="samples", parent_sha=parent_sha, prompts_sha=prompts_sha, model=recorded, model_done=done, options=options)
     folder = run_folder.folder / "samples"
     if accelerator.is_main_process:
         folder.mkdir(exist_ok=True)

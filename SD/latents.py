@@ -100,7 +100,8 @@ def generated_moments(family, prompts, generation, model_sha, folder, accelerato
     """
     edge = family.image_size
     steps, guidance_scale = generation["generation_steps"], generation["generation_guidance_scale"]
-    options = {"steps": steps, "size": [edge, edge], "sampler": "ddim"}
+    guidance_scale = family.GUIDANCE if guidance_scale is None else guidance_scale
+    options = {"steps": steps, "size": [edge, edge], "sampler": family.SAMPLERS[0]}
     what = {"own images": prompts, "count": generation["num_images"], **options, "guidance": guidance_scale, "model": model_sha}
 
     def draw():

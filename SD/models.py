@@ -19,9 +19,10 @@ NOISE |= dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
 sampling_steps = number(int, lambda value: 0 < value < TIMESTEPS, f"from 1 to {TIMESTEPS - 1}")  # argparse types
 image_count = number(int, lambda value: 0 < value <= 10**6, "from 1 to 1,000,000")
 image_edge = number(int, lambda value: 4 <= value <= 8192, "from 4 to 8,192 px")
-UNETS = {  # the U-Nets that train.py --from_scratch builds: widths of the levels, widths of the autoencoder's levels
-    "tiny": dict(widths=(32, 64), vae=(16, 32), text=64, layers=1, image_size=16),  # latents of 8x8
-    "small": dict(widths=(32, 64, 64), vae=(16, 32, 32), text=64, layers=1, image_size=64),  # latents of 16x16
+# What train.py --from_scratch builds: widths of the levels of U-Net and autoencoder; layers, heads and their width of a transformer
+ARCHS = {
+    "tiny": dict(widths=(32, 64), vae=(16, 32), text=64, layers=1, image_size=16, transformer=(4, 4, 32)),  # latents of 8x8
+    "small": dict(widths=(32, 64, 64), vae=(16, 32, 32), text=64, layers=1, image_size=64, transformer=(6, 4, 32)),  # latents of 16x16
 }
 
 
@@ -62,6 +63,33 @@ def build_text_encoder(tokenizer, width, kind="CLIPTextModel"):
         if "embedding" in name:
             torch.nn.init.normal_(parameter, std=1.0 if "token" in name else 0.3)
     return encoder
+
+
+def build_t5_tokenizer(captions, length=12):
+    """A T5 tokenizer with one token for each word of the captions; other words are spelled in letters."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import T5TokenizerFast
+
+    words = dict.fromkeys(word for caption in captions for word in caption.split())
+    letters = dict.fromkeys([*"".join(words), *map(chr, range(33, 127))])
+    ends = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    pieces = [(token, 0.0) for token in ends.values()]
+    pieces += [("▁", -10.0), *((f"▁{word}", -1.0) for word in words), *((letter, -10.0) for letter in letters)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    whole = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(whole)
+    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(f"{folder}/tokenizer.json")
+        return T5TokenizerFast.from_pretrained(folder, model_max_length=length, extra_ids=0, **ends)
+
+
+def build_t5(tokenizer, width):
+    """A random T5 encoder of two layers, never trained."""
+    from transformers import T5Config, T5EncoderModel
+
+    shape = dict(d_model=width, d_ff=2 * width, d_kv=width // 4, num_heads=4, num_layers=2)
+    return T5EncoderModel(T5Config(vocab_size=len(tokenizer), **shape)).eval()
 
 
 def build_vae(widths, **options):

@@ -21,10 +21,12 @@ SAMPLERS = dict(ddim="DDIMScheduler", pndm="PNDMScheduler", lms="LMSDiscreteSche
 STEPS = dict(pndm=(4, data.TIMESTEPS - 1), lms=(1, data.TIMESTEPS), own=(1, data.TIMESTEPS))
 
 
-def set_sampler(pipeline, sampler):
-    """Give a pipeline the scheduler of a sampler, with its own noise schedule. Returns the one it had."""
+def set_sampler(family, sampler):
+    """Give a family's pipeline the scheduler of a sampler, with its own noise schedule. Returns the one it had."""
     import diffusers
 
+    pipeline = family.pipeline
+    family.check_sampler(sampler)
     before = pipeline.scheduler
     cls = type(before) if sampler == "own" else getattr(diffusers, SAMPLERS[sampler])
     pipeline.scheduler = models.reschedule(cls, before)
@@ -32,14 +34,16 @@ def set_sampler(pipeline, sampler):
 
 
 @torch.no_grad()
-def draw(family, embeddings, empty, seeds, accelerator, *, steps, guidance_scale, size, sampler="ddim", latents=False, autocast=True):
+def draw(family, embeddings, empty, seeds, accelerator, *, steps, guidance_scale, size, sampler=None, latents=False, autocast=True):
     """Draw one image for each seed in one batch. embeddings, empty: of the prompts, and as many of the empty one; size: (width, height).
 
-    guidance_scale is Stable Diffusion's s: f(null) + s * (f(c) - f(null)); at most 1 means none. Returns uint8 images (B, H, W, 3) on
-    the CPU, or with `latents` their latents as the U-Net sees them. Raises RunError if they are not finite.
+    guidance_scale is Stable Diffusion's s: f(null) + s * (f(c) - f(null)); at most 1 means none. sampler: None is the family's. Returns
+    uint8 images (B, H, W, 3) on the CPU, or with `latents` their latents as the model sees them. Raises RunError if they are not finite.
     """
     pipeline, where = family.pipeline, (accelerator.device, family.model.dtype)
-    before, conditions = set_sampler(pipeline, sampler), family.inputs(embeddings.to(*where), empty.to(*where), guidance_scale)
+    family.check_size(*size)
+    sampler, conditions = sampler or family.SAMPLERS[0], family.inputs(embeddings.to(*where), empty.to(*where), guidance_scale)
+    before = set_sampler(family, sampler)
     options = {"num_inference_steps": steps, "width": size[0], "height": size[1], "output_type": "latent" if latents else "pt"}
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     try:
@@ -54,7 +58,7 @@ def draw(family, embeddings, empty, seeds, accelerator, *, steps, guidance_scale
     if not torch.isfinite(drawn).all():
         raise RunError("the model draws NaN or infinite values: it was ruined by its training or unlearning; lower --lr there")
     if latents:
-        return drawn.float().cpu()
+        return family.drawn_latents(drawn, size).float().cpu()
     return (drawn.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
@@ -82,23 +86,20 @@ def generate_moments(family, prompts, embeddings, count, accelerator, *, batch_s
 
 @torch.no_grad()
 def partially_denoised(family, model, batch, conditions, empty, trainer, *, guidance_scale, steps):
-    """Return (x_t (B, C, h, w), t (B,)): where a DDIM run of `steps` steps from batch.noise stands after a random number of them.
+    """Return (x_t (B, C, h, w), t (B,)): where a run of `steps` sampling steps from batch.noise stands after a random number of them.
 
     conditions, empty: Embeddings of the prompts, and as many of the empty one. The number is the same for the global batch, and
     follows from the trainer's seed and the batch's step (ESD, arXiv 2303.07345).
     """
-    from diffusers import DDIMScheduler
-
-    ddim = models.reschedule(DDIMScheduler, family.scheduler)
-    ddim.set_timesteps(steps, device=batch.noise.device)
+    timesteps, step = family.denoiser(steps, batch.noise.device)
     count = int(torch.randint(steps, (1,), generator=data.make_generator("unfinished", trainer.seed, batch.step)))
-    latents = batch.noise * ddim.init_noise_sigma
+    latents = batch.noise
     with trainer.accelerator.autocast():  # around all of them, so that each weight is cast once
-        for t in ddim.timesteps[:count]:
-            same = t.expand(len(latents))
+        for number in range(count):
+            same = timesteps[number].expand(len(latents))
             conditional, unconditional = family.predict_together(model, (latents, same, conditions), (latents, same, empty))
-            latents = ddim.step(unconditional + guidance_scale * (conditional - unconditional), t, latents).prev_sample
-    return latents, ddim.timesteps[count].expand(len(latents))
+            latents = step(unconditional + guidance_scale * (conditional - unconditional), number, latents)
+    return latents, timesteps[count].expand(len(latents))
 
 
 # ---------------------------------------------------------------------------------------------------------------- pictures

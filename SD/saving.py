@@ -71,6 +71,7 @@ def write_pipeline(family, folder, dtype):
                 write_tokenizer(part, folder / name)
         family.pipeline.scheduler.save_pretrained(folder / "scheduler")
         family.pipeline.save_config(folder)
+        rename(folder / "model_index.json")
     write_model(family.model, folder / trained, dtype, config=family.original is None)
 
 
@@ -116,6 +117,8 @@ def write_model(model, folder, dtype, config=True):
     tensors = model.state_dict()
     if type(model).__name__ == "CLIPTextModel":
         tensors = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}
+    seen = set()  # of weights that two names share, the first is written, as transformers does
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor.data_ptr() not in seen and not seen.add(tensor.data_ptr())}
     name = "model.safetensors" if type(model).__module__.startswith("transformers") else "diffusion_pytorch_model.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     if config:
@@ -131,10 +134,16 @@ def cast(tensors, dtype):
 
 
 def write_tokenizer(tokenizer, folder):
-    """A CLIPTokenizer as tokenizer.json, which transformers 5 alone writes, and as vocab.json and merges.txt, which 4 reads."""
+    """A tokenizer as tokenizer.json, which transformers 5 alone writes, and CLIP's as vocab.json and merges.txt too, which 4 reads."""
     tokenizer.save_pretrained(folder)
-    if (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
+    rename(folder / "tokenizer_config.json")
+    if type(tokenizer).__name__.startswith("CLIP") and (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
         model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
         (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
         (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+
+
+def rename(path):
+    """Give transformers 5's T5Tokenizer the name that 4 has for a tokenizer of tokenizer.json; 5 knows both."""
+    path.write_text(path.read_text(encoding="utf-8").replace('"T5Tokenizer"', '"T5TokenizerFast"'), encoding="utf-8")

@@ -31,6 +31,8 @@ from files import cache_folder, read_json, read_tensors
 from run_folder import RunFolder
 from trainer import Trainer, squared_error
 
+SCALES = ("scaling_factor", "shift_factor")  # of latents, in the config of an autoencoder
+
 
 def parse(argv=None):
     parser = cli.Parser(__doc__)
@@ -42,7 +44,7 @@ def parse(argv=None):
     pipelines.add_variant_flag(parser, cli.DATA)
     parser.add(cli.DATA, "--from_scratch", action="store_true", help="build a small pipeline and train all of it")
     parser.add(cli.DATA, "--family", choices=BUILT, default="sd", help="--from_scratch: kind of pipeline")
-    parser.add(cli.DATA, "--arch", choices=models.UNETS, default="tiny", help="--from_scratch: size of the pipeline")
+    parser.add(cli.DATA, "--arch", choices=models.ARCHS, default="tiny", help="--from_scratch: size of the pipeline")
     parser.add(cli.DATA, "--image_size", type=models.image_edge, metavar="PX", help="edge of the images (default: the model's)")
     prediction = "--from_scratch: what the U-Net predicts"
     parser.add(cli.DATA, "--prediction_type", choices=("epsilon", "v_prediction"), default="epsilon", help=prediction)
@@ -71,7 +73,7 @@ def parse(argv=None):
     args.data_dir = args.data_dir or "data"
     args.caption = args.caption or concepts.CAPTION
     if args.from_scratch:
-        args.image_size = args.image_size or models.UNETS[args.arch]["image_size"]
+        args.image_size = args.image_size or models.ARCHS[args.arch]["image_size"]
     return args
 
 
@@ -92,7 +94,8 @@ def load_data(args, size):
 
 
 def train_autoencoder(family, pictures, run_folder, accelerator, args):
-    """Train the VAE on pictures and set its scaling factor to one over the latents' standard deviation (Rombach et al. 2022).
+    """Train the VAE on pictures and set its scaling factor to one over the latents' standard deviation (Rombach et al. 2022), and where
+    it has a shift factor, that to their mean.
 
     Kept in model/vae, where --resume finds it. The checkpoint before it tells the time and the images that it took.
     """
@@ -101,7 +104,8 @@ def train_autoencoder(family, pictures, run_folder, accelerator, args):
     if (folder / "config.json").is_file():  # of a run that goes on: begin() has removed any other one
         try:
             vae.load_state_dict(read_tensors(folder / "diffusion_pytorch_model.safetensors")[0])
-            vae.register_to_config(scaling_factor=float(read_json(folder / "config.json")["scaling_factor"]))
+            known = read_json(folder / "config.json")
+            vae.register_to_config(**{name: float(known[name]) for name in SCALES if vae.config.get(name) is not None})
         except (RuntimeError, LookupError, TypeError, ValueError) as error:
             raise RunError(f"{folder} is not the autoencoder of this run: start again with --overwrite") from error
         vae.requires_grad_(False).eval()
@@ -123,7 +127,8 @@ def train_autoencoder(family, pictures, run_folder, accelerator, args):
     vae.requires_grad_(False)
     with torch.no_grad():
         means = torch.cat([vae.encode(data.to_float(part.to(accelerator.device))).latent_dist.mean for part in images.images.split(64)])
-    vae.register_to_config(scaling_factor=1 / float(means.std()))
+    found = {"scaling_factor": 1 / float(means.std()), "shift_factor": float(means.mean())}
+    vae.register_to_config(**{name: found[name] for name in SCALES if vae.config.get(name) is not None})
     run_folder.checkpoint({"model": vae.state_dict()}, step=args.vae_steps)
     if accelerator.is_main_process:
         saving.save(vae, folder)
@@ -170,8 +175,8 @@ def main(argv=None):
     # Data and model
     family = None if args.from_scratch else pipelines.open_pipeline(args.model_path, args.model_config, args.variant)[0]
     size = args.image_size or family.image_size
-    if family and size % (factor := family.pipeline.vae_scale_factor):
-        raise RunError(f"--image_size {size} is no multiple of {factor}, as the model's autoencoder needs: take another")
+    if family:
+        family.check_size(size, size)
     facts = {"classes": None, "forgotten": []}
     if args.steps or args.from_scratch:
         found, pictures, table, numbers, labels = load_data(args, size)

@@ -26,6 +26,7 @@ import saving
 import single_file
 import task
 import trainer
+from cli import RunError
 from families import TRAIN_METHODS
 from files import cache_folder
 from methods import FLAGS, METHODS, NEEDS_MASK, NO_CHECKPOINTING, TAKES_NO_MASK
@@ -79,6 +80,7 @@ def draw_frame(step, *, loaded, folder, accelerator, seed, guidance_scale):
     numbers = [number for number in [*loaded.forgotten[:4], *retained] for _ in range(6)]
     seeds = [data.derive_seed("frame", seed, number, place) for place, number in enumerate(numbers)]
     family, embeddings = loaded.family, loaded.embeddings
+    guidance_scale = family.GUIDANCE if guidance_scale is None else guidance_scale
     options = {"steps": 25, "guidance_scale": guidance_scale, "size": (family.image_size,) * 2}
     with latents.on_device(accelerator, *family.frozen):
         parts = zip(torch.tensor(numbers).split(6), torch.tensor(seeds).split(6), strict=True)
@@ -107,6 +109,8 @@ def main(argv=None):
     method, flags = METHODS[args.method], concepts.concept_flags(args)
     loaded = task.load_task(args.model_path, flags, accelerator, needs=cli.method_inputs(method), variant=args.variant)
     model, prompts = loaded.family.model, loaded.prompts
+    if args.method in loaded.family.REFUSED:
+        raise RunError(f"--method {args.method} has no meaning for {args.model_path}: {loaded.family.REFUSED[args.method]}")
     if args.single_file:
         loaded.family.check_single_file()
     before = {}  # on the main process, which compares and saves: copies for all would fill the memory
@@ -138,6 +142,7 @@ def main(argv=None):
         "retained": [number for number in range(len(prompts)) if number not in loaded.forgotten],
         "named": [number for number, text in enumerate(prompts) if text in (*(args.retain_prompts or ()), data.NULL)],
         "words": [loaded.family.own_tokens(prompt) for prompt in prompts],
+        "ends": [loaded.family.last_positions(prompt) for prompt in prompts],
         "latent_shape": loaded.forget.shape,
         "generated": functools.partial(generate_split, flags=flags, **same),
     }

@@ -56,6 +56,11 @@ class Family:
     WITHOUT = {}  # arguments of the pipeline's class that leave parts out
     SINGLE_FILE = False  # whether single_file.py knows its layout
     WHOLE = ""  # for messages: what to take instead
+    SAMPLERS = ("own",)  # those of sampling.SAMPLERS that draw with it, and own, the pipeline's; first the default
+    GUIDANCE = 7.5  # default of --guidance_scale and --generation_guidance_scale
+    READERS = {}  # {name of a tensor of Embeddings: ends of the names of linear weights that read it}, which --method uce edits
+    UCE_CODE = "2023"  # default of --authors_code there
+    REFUSED = {}  # {method without a meaning here: why}
     TRAIN_METHODS = {"full": lambda name: True}  # {value of --train_method: whether a weight of that name may change}
 
     def __init__(self, pipeline):
@@ -113,6 +118,10 @@ class Family:
         """Numbers of the prompt's own tokens, between those of start and end."""
         raise NotImplementedError
 
+    def last_positions(self, prompt):
+        """Where the prompt's last own token is among those of its Embeddings, of each text encoder whose tokens are there."""
+        return [len(self.own_tokens(prompt))]
+
     def encode_prompts(self, prompts):
         """The Embeddings of a list of prompts, float32 on the text encoders' device."""
         raise NotImplementedError
@@ -138,6 +147,14 @@ class Family:
         """The pipeline's arguments that stand for prompts: Embeddings of the images' prompts, and of as many empty ones."""
         raise NotImplementedError
 
+    def denoiser(self, steps, device):
+        """(timesteps (steps,), function (prediction, number of the step, latents) -> latents after it) of a sampling run."""
+        raise NotImplementedError
+
+    def drawn_latents(self, drawn, size):
+        """Latents (B, C, h, w) of those that the pipeline draws, of images of a size (width, height) in px."""
+        return drawn
+
     # What follows from it
     def noisy(self, batch):
         """x_t of a Batch, with its own noise and timesteps."""
@@ -157,6 +174,22 @@ class Family:
         """RunError for a family that cannot be written as a single file."""
         if not self.SINGLE_FILE:
             raise RunError(f"--single_file knows Stable Diffusion 1.x and 2.x alone: leave it out, {self.KINDS[0]} is saved as a folder")
+
+    def check_sampler(self, sampler):
+        """RunError for a sampler that does not draw with models of this family."""
+        if sampler not in self.SAMPLERS:
+            raise RunError(f"--sampler {sampler} does not draw with a {self.KINDS[0]}: take {' or '.join(self.SAMPLERS)}")
+
+    def check_size(self, width, height):
+        """RunError for a size in px that the model cannot draw."""
+        for edge in (width, height):
+            if edge % self.multiple:
+                raise RunError(f"images of {width} x {height} px do not fit the model: edges must be multiples of {self.multiple} px")
+
+    @property
+    def multiple(self):
+        """Edges of images are multiples of it, in px."""
+        return self.pipeline.vae_scale_factor
 
     @property
     def image_size(self):

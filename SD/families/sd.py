@@ -7,7 +7,7 @@ import torch
 import data
 from cli import RunError
 from data import NULL, TIMESTEPS
-from models import NOISE, UNETS, build_text_encoder, build_tokenizer, build_vae, quiet, reschedule
+from models import ARCHS, NOISE, build_text_encoder, build_tokenizer, build_vae, quiet, reschedule
 
 from .base import Embeddings, Family
 
@@ -21,6 +21,8 @@ class StableDiffusion(Family):
     WITHOUT = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     SINGLE_FILE = True
     WHOLE = "a whole model of Stable Diffusion 1.x or 2.x"
+    SAMPLERS = ("ddim", "pndm", "lms", "dpm", "own")
+    READERS = {"encoder_hidden_states": KEYS_AND_VALUES}
     INPUTS = {}  # those of MORE_INPUTS that the family gives
     TRAIN_METHODS = {  # the first four are ESD's, as in its authors' train-esd.py (full, x, u, self)
         "full": lambda name: True,
@@ -61,7 +63,7 @@ class StableDiffusion(Family):
     def build(cls, arch, captions, image_size, seed, prediction_type="epsilon"):
         from diffusers import DDIMScheduler, UNet2DConditionModel
 
-        spec = UNETS[arch]
+        spec = ARCHS[arch]
         levels, latent_size = len(spec["widths"]), image_size // 2 ** (len(spec["vae"]) - 1)
         halvings = len(spec["vae"]) - 1 + levels - 1
         if image_size % 2**halvings:
@@ -92,9 +94,7 @@ class StableDiffusion(Family):
         return reschedule(DDPMScheduler, self.pipeline.scheduler)
 
     def own_tokens(self, prompt):
-        tokenizer = self.pipeline.tokenizer
-        ids = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids
-        return [token for token in ids if token not in (tokenizer.bos_token_id, tokenizer.eos_token_id)]
+        return own_tokens(self.pipeline.tokenizer, prompt)
 
     @torch.no_grad()
     def encode_prompts(self, prompts, batch_size=64):
@@ -123,6 +123,20 @@ class StableDiffusion(Family):
         negative = empty.tokens if guidance_scale > 1 else None
         return {"prompt_embeds": embeddings.tokens, "negative_prompt_embeds": negative, "guidance_scale": guidance_scale}
 
+    def denoiser(self, steps, device):
+        """DDIM's."""
+        from diffusers import DDIMScheduler
+
+        ddim = reschedule(DDIMScheduler, self.scheduler)
+        ddim.set_timesteps(steps, device=device)
+        return ddim.timesteps, lambda prediction, number, latents: ddim.step(prediction, ddim.timesteps[number], latents).prev_sample
+
+
+def own_tokens(tokenizer, prompt):
+    """Numbers of a prompt's own tokens, without those of start and end."""
+    ids = tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids
+    return [token for token in ids if token not in (tokenizer.bos_token_id, tokenizer.eos_token_id)]
+
 
 def tokens(tokenizer, prompts):
     """int64 (P, L): token numbers, padded. Warns of prompts that are too long, and cuts them."""
@@ -133,6 +147,7 @@ def tokens(tokenizer, prompts):
         long = [prompt for prompt in prompts if len(tokenizer(prompt).input_ids) > tokenizer.model_max_length]
     if long:
         some = f"{long[0][:60]!r}" + (f" and {len(long) - 1} more" if len(long) > 1 else "")
-        warnings.warn(f"too long for the text encoder, cut after {tokenizer.model_max_length - 2} tokens: {some}", stacklevel=2)
+        length = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
+        warnings.warn(f"too long for the text encoder, cut after {length} tokens: {some}", stacklevel=2)
     options = {"padding": "max_length", "truncation": True, "max_length": tokenizer.model_max_length, "return_tensors": "pt"}
     return tokenizer(list(prompts), **options).input_ids

@@ -3,10 +3,11 @@
 A method is a function that edits the model in place. Its positional parameters are what it is handed: `model`, `forget`, `retain`
 (Splits of latents), `trainer`, `family` (which knows how to noise and predict), `embeddings` of all prompts, the last one the empty
 prompt, `targets` (P,) (the prompt that stands in for each), `forgotten` and `retained` (numbers of prompts), `named` (those that
---retain_prompts names, and the empty one), `words` (each prompt's own tokens), `latent_shape` (C, h, w), `generated(numbers, name)` (a
-Split of images that the original draws of prompts). A method that does not name `retain` is handed nothing that is retained. Its
-keyword-only parameters are its flags, with their defaults. A flag that no other method has is declared in the method's own file, in
-FLAGS. TRAINING there holds the training settings of the method's authors, where they differ from unlearn.py's.
+--retain_prompts names, and the empty one), `words` (each prompt's own tokens), `ends` (where its last own token is, of each text encoder),
+`latent_shape` (C, h, w), `generated(numbers, name)` (a Split of images that the original draws of prompts). A method that does not name
+`retain` is handed nothing that is retained. Its keyword-only parameters are its flags, with their defaults. A flag that no other method
+has is declared in the method's own file, in FLAGS. TRAINING there holds the training settings of the method's authors, where they differ
+from unlearn.py's.
 
 A loss is a mean over the global batch: batch.mean(per-sample losses). A mean over this process's samples would be wrong under several
 processes.

@@ -8,7 +8,7 @@ import cli
 import models
 import trainer
 
-models.UNETS["test"] = dict(widths=(16, 16), vae=(8, 8), text=32, layers=1, image_size=16)
+models.ARCHS["test"] = dict(widths=(16, 16), vae=(8, 8), text=32, layers=1, image_size=16, transformer=(2, 2, 8))
 FORGOTTEN = "three"
 TINY = "--from_scratch --dataset digits --arch test --vae_steps 60 --steps 150 --batch_size 32 --lr 3e-3 --schedule linear --ema 0.9"
 TINY += " --precision fp32"

@@ -44,6 +44,7 @@ def task():
         "retained": [TARGET, OTHER, EMPTY],
         "named": [OTHER, EMPTY],
         "words": [family.own_tokens(prompt) for prompt in PROMPTS],
+        "ends": [family.last_positions(prompt) for prompt in PROMPTS],
         "latent_shape": (4, 8, 8),
         "generated": lambda numbers, name: data.Split(moments[4:], torch.tensor(numbers * 4), name),
     }

@@ -183,7 +183,7 @@ def test_a_corrupt_picture_is_named(home, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_mask_of_another_model_is_refused(home, tmp_path, capsys):
     """Mutation: compare nothing but the forget set."""
-    models.UNETS["wider"] = models.UNETS["test"] | {"widths": (16, 32)}
+    models.ARCHS["wider"] = models.UNETS["test"] | {"widths": (16, 32)}
     ok("train", TINY, "--arch wider --vae_steps 1 --steps 1 --data_dir", home / "data", "--save_dir", tmp_path / "wider")
     which = ["--mask_path", home / "mask", "--model_path", tmp_path / "wider", "--data_dir", home / "data", "--forget_class", FORGOTTEN]
     refuse(home, tmp_path, capsys, which, "belongs to another model")

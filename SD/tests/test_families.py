@@ -1,5 +1,8 @@
 """Every family is to its pipeline what diffusers' own code is. Each test names the mutation that would break it."""
 
+import copy
+import inspect
+
 import pytest
 import torch
 
@@ -13,6 +16,12 @@ from helpers import FORGOTTEN, ok, script
 from methods import METHODS
 
 PROMPTS = ["an image of a three", "an image of a four", data.NULL]
+FLOWS = ("sd3", "flux")
+OWN = {  # arguments of a pipeline that draws of a prompt, of its family and guidance scale
+    "sdxl": lambda scale: {"guidance_scale": scale},
+    "sd3": lambda scale: {"guidance_scale": scale, "max_sequence_length": 12},
+    "flux": lambda scale: {"true_cfg_scale": scale, "negative_prompt": "", "max_sequence_length": 12},
+}
 STEPS = {"esd": "--steps 1 --sample_steps 2", "ca": "--steps 1 --num_images 2 --generation_steps 2", "uce": ""}
 
 
@@ -47,44 +56,110 @@ def drawn(pipeline, generator_seed=5, **inputs):
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_prompts_are_encoded_and_guided_as_the_pipeline_does(family, guidance_scale):
+def test_prompts_are_encoded_and_guided_as_the_pipeline_does(kind, family, guidance_scale):
     """Mutation: another hidden state, pooled embedding or empty prompt; swap prompt and empty prompt."""
     embeddings = family.encode_prompts(PROMPTS)
-    own = drawn(family.pipeline, prompt=PROMPTS[0], guidance_scale=guidance_scale)
+    own = drawn(family.pipeline, prompt=PROMPTS[0], **OWN[kind](guidance_scale))
     cached = drawn(family.pipeline, **family.inputs(embeddings[:1], embeddings.empty(1), guidance_scale))
     torch.testing.assert_close(cached, own, rtol=0, atol=1e-5)
     other = drawn(family.pipeline, **family.inputs(embeddings[1:2], embeddings.empty(1), guidance_scale))
     assert (other - own).abs().max() > 1e-3
 
 
-def test_the_prediction_is_what_the_pipeline_steps_along(family, monkeypatch):
-    """Mutation: leave out the pooled prompt or the sizes, or swap height and width."""
-    embeddings, seen = family.encode_prompts(PROMPTS), []
-    whole = type(family.model).forward
+@pytest.fixture
+def watched(monkeypatch):
+    """watched(family, **options) -> [(inputs of the model by name, its output)] while the pipeline draws."""
 
-    def watched(model, *args, **options):
-        out = whole(model, *args, **options)
-        seen.append((args, options, out[0]))
-        return out
+    def call(family, **options):
+        whole, seen = type(family.model).forward, []
+        names = inspect.signature(whole).parameters
 
-    with monkeypatch.context() as patch:
-        patch.setattr(type(family.model), "forward", watched)
-        drawn(family.pipeline, prompt=PROMPTS[0], guidance_scale=1.0)
-    for args, options, out in seen:
-        noisy, t = (options | dict(zip(("sample", "timestep"), args, strict=False)))["sample"], (*args, options.get("timestep"))[1]
+        def look(model, *args, **inputs):
+            out = whole(model, *args, **inputs)
+            seen.append((dict(zip(list(names)[1:], args, strict=False)) | inputs, out[0]))
+            return out
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(family.model), "forward", look)
+            drawn(family.pipeline, **options)
+        return seen
+
+    return call
+
+
+def test_the_prediction_is_what_the_pipeline_steps_along(kind, family, watched):
+    """Mutation: leave out the pooled prompt or the sizes, swap height and width, or tell a flow's transformer t and not sigma."""
+    embeddings, levels = family.encode_prompts(PROMPTS), [0.9, 0.5, 0.1]
+    seen = watched(family, prompt=PROMPTS[0], **OWN[kind](1.0), **({"sigmas": levels} if kind in FLOWS else {}))
+    for (inputs, out), level in zip(seen, levels, strict=True):
+        noisy = inputs["hidden_states" if kind in FLOWS else "sample"]
+        t = round(1000 * level) - 1 if kind in FLOWS else inputs["timestep"]  # of 1000 levels 0.001, 0.002, ... before they are shifted
+        if kind == "flux":
+            noisy, out = family.unpack(noisy, 8, 8), family.unpack(out, 8, 8)
         with torch.no_grad():
             found = family.predict(family.model, noisy, torch.as_tensor(t).reshape(-1), embeddings[:1])
         torch.testing.assert_close(found, out, rtol=1e-4, atol=1e-5)
-    assert len(seen) == 3
 
 
-def test_a_saved_folder_opens_in_diffusers_and_draws_the_same(family, folder, tmp_path):
+def test_a_distilled_flux_is_told_its_guidance(watched):
+    """Mutation: tell it while it trains what generate_images.py tells it, or guide it by the empty prompt too."""
+    from diffusers import FluxTransformer2DModel
+
+    family = families.BUILT["flux"].build("test", PROMPTS[:-1], 16, seed=3)
+    family.pipeline.register_modules(transformer=FluxTransformer2DModel(**dict(family.model.config) | {"guidance_embeds": True}))
+    embeddings = family.encode_prompts(PROMPTS)
+    assert family.GUIDANCE == 3.5
+    cached = drawn(family.pipeline, **family.inputs(embeddings[:1], embeddings.empty(1), 2.0))
+    torch.testing.assert_close(cached, drawn(family.pipeline, prompt=PROMPTS[0], guidance_scale=2.0, max_sequence_length=12))
+    ((inputs, out), *_) = watched(family, prompt=PROMPTS[0], guidance_scale=3.5, max_sequence_length=12)
+    with torch.no_grad():
+        found = family.predict(family.model, family.unpack(inputs["hidden_states"], 8, 8), torch.tensor([999]), embeddings[:1])
+    torch.testing.assert_close(found, family.unpack(out, 8, 8))
+
+
+@pytest.mark.parametrize("kind", FLOWS, indirect=True)
+def test_a_flow_is_that_of_diffusers(family):
+    """Mutation: take the noise as the target, the levels upside down or unshifted, or forget the shift of the latents."""
+    draw = data.make_generator("flow")
+    latents, noise = torch.randn(2, 3, 4, 8, 8, generator=draw)
+    t, scheduler = torch.tensor([0, 400, 999]), family.noise_scheduler()
+    noisy = scheduler.scale_noise(latents, scheduler.timesteps[[999, 599, 0]], noise)
+    torch.testing.assert_close(family.add_noise(latents, noise, t), noisy)
+    # Along the target, the sampler returns from the noise to the latents in one step
+    scheduler.set_timesteps(sigmas=[1.0])
+    back = scheduler.step(family.target(latents, noise, t), scheduler.timesteps[0], noise).prev_sample
+    torch.testing.assert_close(back, latents, rtol=1e-5, atol=1e-5)
+    vae = family.pipeline.vae
+    vae.register_to_config(shift_factor=0.3, scaling_factor=1.7)
+    images = torch.randint(256, (2, 16, 16, 3), generator=draw, dtype=torch.uint8)
+    mean, _ = family.encode_images(images).chunk(2, dim=1)
+    posterior = vae.encode(images.permute(0, 3, 1, 2) / 127.5 - 1).latent_dist
+    torch.testing.assert_close(mean / vae.config.scaling_factor + vae.config.shift_factor, posterior.mean, rtol=1e-4, atol=1e-5)
+    vae.register_to_config(shift_factor=0.0, scaling_factor=0.18215)
+
+
+@pytest.mark.parametrize("kind", FLOWS, indirect=True)
+def test_a_whole_sampling_run_of_a_flow_is_the_pipelines(family):
+    """Mutation: step from or to the noise level of another step."""
+    embeddings, generator = family.encode_prompts(PROMPTS), torch.Generator().manual_seed(5)
+    options = {"num_inference_steps": 4, "width": 16, "height": 16, "output_type": "latent", "sigmas": [1.0, 0.75, 0.5, 0.25]}
+    own = family.pipeline(**family.inputs(embeddings[:1], embeddings.empty(1), 1.0), **options, generator=generator).images
+    timesteps, step = family.denoiser(4, "cpu")
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    for number in range(4):
+        with torch.no_grad():
+            latents = step(family.predict(family.model, latents, timesteps[number][None], embeddings[:1]), number, latents)
+    torch.testing.assert_close(latents, family.drawn_latents(own, (16, 16)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_saved_folder_opens_in_diffusers_and_draws_the_same(kind, family, folder, tmp_path):
     """Mutation: leave out a text encoder, a tokenizer or its vocabulary; save what did not change anew."""
     from diffusers import DiffusionPipeline
 
     plain = DiffusionPipeline.from_pretrained(folder)
     plain.set_progress_bar_config(disable=True)
-    torch.testing.assert_close(drawn(plain, prompt=PROMPTS[0]), drawn(family.pipeline, prompt=PROMPTS[0]), rtol=0, atol=1e-5)
+    here, there = (drawn(pipeline, prompt=PROMPTS[0], **OWN[kind](3.0)) for pipeline in (family.pipeline, plain))
+    torch.testing.assert_close(there, here, rtol=0, atol=1e-5)
     opened, _ = pipelines.open_pipeline(folder)
     assert type(opened) is type(family)
     saving.save(opened, tmp_path / "again")
@@ -93,20 +168,45 @@ def test_a_saved_folder_opens_in_diffusers_and_draws_the_same(family, folder, tm
         assert (tmp_path / "again" / path.relative_to(folder)).read_bytes() == path.read_bytes(), path
 
 
+@pytest.mark.parametrize("kind", FLOWS, indirect=True)
+def test_uce_edits_what_reads_the_prompt(family):
+    """The gradient of its objective is 0. Mutation: take the first token for the last one, or the encoded prompt for the pooled one."""
+    three, four, null = range(3)
+    embeddings, ends = family.encode_prompts(PROMPTS), [family.last_positions(prompt) for prompt in PROMPTS]
+    same = {"family": family, "embeddings": embeddings, "targets": torch.tensor([four, four, null]), "forgotten": [three], "ends": ends}
+    edited = copy.deepcopy(family.model)
+    METHODS["uce"](edited, **same, retained=[four, null], named=[four, null], erase_scale=2.0, ridge=0.3)
+    before, after = dict(family.model.named_parameters()), dict(edited.named_parameters())
+    edits = {"context_embedder.weight": lambda number: embeddings.tokens[number, ends[number]]}
+    edits["time_text_embed.text_embedder.linear_1.weight"] = lambda number: embeddings.tensors["pooled_projections"][number][None]
+    for name, rows in edits.items():
+        old, new = before.pop(name).detach().double(), after.pop(name).detach().double().requires_grad_(True)
+        error = 2 * (rows(three).double() @ new.T - rows(four).double() @ old.T).square().sum()
+        error = error + (rows(four).double() @ (new - old).T).square().sum() + 0.3 * (new - old).square().sum()
+        (gradient,) = torch.autograd.grad(error, new)
+        assert (new - old).abs().max() > 1e-3 and gradient.abs().max() < 1e-4 * rows(three).norm() ** 2, name
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(RunError, match="take 2025"):
+        METHODS["uce"](edited, **same, retained=[four], named=[four], authors_code="2023")
+
+
 @pytest.mark.slow
-def test_every_method_runs_and_leaves_frozen_weights_alone(kind, home, tmp_path):
+def test_every_method_runs_and_leaves_frozen_weights_alone(kind, home, tmp_path, capsys):
     """Mutation: restrict by the names of another family; hand a method Stable Diffusion's predictions."""
     small = "--arch test --vae_steps 2 --steps 2 --batch_size 8 --precision fp32"
     start = ("--from_scratch --family", kind, "--dataset digits --data_dir", home / "data", small)
     ok("train", *start, "--save_dir", tmp_path / "original")
     forget = ("--model_path", tmp_path / "original", "--batch_size 4 --forget_class", FORGOTTEN)
     ok("generate_mask", *forget, "--save_dir", tmp_path / "mask")
-    for method in METHODS:
+    for method in (method for method in METHODS if method not in families.BUILT[kind].REFUSED):
         mask = ("--mask_path", tmp_path / "mask") if method in ("salun", "rl") else ()
         flags = ("--method", method, *forget, *mask, STEPS.get(method, "--steps 1"), "--precision fp32 --save_dir", tmp_path / method)
         ok("unlearn", *flags)
         changed = read_json(tmp_path / method / "done.json")["fraction_changed"]
         assert 0 < changed <= (0.51 if mask else 1), method
+    for method, reason in families.BUILT[kind].REFUSED.items():
+        assert script("unlearn", "--method", method, *forget, "--steps 1 --save_dir", tmp_path / method) == 1
+        assert reason in capsys.readouterr().err and not (tmp_path / method).exists()
     draw = "--num_samples 1 --steps 2 --batch_size 10 --precision fp32 --save_dir"
     ok("generate_images", "--model_path", tmp_path / "salun", draw, tmp_path / "samples")
     assert len(list((tmp_path / "samples" / "samples").glob("*.png"))) == 10

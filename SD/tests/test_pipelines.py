@@ -222,8 +222,8 @@ def test_a_model_of_the_hub_is_copied_from_the_cache(family, original, tmp_path,
     assert all(content == kept[name] for name, content in files(tmp_path / "saved").items())
     assert (tmp_path / "saved" / "safety_checker" / "model.safetensors").is_file()
     refused("owner/other", "owner/other could not be fetched from the hub")
-    edit(home / "snapshots" / ("0" * 40) / "model_index.json", _class_name="FluxPipeline")
-    refused("owner/tiny", "owner/tiny is a FluxPipeline")
+    edit(home / "snapshots" / ("0" * 40) / "model_index.json", _class_name="Flux2Pipeline")
+    refused("owner/tiny", "owner/tiny is a Flux2Pipeline")
 
 
 # --------------------------------------------------------------------------------------------------------------- refused
@@ -236,8 +236,8 @@ def weightless(folder):
 
 KINDS = {  # what model_index.json says: part of the message
     "has nothing as its text_encoder_2": dict(_class_name="StableDiffusionXLPipeline"),
-    "StableDiffusion3Pipeline": dict(_class_name="StableDiffusion3Pipeline"),
-    "FluxPipeline": dict(_class_name="FluxPipeline"),
+    "has nothing as its transformer": dict(_class_name="StableDiffusion3Pipeline"),
+    "is a Flux2Pipeline": dict(_class_name="Flux2Pipeline"),
     "LatentConsistencyModelPipeline": dict(_class_name="LatentConsistencyModelPipeline"),
     "StableDiffusionInpaintPipeline": dict(_class_name="StableDiffusionInpaintPipeline"),
     "is a None": dict(_class_name=None),
@@ -311,7 +311,7 @@ def test_latents_are_never_clipped(sampler, family):
     other = copy.copy(family.pipeline)
     other.scheduler = PNDMScheduler(**noise) if sampler == "ddim" else DDIMScheduler(**noise)
     assert "clip_sample" not in other.scheduler.config or other.scheduler.config.clip_sample
-    before = sampling.set_sampler(other, sampler)
+    before = sampling.set_sampler(StableDiffusion(other), sampler)
     assert isinstance(other.scheduler, DDIMScheduler) and other.scheduler.config.clip_sample is False
     assert StableDiffusion(SimpleNamespace(scheduler=before)).scheduler.config.clip_sample is False
     other.scheduler.set_timesteps(10)
