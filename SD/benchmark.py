@@ -3,12 +3,14 @@
     python benchmark.py --folder runs/benchmark
 
 A SalUn step on cached latents and embeddings is timed in turns with one that encodes its images and prompts again, as the official
-release does, on a model with the structure of Stable Diffusion v1 and an eighth of its widths; all weights are random. The U-Net of
-Stable Diffusion v1 at full size (859,520,964 weights, latents of 64x64, batch 1) makes a mask and takes two steps with it and without,
-each in a process of its own, whose peak memory is reported. Writes FOLDER/benchmark.json and benchmark.md.
+release does, on a model with the structure of Stable Diffusion v1 and an eighth of its widths; all weights are random. The U-Nets of
+Stable Diffusion v1 and XL at full size (859,520,964 and 2,567,463,684 weights, latents of 64x64, batch 1) make a mask and take two steps
+with it and without, each in a process of its own, whose peak memory is reported. What unlearning holds of larger models is counted
+from their shapes. Writes FOLDER/benchmark.json, benchmark.md and memory.md.
 """
 
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import safetensors
 import torch
 
 import cli
@@ -25,14 +28,47 @@ import models
 import passes
 import trainer
 from cli import RunError
-from families import Embeddings, StableDiffusion
+from families import BUILT, Embeddings
 from files import write_json, write_tensors, write_whole
 from methods.salun import salun
+from pipelines import Stored
 from run_folder import machine, peak_memory_mb, versions
 
-WEIGHTS = 859_520_964  # of Stable Diffusion v1's U-Net
-BLOCKS = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
-PARTS = ("mask", "masked", "dense")
+WEIGHTS = {"sd": 859_520_964, "sdxl": 2_567_463_684}  # of the U-Nets of Stable Diffusion v1 and XL
+BLOCKS = {"sd": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), "sdxl": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2}
+MORE = {
+    "sd": {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8},
+    "sdxl": {
+        "block_out_channels": (320, 640, 1280),
+        "cross_attention_dim": 2048,
+        "attention_head_dim": (5, 10, 20),
+        "transformer_layers_per_block": (1, 2, 10),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+NAMES = {"sd": "Stable Diffusion v1", "sdxl": "Stable Diffusion XL"}
+# What is measured on U-Nets at full size: family, precision of the weights, what is done, mask ratio
+PARTS = {
+    "sd-mask": ("sd", "fp32", "mask", 0.5),
+    "sd-masked": ("sd", "fp32", "masked", 0.5),
+    "sd-dense": ("sd", "fp32", "dense", 1.0),
+    "sd-bf16-mask": ("sd", "bf16", "mask", 0.5),
+    "sd-bf16-masked": ("sd", "bf16", "masked", 0.5),
+    "sdxl-bf16-mask": ("sdxl", "bf16", "mask", 0.1),
+    "sdxl-bf16-masked": ("sdxl", "bf16", "masked", 0.1),
+}
+TRANSFORMERS = {  # the larger models' shapes, as their configs have them; FLUX.1's are the defaults of its class
+    "Stable Diffusion 3.5 medium": (
+        "SD3Transformer2DModel",
+        dict(num_layers=24, num_attention_heads=24, caption_projection_dim=1536, qk_norm="rms_norm", pos_embed_max_size=384)
+        | dict(dual_attention_layers=tuple(range(13))),
+    ),
+    "FLUX.1": ("FluxTransformer2DModel", dict(guidance_embeds=True)),
+}
+RATIOS, GPUS = (0.5, 0.1, 0.02), (12, 24, 40, 80)
 
 
 def null_run_folder(folder):
@@ -72,16 +108,20 @@ def parse(argv=None):
     return parser.parse_args(argv)
 
 
-def sd_unet(divide):
-    """The U-Net of Stable Diffusion v1 with random weights, its widths divided by `divide`."""
+def shape_of(kind, divide=1):
+    """The U-Net of Stable Diffusion v1 or XL on the meta device, its widths divided by `divide`."""
     from diffusers import UNet2DConditionModel
 
-    blocks = {"down_block_types": BLOCKS, "up_block_types": tuple(name.replace("Down", "Up") for name in reversed(BLOCKS))}
-    widths = tuple(width // divide for width in (320, 640, 1280, 1280))
-    heads = {"cross_attention_dim": 768 // divide, "attention_head_dim": 8, "norm_num_groups": 32 // divide}
+    blocks = {"down_block_types": BLOCKS[kind], "up_block_types": tuple(name.replace("Down", "Up") for name in reversed(BLOCKS[kind]))}
+    more = MORE[kind] | {"block_out_channels": tuple(width // divide for width in MORE[kind]["block_out_channels"])}
+    more |= {"cross_attention_dim": more["cross_attention_dim"] // divide, "norm_num_groups": 32 // divide}
     with torch.device("meta"):
-        unet = UNet2DConditionModel(sample_size=64, block_out_channels=widths, **blocks, **heads)
-    unet = unet.to_empty(device="cpu")
+        return UNet2DConditionModel(sample_size=64, **blocks, **more)
+
+
+def unet_of(kind, divide, dtype="fp32"):
+    """That U-Net with random weights."""
+    unet = shape_of(kind, divide).to(models.DTYPES[dtype]).to_empty(device="cpu")
     for name, parameter in unet.named_parameters():
         with torch.no_grad():
             parameter.normal_(std=0.02) if parameter.dim() > 1 else parameter.fill_(float("norm" in name and name.endswith("weight")))
@@ -97,9 +137,9 @@ def sd_family(divide):
     text = CLIPTextConfig(hidden_size=768 // divide, intermediate_size=3072 // divide, num_attention_heads=12, vocab_size=49408)
     widths = tuple(width // divide for width in (128, 256, 512, 512))
     vae = models.build_vae(widths, sample_size=512, layers_per_block=2, norm_num_groups=32 // divide)
-    parts = {"vae": vae, "text_encoder": CLIPTextModel(text), "tokenizer": tokenizer, "unet": sd_unet(divide)}
+    parts = {"vae": vae, "text_encoder": CLIPTextModel(text), "tokenizer": tokenizer, "unet": unet_of("sd", divide)}
     vae.requires_grad_(False)
-    return StableDiffusion.of_parts(**parts, scheduler=DDIMScheduler(**models.NOISE))
+    return BUILT["sd"].of_parts(**parts, scheduler=DDIMScheduler(**models.NOISE))
 
 
 def one_image_each(moments):
@@ -134,63 +174,114 @@ def cached_against_encoding(results, name, family, size, accelerator, rounds):
 
 
 def full_size(part, args, accelerator):
-    """One part of the check on the exact U-Net of Stable Diffusion v1, in this process: {figure: value}."""
+    """One part of the check on a U-Net at full size, in this process: {figure: value}."""
     from diffusers import DDIMScheduler
 
-    unet = trainer.prepare(sd_unet(args.divide), accelerator)
-    family = StableDiffusion(SimpleNamespace(unet=unet, scheduler=DDIMScheduler(**models.NOISE)))
+    kind, dtype, what, ratio = PARTS[part]
+    unet = trainer.prepare(unet_of(kind, args.divide, dtype), accelerator)
+    vae = {"vae_scale_factor": 8, "scheduler": DDIMScheduler(**models.NOISE)}
+    family = BUILT[kind](SimpleNamespace(unet=unet, **vae))
     count = sum(parameter.numel() for parameter in unet.parameters())
-    if args.divide == 1 and count != WEIGHTS:
-        raise RunError(f"the U-Net has {count} weights, where Stable Diffusion v1 has {WEIGHTS}: look at sd_unet()")
+    if args.divide == 1 and count != WEIGHTS[kind]:
+        raise RunError(f"the U-Net has {count} weights, where {NAMES[kind]} has {WEIGHTS[kind]}: look at shape_of()")
     unet.enable_gradient_checkpointing()
     draw = data.make_generator("benchmark")
-    embeddings = Embeddings(encoder_hidden_states=torch.randn(3, 77, 768 // args.divide, generator=draw).to(accelerator.device))
+    tensors = {"encoder_hidden_states": torch.randn(3, 77, unet.config.cross_attention_dim, generator=draw)}
+    if kind == "sdxl":
+        tensors["text_embeds"] = torch.randn(3, 1280, generator=draw)
+    embeddings = Embeddings(**tensors).to(accelerator.device, unet.dtype)
     forget, retain = one_image_each(torch.randn(2, 8, 64, 64, generator=draw).abs())
-    figures, path, run_folder = {"weights": count}, args.folder / "mask.safetensors", null_run_folder(args.folder)
+    figures, path, run_folder = {"weights": count}, args.folder / f"{kind}-{dtype}.safetensors", null_run_folder(args.folder)
+    facts = {"forget_sha": "", "parent_sha": ""}
     start = time.perf_counter()
-    if part == "mask":
+    if what == "mask":
         options = {"guidance_scale": 8.5, "passes": 1, "batch_size": 1, "seed": 1}
         saliency = passes.mean_gradient(family, forget, embeddings, accelerator, **options)
         middle = time.perf_counter()
-        mask = masking.select(saliency, 0.5)
+        mask = masking.select(saliency, ratio)
         figures |= {"gradient, seconds": middle - start, "select, seconds": time.perf_counter() - middle}
-        masking.save(run_folder, mask, {"forget_sha": "", "parent_sha": ""}, mask_ratio=0.5, seconds=0.0)
+        masking.save(run_folder, mask, facts, mask_ratio=ratio, seconds=0.0)
+        (args.folder / "mask.safetensors").rename(path)
         figures |= {"file, bytes": path.stat().st_size, "as int64, bytes": 8 * count}
     else:
-        before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in unet.named_parameters()}
-        mask = masking.load(path, dict(unet.named_parameters()), {"forget_sha": "", "parent_sha": ""})[0] if part == "masked" else None
+        parameters = dict(unet.named_parameters())
+        write_tensors(args.folder / "original.safetensors", parameters)
+        before = Stored([safetensors.safe_open(args.folder / "original.safetensors", framework="pt")], parameters)
+        mask = masking.load(path, parameters, facts)[0] if what == "masked" else None
         loop = trainer.Trainer(unet, run_folder, accelerator, seed=1, batch_size=1, mask=mask)
         start = time.perf_counter()
         salun(unet, forget, retain, loop, family, embeddings, torch.tensor([1, 1, 2], device=accelerator.device), steps=2)
         figures["two steps, seconds"] = time.perf_counter() - start
         values = [value for state in loop.optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
         figures["optimizer, bytes"] = sum(value.numel() * value.element_size() for value in values)
-        after = {name: parameter.detach().cpu() for name, parameter in unet.named_parameters()}
-        figures["changed, share"] = masking.check_change(before, after, mask and {name: part.cpu() for name, part in mask.items()})
+        figures["changed, share"] = masking.check_change(before, parameters, mask)
     figures["peak memory, GiB"] = peak_memory_mb(accelerator.device) / 1024
     return figures
 
 
 def in_processes(results, args):
     """full_size() of every part, each in a process of its own."""
-    for part in PARTS:
+    for part, (kind, dtype, what, ratio) in PARTS.items():
         flags = ["--folder", str(args.folder), "--part", part, "--divide", str(args.divide), "--precision", args.precision]
         done = subprocess.run([sys.executable, __file__, *flags, "--device", args.device], capture_output=True, text=True)
-        name = f"Stable Diffusion v1's U-Net, {part}"
+        name = f"{NAMES[kind]}'s U-Net, weights in {dtype}, {what}" + (f" at ratio {ratio:g}" if what != "dense" else "")
         results[name] = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"not measured, status": done.returncode}
         print(f"{name}: {results[name]} {done.stderr[-300:] if done.returncode else ''}", flush=True)
+    for path in args.folder.glob("*.safetensors"):
+        path.unlink()
+
+
+def held(parameters, ratio, dtype):
+    """Bytes that unlearning with Adam holds of {name: tensor of any device}, {part: bytes}: at a mask ratio, equal in all tensors.
+
+    `gradient` is the largest that is there at one time: a gradient's salient entries are gathered as soon as it is complete.
+    """
+    width, salient = models.DTYPES[dtype].itemsize, {name: math.ceil(ratio * tensor.numel()) for name, tensor in parameters.items()}
+    count, chosen = sum(tensor.numel() for tensor in parameters.values()), sum(salient.values())
+    whole = ratio == 1 and dtype == "fp32"  # then weights are their own leaves, with dense gradients
+    return {
+        "weights": width * count,
+        "mask": 0 if ratio == 1 else sum(math.ceil(tensor.numel() / 8) for tensor in parameters.values()),
+        "positions": 0 if ratio == 1 else sum((4 if part > masking.SMALL else 8) * part for part in salient.values()),
+        "leaves": 0 if whole else 4 * chosen,
+        "gradients of the leaves": 4 * chosen,
+        "optimizer": 8 * chosen,
+        "gradient": 0 if whole else width * max(tensor.numel() for tensor in parameters.values()),
+    }
+
+
+def memory_table():
+    """Markdown lines: what unlearning holds of each model, and the smallest GPU that holds it, without activations."""
+    import diffusers
+
+    shapes = {NAMES[kind]: shape_of(kind) for kind in WEIGHTS}
+    with torch.device("meta"):
+        shapes |= {name: getattr(diffusers, kind)(**config) for name, (kind, config) in TRANSFORMERS.items()}
+    cases = [("fp32", 1.0), *(("bf16", ratio) for ratio in RATIOS)]
+    heads = [f"{dtype}, {'no mask' if ratio == 1 else f'ratio {ratio:g}'}" for dtype, ratio in cases]
+    lines = [f"| model | weights | {' | '.join(heads)} |"]
+    lines.append("|---" * (2 + len(cases)) + "|")
+    for name, model in shapes.items():
+        parameters = dict(model.named_parameters())
+        cells = [f"{name}", f"{sum(tensor.numel() for tensor in parameters.values()):,}"]
+        for dtype, ratio in cases:
+            size = sum(held(parameters, ratio, dtype).values()) / 2**30
+            fits = next((f"{gpu} GB" for gpu in GPUS if size * 2**30 < gpu * 1e9), "none of these")
+            cells.append(f"{size:.1f} GiB ({fits})")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def main(argv=None):
     args = parse(argv)
-    accelerator = trainer.make_accelerator(args.device, args.precision)
+    accelerator = trainer.make_accelerator(args.device, args.precision, PARTS[args.part][1] if args.part else "fp32")
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.part:
         return print(json.dumps(full_size(args.part, args, accelerator)))
     results = {"machine": machine(), "autocast": accelerator.mixed_precision, "versions": versions()}
+    write_whole(args.folder / "memory.md", lambda partial: partial.write_text("\n".join(memory_table()) + "\n"))
     in_processes(results, args)
-    (args.folder / "mask.safetensors").unlink(missing_ok=True)
-    digits = StableDiffusion.build("tiny", ["an image of a three"], 16, seed=0)
+    digits = BUILT["sd"].build("tiny", ["an image of a three"], 16, seed=0)
     cached_against_encoding(results, "digits pipeline at 16 px", digits, 16, accelerator, 4 * args.rounds)
     cached_against_encoding(results, "1/8 of Stable Diffusion v1's widths at 256 px", sd_family(8), 256, accelerator, args.rounds)
     write_json(args.folder / "benchmark.json", results)
@@ -200,7 +291,7 @@ def main(argv=None):
     lines += [f"| {name} | {'; '.join(f'{key} {shown(value)}' for key, value in row.items())} |" for name, row in rows.items()]
     write_whole(args.folder / "benchmark.md", lambda partial: partial.write_text("\n".join(lines) + "\n"))
     print("\n".join(lines))
-    print(f"written: {args.folder.resolve()}/benchmark.md, benchmark.json")
+    print(f"written: {args.folder.resolve()}/benchmark.md, memory.md, benchmark.json")
 
 
 def shown(value):

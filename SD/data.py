@@ -137,11 +137,11 @@ def to_float(images):
 
 @dataclass
 class Batch:
-    """This process's slice of a global batch.
+    """A slice of a global batch: this process's, or a part of it.
 
     images: latents (B, C, h, w), or images in [-1, 1]; labels: numbers of their prompts (B,); t: timesteps (B,), antithetic over the
     global batch; noise: standard normal, like images; uniform: (B,) in [0, 1), for prompt dropout. mean(values) takes per-sample
-    values (B,) to this process's share of their mean over the global batch: shares averaged over processes give that mean.
+    values (B,) to this slice's share of their mean over the global batch: shares averaged over the slices give that mean.
     """
 
     images: torch.Tensor
@@ -159,13 +159,14 @@ class Batch:
 class Stream:
     """The endless series of batches of a split: whole random passes after one another, cut into batches of equal size.
 
-    batch(step) is what process `rank` of `world` sees of a step, on `device`. Latents, timesteps (in pairs t, T - 1 - t), noise and
-    dropout are drawn for the whole global batch, on the CPU, from seed, name of the split and step.
+    batch(step, part) is what process `rank` of `world` sees of a step, on `device`, or of that the part-th of `parts` slices. Latents,
+    timesteps (in pairs t, T - 1 - t), noise and dropout are drawn for the whole global batch, on the CPU, from seed, name of the split and
+    step. So neither the number of processes nor that of slices changes them.
     """
 
-    def __init__(self, split, *, batch_size, seed, timesteps, device, rank=0, world=1):
+    def __init__(self, split, *, batch_size, seed, timesteps, device, rank=0, world=1, parts=1):
         self.split, self.batch_size, self.seed, self.timesteps = split, batch_size, seed, timesteps
-        self.device, self.rank, self.world = device, rank, world
+        self.device, self.rank, self.world, self.parts = device, rank, world, parts
         self._order = functools.lru_cache(2)(self._shuffle)  # of this pass and the next
 
     def _shuffle(self, epoch):
@@ -180,18 +181,18 @@ class Stream:
             start += len(parts[-1])
         return torch.cat(parts)
 
-    def batch(self, step):
-        size = self.batch_size
-        first, last = size * self.rank // self.world, size * (self.rank + 1) // self.world
+    def batch(self, step, part=0):
+        size, slices, number = self.batch_size, self.world * self.parts, self.rank * self.parts + part
+        first, last = size * number // slices, size * (number + 1) // slices
         # A process without a sample of its own takes one with weight 0, so that every process takes part in every step
-        part = slice(first, last) if last > first else slice(0, 1)
+        rows = slice(first, last) if last > first else slice(0, 1)
         draw = make_generator("batch", self.seed, self.split.name, step)
         half = torch.randint(self.timesteps, ((size + 1) // 2,), generator=draw)
         t = torch.cat([half, self.timesteps - 1 - half])[:size]
         uniform = torch.rand(size, generator=draw)
         noise, normal = (torch.randn(size, *self.split.shape, generator=draw) for _ in range(2))
-        t, uniform, noise, normal = (to_device(value[part], self.device) for value in (t, uniform, noise, normal))
-        positions, weight = self.positions(step)[part], (last - first) * self.world / size
+        t, uniform, noise, normal = (to_device(value[rows], self.device) for value in (t, uniform, noise, normal))
+        positions, weight = self.positions(step)[rows], (last - first) * slices / size
         labels = to_device(self.split.labels[positions], self.device)
         return Batch(self.split.load(positions, normal), labels, t, noise, uniform, weight, step)
 

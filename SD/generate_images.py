@@ -49,6 +49,7 @@ def parse(argv=None):
     scale = "guidance scale s, 1: none (default: 7.5; SD 3: 7; FLUX.1 dev: 3.5; schnell: 1)"
     parser.add(cli.METHOD, "--guidance_scale", "--guidance", type=cli.non_negative_float, metavar="S", help=scale)
     parser.add(cli.DATA, "--image_size", type=models.image_edge, metavar="PX", help="edge of the images (default: the model's)")
+    pipelines.add_weights_flag(parser)
     parser.add_shared("resume", "overwrite", "device", "compile", batch_size=8, precision="auto", seed=1)
     parser.refuse(NOT_HERE)
     args = parser.parse_args(argv)
@@ -121,7 +122,7 @@ def draw_files(family, rows, folder, accelerator, args):
 
 def main(argv=None):
     args = parse(argv)
-    accelerator = trainer.make_accelerator(args.device, args.precision)
+    accelerator = trainer.make_accelerator(args.device, args.precision, args.weights_dtype)
     check_apart(args)  # all together: no run may replace the model of another
     pairs = zip(args.model_path, args.save_dir, strict=True)
     each = [argparse.Namespace(**vars(args) | {"model_path": model_path, "save_dir": save_dir}) for model_path, save_dir in pairs]
@@ -133,7 +134,7 @@ def main(argv=None):
 def draw_from(args, run_folder, accelerator):
     """All images of one model, into one run folder."""
     # Model and prompts
-    family, recorded = pipelines.open_pipeline(args.model_path, variant=args.variant)
+    family, recorded = pipelines.open_pipeline(args.model_path, variant=args.variant, dtype=args.weights_dtype)
     rows = rows_of(args, recorded)
     done = read_json(Path(args.model_path) / "done.json") if recorded else {}
     parent_sha = models.sha(family.model, *family.frozen)

@@ -19,6 +19,7 @@ import cli
 import concepts
 import masking
 import passes
+import pipelines
 import task
 import trainer
 from run_folder import RunFolder
@@ -45,6 +46,9 @@ def parse(argv=None):
     weight = {"type": from_weight, "dest": "guidance_scale", "default": argparse.SUPPRESS, "metavar": "W"}
     either.add_argument("--mask_guidance", "--c_guidance", "--cond_scale", **weight, help="the same, counted from 0: W = S - 1")
     parser.add(cli.RUN, "--gradient_checkpointing", action="store_true", help="less memory, more time")
+    pipelines.add_weights_flag(parser)
+    where = "sum the saliency in the host's memory, or in a file in DIR, and not on the device"
+    parser.add(cli.RUN, "--offload_saliency", nargs="?", const="host", metavar="DIR", help=where)
     seed = {"seed": dict(help="seed of the noise (default: 1), and of the mask kinds that draw")}
     parser.add_shared("resume", "overwrite", "device", "seed", options=seed, mask_ratio=0.5, epochs=1, batch_size=8, precision="fp32")
     parser.add(cli.METHOD, "--mask_kind", choices=masking.KINDS, default="saliency", help="which weights; all but saliency are controls")
@@ -60,11 +64,12 @@ def parse(argv=None):
 
 def main(argv=None):
     args = parse(argv)
-    accelerator = trainer.make_accelerator(args.device, args.precision)
+    accelerator = trainer.make_accelerator(args.device, args.precision, args.weights_dtype)
     run_folder = RunFolder(args, accelerator)
 
     # Model, images and what is forgotten
-    loaded = task.load_task(args.model_path, concepts.concept_flags(args), accelerator, needs=("forget",), variant=args.variant)
+    options = {"needs": ("forget",), "variant": args.variant, "dtype": args.weights_dtype}
+    loaded = task.load_task(args.model_path, concepts.concept_flags(args), accelerator, **options)
     run_folder.begin(kind="mask", **loaded.facts)
     model = loaded.family.model
     if args.gradient_checkpointing:
@@ -73,6 +78,7 @@ def main(argv=None):
     # Saliency, and the mask of its largest entries
     run_folder.start_clock()
     options = {"guidance_scale": args.guidance_scale, "passes": args.epochs, "batch_size": args.batch_size, "seed": args.seed}
+    options["offload"] = args.offload_saliency
     saliency = functools.partial(passes.mean_gradient, loaded.family, loaded.forget, loaded.embeddings, accelerator, **options)
     mask = masking.make(args.mask_kind, args.mask_ratio, dict(model.named_parameters()), saliency, args.seed)
     seconds = run_folder.seconds()

@@ -77,9 +77,9 @@ def encode_pictures(family, pictures, vae_sha, folder, accelerator, batch_size=8
 
 
 def embed(family, prompts, accelerator):
-    """The Embeddings of prompts on the accelerator's device, encoded once."""
+    """The Embeddings of prompts on the accelerator's device, encoded once, in the model's precision."""
     with on_device(accelerator, *family.encoders):
-        return family.encode_prompts(prompts).to(accelerator.device)
+        return family.encode_prompts(prompts).to(accelerator.device, family.model.dtype)
 
 
 def moments_shape(family, count, edge):

@@ -1,7 +1,7 @@
 """The saliency mask m of SalUn: which weights may change, and parameters for an optimizer that cannot move any other.
 
 This file carries the same text in Classification, DDPM and SD (`make check` fails when one drifts). True = trainable, everywhere.
-A mask is a dict {parameter name: bool tensor of the parameter's shape}. Buffers (BatchNorm's running statistics) are no
+A mask maps parameter names to bool tensors of the parameters' shapes. Buffers (BatchNorm's running statistics) are no
 parameters and lie outside it: they follow the data in train mode, whatever the mask says.
 """
 
@@ -26,6 +26,7 @@ KINDS = {  # what a mask keeps, at an exact share of the weights; all but the fi
 SEEDED = ("random", "layerwise")  # kinds that draw
 
 CHUNK = 1 << 22  # entries looked at together: bounds the memory of the selection
+SMALL = 1 << 16  # positions in larger tensors are int32; in small ones the conversion to int64 would cost more than the memory is worth
 LOW_BITS = 15  # a non-negative float has 31 bits: 16 for the first pass, 15 for the second
 
 
@@ -55,6 +56,24 @@ class RandomScores(Mapping):
 
     def __len__(self):
         return len(self.shapes)
+
+
+class Packed(Mapping):
+    """A mask that takes a bit per weight. A tensor is unpacked, onto its parameter's device, at each look."""
+
+    def __init__(self, bits, parameters):
+        self.bits, self.parameters = bits, parameters
+
+    def __getitem__(self, name):
+        like = self.parameters[name]
+        bits = np.unpackbits(self.bits[name].numpy(), count=like.numel()).view(bool)
+        return torch.from_numpy(bits).view(like.shape).to(like.device)
+
+    def __iter__(self):
+        return iter(self.bits)
+
+    def __len__(self):
+        return len(self.bits)
 
 
 def make(kind, mask_ratio, parameters, saliency, seed=None):
@@ -168,10 +187,7 @@ def load(path, parameters, facts):
         raise RunError(f"the mask {path} was made for another forget set: make one with the forget flags of this run")
     if metadata.get("parent_sha", facts["parent_sha"]) != facts["parent_sha"]:  # masks of earlier versions do not tell
         raise RunError(f"the mask {path} was made from another model than the one at --model_path: make one from that")
-    mask = {}
-    for name, shape in shapes.items():
-        bits = np.unpackbits(packed[name].numpy(), count=math.prod(shape)).astype(bool)
-        mask[name] = torch.from_numpy(bits).view(shape).to(parameters[name].device)
+    mask = Packed(packed, parameters)
     kept, total = count(mask)
     if kept != math.floor(mask_ratio * total):
         raise RunError(f"the mask {path} keeps {kept} of {total} weights, not the share {mask_ratio} it states: make it again")
@@ -182,12 +198,13 @@ def load(path, parameters, facts):
 
 
 class SalientParameters:
-    """What the optimizer holds: the salient entries of each parameter, gathered into one compact leaf tensor, `tensors` {name: leaf}.
+    """What the optimizer holds: the salient entries of each parameter, gathered into one compact leaf tensor, `tensors` {name: leaf}, in
+    float32 whatever the parameter's precision.
 
     A weight outside the mask is in no leaf. So neither weight decay nor momentum nor Adam can move it, and optimizer memory
     shrinks with the mask. As soon as a parameter's gradient is complete, its salient entries are gathered and the dense
-    gradient is freed. scatter() writes the leaves back after a step. A parameter that is salient everywhere is its own leaf,
-    so a mask of ratio 1 is the same computation as no mask. A parameter without a salient entry requires no gradient.
+    gradient is freed. scatter() writes the leaves back after a step. A parameter of float32 that is salient everywhere is its own
+    leaf, so a mask of ratio 1 is the same computation as no mask. A parameter without a salient entry requires no gradient.
 
     parameters: {name: parameter}. mask: a mask for the same names, or None for dense training. Used as a context manager:
     on exit the hooks are gone and every parameter requires gradients as before.
@@ -198,7 +215,10 @@ class SalientParameters:
         for name, parameter in parameters.items():
             salient = None if mask is None else mask[name]
             if salient is None or bool(salient.all()):
-                self.tensors[name], self._read[name] = parameter, lambda tensor: tensor
+                if parameter.dtype == torch.float32:
+                    self.tensors[name], self._read[name] = parameter, lambda tensor: tensor
+                else:
+                    self._add(name, parameter, parameter.detach(), None, lambda tensor: tensor)
             elif not bool(salient.any()):
                 parameter.requires_grad_(False)
                 self._frozen.append(parameter)
@@ -209,11 +229,16 @@ class SalientParameters:
         # Positions count in storage order, whatever the memory format, so that reading and writing work on flat views.
         order = sorted(range(parameter.dim()), key=lambda d: -parameter.stride(d))
         index = salient.permute(order).reshape(-1).nonzero().squeeze(1)
-        if len(index) > CHUNK:  # half the memory; a small one would only cost a conversion in every step
+        if len(index) > SMALL:
             index = index.to(torch.int32)
+        flat = parameter.detach().permute(order).view(-1)
+        self._add(name, parameter, flat, index, lambda tensor: tensor.permute(order).reshape(-1).index_select(0, index))
+
+    def _add(self, name, parameter, view, index, pick):
+        """A leaf of the entries that `pick` takes of a tensor. view: the parameter's storage, where the leaf belongs at `index`."""
 
         def read(tensor):
-            return tensor.permute(order).reshape(-1).index_select(0, index)
+            return pick(tensor).float()
 
         leaf = read(parameter.detach()).requires_grad_(True)
 
@@ -222,7 +247,7 @@ class SalientParameters:
             parameter.grad = None
 
         self._hooks.append(parameter.register_post_accumulate_grad_hook(take_gradient))
-        self._compact.append((leaf, parameter.detach().permute(order).view(-1), index))
+        self._compact.append((leaf, view, index))
         self.tensors[name], self._read[name] = leaf, read
 
     def parameters(self):
@@ -232,11 +257,14 @@ class SalientParameters:
     @torch.no_grad()
     def scatter(self):
         """Write the leaves into the model. The positions outside the mask are not touched."""
-        for leaf, flat, index in self._compact:
-            flat.index_copy_(0, index.long(), leaf)
+        for leaf, view, index in self._compact:
+            if index is None:
+                view.copy_(leaf)
+            else:
+                view.index_copy_(0, index.long(), leaf.to(view.dtype))
 
     def pick(self, tensors):
-        """The entries of {name: tensor of the parameter's shape} that each leaf stands for, {name: tensor of the leaf's shape}."""
+        """The entries of {name: tensor of the parameter's shape} that each leaf stands for, {name: float32 tensor of the leaf's shape}."""
         return {name: read(tensors[name].detach()) for name, read in self._read.items()}
 
     @torch.no_grad()
@@ -269,8 +297,8 @@ def check_change(before, parameters, mask):
     for name, parameter in parameters.items():
         if not torch.isfinite(parameter).all():
             raise RunError(f"{name} holds NaN or infinite values after unlearning: lower --lr; no weights were written")
-        moved = before[name] != parameter
-        if mask is not None and bool((moved & ~mask[name]).any()):
+        moved = before[name].to(parameter.device) != parameter
+        if mask is not None and bool((moved & ~mask[name].to(moved.device)).any()):
             raise RunError(f"{name} changed outside the mask: this is a fault of the method, please report it")
         changed += int(moved.sum())
     return changed / sum(parameter.numel() for parameter in parameters.values())

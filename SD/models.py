@@ -16,6 +16,7 @@ from data import TIMESTEPS
 # The noise schedule of Stable Diffusion
 NOISE = dict(num_train_timesteps=TIMESTEPS, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 NOISE |= dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 sampling_steps = number(int, lambda value: 0 < value < TIMESTEPS, f"from 1 to {TIMESTEPS - 1}")  # argparse types
 image_count = number(int, lambda value: 0 < value <= 10**6, "from 1 to 1,000,000")
 image_edge = number(int, lambda value: 4 <= value <= 8192, "from 4 to 8,192 px")
@@ -122,10 +123,11 @@ def quiet():
 
 
 def sha(*modules):
-    """sha256 of modules' weights, in hex."""
+    """sha256 of modules' weights, in hex: of their values, in whatever precision they are held."""
     digest = hashlib.sha256()
     for module in modules:
         for name, tensor in sorted(module.state_dict().items()):
+            tensor = tensor.float() if tensor.is_floating_point() else tensor
             digest.update(name.encode())
             digest.update(
                 tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy() if tensor.dim() else str(tensor.item()).encode()

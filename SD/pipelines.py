@@ -2,12 +2,15 @@
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
 import torch
 
+import cli
+import models
 from cli import RunError
 from families import FAMILIES, KINDS
 from files import check_finite, read_json
@@ -28,15 +31,44 @@ class Original:
     folder: Path
     variant: str | None
 
+    def weights(self, part, parameters):
+        """The part's weights in the files, {name: tensor} of the parameters {name: tensor} and in their precision: read at each look, so
+        that they take no memory. None where the files have other names."""
+        files = [path for path in weight_files(self.folder / part, self.variant) if path.suffix == ".safetensors"]
+        stored = Stored([safetensors.safe_open(path, framework="pt") for path in files], parameters)
+        return stored if stored.keys() >= parameters.keys() else None
+
+
+class Stored(Mapping):
+    """Tensors in open .safetensors files. They stay readable when the files are removed."""
+
+    def __init__(self, files, parameters):
+        self.files, self.parameters = {name: file for file in files for name in file.keys()}, parameters
+
+    def __getitem__(self, name):
+        return self.files[name].get_tensor(name).to(self.parameters[name].dtype)
+
+    def __iter__(self):
+        return iter(self.files)
+
+    def __len__(self):
+        return len(self.files)
+
 
 def add_variant_flag(parser, group):
     parser.add(group, "--variant", metavar="NAME", help="variant of a diffusers folder's or hub id's weight files, fp16 for one")
 
 
-def open_pipeline(source, config=None, variant=None):
+def add_weights_flag(parser):
+    weights = "precision in which weights are held; those that train are float32 besides, and the autoencoder is"
+    parser.add(cli.RUN, "--weights_dtype", choices=models.DTYPES, default="fp32", help=weights)
+
+
+def open_pipeline(source, config=None, variant=None, dtype="fp32"):
     """Return (Family, recorded) of a run folder of train.py or unlearn.py, a diffusers folder, a hub id, or one .safetensors/.ckpt file.
 
-    recorded: args.json of the run, {} for other sources. Weights are float32, on the CPU; the safety checker is left out. config: a
+    recorded: args.json of the run, {} for other sources. Weights are of `dtype`, a name in models.DTYPES, the autoencoder's float32,
+    all on the CPU; the safety checker is left out. config: a
     diffusers folder that tells a single file's shapes, where the hub cannot be asked. variant: of the weight files, where a folder has
     several. Its .original is the Original, None for a single file. No pickle is ever executed. Raises RunError.
     """
@@ -46,7 +78,7 @@ def open_pipeline(source, config=None, variant=None):
     if path.is_file():
         if variant is not None:
             raise RunError(f"{source} is one file, which has no variants: leave out --variant")
-        return ready(single_file.load(path, config), path), recorded
+        return ready(single_file.load(path, config), path, dtype=dtype), recorded
     if (path / "args.json").is_file():
         path, recorded = read_run(path, "train", "unlearn")
         path, variant = path / "model", None  # a run's files have none
@@ -58,7 +90,7 @@ def open_pipeline(source, config=None, variant=None):
         if path.is_absolute() or len(path.parts) != 2 or path.parts[0] in (".", "..", "runs"):
             raise RunError(f"{source} does not exist, and is no name of a model on the hub (owner/name) either")
         path = fetch(str(source), variant)
-    return ready(from_folder(path, variant, source), source, Original(path, variant)), recorded
+    return ready(from_folder(path, variant, source, dtype), source, Original(path, variant), dtype), recorded
 
 
 def fetch(name, variant):
@@ -142,7 +174,7 @@ def check_weights(family, folder, variant, source):
         raise RunError(f"{source} has no weights of the variant {variant}: leave out --variant")
 
 
-def from_folder(folder, variant, source):
+def from_folder(folder, variant, source, dtype="fp32"):
     """diffusers' from_pretrained, its errors turned into one sentence. source: what they call the folder."""
     import diffusers
     import transformers
@@ -161,9 +193,11 @@ def from_folder(folder, variant, source):
                 cls = getattr(diffusers, kind, None) or getattr(transformers, kind)
                 spelled = variant_of(weight_files(folder / name, variant)[0].name) or None
                 how = {"use_safetensors": True, "variant": spelled, "output_loading_info": True}
+                if dtype != "fp32" and kind != "AutoencoderKL":  # never in float32: the memory might not hold it
+                    how["torch_dtype"] = models.DTYPES[dtype]
                 options[name], told = cls.from_pretrained(folder, subfolder=name, **how)
                 check_told(told, name, source)
-            return getattr(diffusers, family.KINDS[0]).from_pretrained(folder, **options).to(torch.float32)
+            return getattr(diffusers, family.KINDS[0]).from_pretrained(folder, **options)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
             raise RunError(f"{source} cannot be opened as a pipeline with safetensors weights ({reason})") from error
@@ -180,14 +214,14 @@ def check_told(told, name, source):
         raise RunError(f"{source} is no whole pipeline: its {name} {fault} tensor {tensor}; make or fetch it again")
 
 
-def ready(pipeline, source, original=None):
-    """The Family of an opened pipeline whose configs fit each other and whose weights are finite. RunError for others."""
+def ready(pipeline, source, original=None, dtype="fp32"):
+    """The Family of an opened pipeline whose configs fit each other and whose weights are finite, in dtype. RunError for others."""
     family = KINDS[type(pipeline).__name__](pipeline)
     family.original = original
     family.check(source)
-    check_parts(family, source)
     for part in (family.model, *family.frozen):
-        part.eval().requires_grad_(False)
+        part.to(torch.float32 if part is pipeline.vae else models.DTYPES[dtype]).eval().requires_grad_(False)
+    check_parts(family, source)
     family.model.requires_grad_(True)
     pipeline.set_progress_bar_config(disable=True)
     return family

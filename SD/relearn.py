@@ -34,16 +34,17 @@ def parse(argv=None):
     parser.add(cli.FORGET, "--num_images", type=cli.positive_int, default=10, metavar="K", help=number)
     dropout = "share of the prompts replaced by the empty one, for guidance"
     parser.add(cli.METHOD, "--prompt_dropout", type=cli.share, default=0.1, help=dropout)
-    dtype = "precision of the saved U-Net"
-    parser.add(cli.RUN, "--save_dtype", choices=saving.DTYPES, default="fp32", help=dtype)
-    parser.add(cli.RUN, "--gradient_checkpointing", action="store_true", help="less memory, more time")
+    dtype = "precision of the saved model (default: --weights_dtype)"
+    parser.add(cli.RUN, "--save_dtype", choices=models.DTYPES, help=dtype)
+    trainer.add_memory_flags(parser)
+    pipelines.add_weights_flag(parser)
     parser.add_shared("resume", "overwrite", "device", steps=50, lr=1e-5, batch_size=8, precision="auto", seed=1)
     return parser.parse_args(argv)
 
 
 def load_forgotten(args, accelerator):
     """(Task of what the model at --model_path forgot, with that model's weights; its args.json). Raises RunError."""
-    family, recorded = pipelines.open_pipeline(args.model_path)
+    family, recorded = pipelines.open_pipeline(args.model_path, dtype=args.weights_dtype)
     if not recorded.get("forgotten"):
         raise RunError(f"{args.model_path} has forgotten nothing: name a run of unlearn.py, or of train.py --retain_only")
     if "relearned_images" in recorded.get("options", {}):
@@ -54,7 +55,7 @@ def load_forgotten(args, accelerator):
         flags |= {name: Path(flags[name]) for name in ("forget_dir", "retain_dir") if flags[name] is not None}
         there = moved(source, recorded, args.model_path)
         source = there if there.exists() else source
-    options = {"variant": recorded.get("variant"), "originals_only": recorded["kind"] == "unlearn"}
+    options = {"variant": recorded.get("variant"), "dtype": args.weights_dtype, "originals_only": recorded["kind"] == "unlearn"}
     loaded = task.load_task(source, flags, accelerator, ("forget",), **options)
     loaded.family.model.load_state_dict(family.model.state_dict())
     return loaded, recorded
@@ -62,7 +63,7 @@ def load_forgotten(args, accelerator):
 
 def main(argv=None):
     args = parse(argv)
-    accelerator = trainer.make_accelerator(args.device, args.precision)
+    accelerator = trainer.make_accelerator(args.device, args.precision, args.weights_dtype)
     run_folder = RunFolder(args, accelerator)
 
     # The model, and some of what it has forgotten
@@ -84,7 +85,7 @@ def main(argv=None):
 
     # Train
     before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.named_parameters()}
-    loop = Trainer(model, run_folder, accelerator, seed=args.seed, batch_size=args.batch_size)
+    loop = Trainer(model, run_folder, accelerator, seed=args.seed, batch_size=args.batch_size, micro_batch=args.micro_batch)
     run_folder.start_clock()
     for batch in loop.steps(args.steps, args.lr, few):
         labels = torch.where(batch.uniform < args.prompt_dropout, len(loaded.prompts) - 1, batch.labels)

@@ -66,8 +66,8 @@ def generate_moments(family, prompts, embeddings, count, accelerator, *, batch_s
     """Latents of `count` images of each prompt, drawn by the model and shared among the processes.
 
     prompts: texts, from which the seeds follow; embeddings: theirs, and last that of the empty prompt. Returns moments (P * count, 2C, h,
-    w), whose second half, the standard deviation, is 0. Always in float32: they are data, the same for the mask and for unlearning in any
-    precision.
+    w), whose second half, the standard deviation, is 0. Never under autocast: they are data, the same for the mask and for unlearning
+    whatever the --precision.
     """
     keys = [(number, index) for number in range(len(prompts)) for index in range(count)]
     found = torch.zeros(len(keys), *family.latent_shape(options["size"][0]))

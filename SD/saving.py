@@ -12,17 +12,16 @@ import torch
 
 from cli import RunError
 from files import check_finite, read_json, write_json, write_tensors
-from models import quiet
+from models import DTYPES, quiet
 from pipelines import PICKLES, check_index, check_parts, variant_of, weight_files
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TEXTS = (".json", ".txt", ".model")  # configs and tokenizers
 
 
 def add_save_flags(parser, group):
     parser.add(group, "--single_file", action="store_true", help="write model.safetensors for web UIs too")
     dtype = "of the saved model and of the single file; parts that did not change keep their own files"
-    parser.add(group, "--save_dtype", choices=DTYPES, default="fp32", help=f"precision {dtype}")
+    parser.add(group, "--save_dtype", choices=DTYPES, help=f"precision {dtype} (default: --weights_dtype)")
 
 
 def clean(folder, put_back=True):
@@ -35,10 +34,11 @@ def clean(folder, put_back=True):
     return partial, aside
 
 
-def save(model, folder, dtype="fp32"):
+def save(model, folder, dtype=None):
     """Write a diffusers folder of a Family, or of one model of diffusers, whole or not at all.
 
-    dtype: of the trained part's weights, or of all that is not copied from the original. Raises RunError for values that are not finite.
+    dtype: of the trained part's weights, or of all that is not copied from the original; None is the model's own. Raises RunError for
+    values that are not finite.
     """
     check_parts(model, "what was trained is not saved, start again with a lower --lr")
     partial, aside = clean(folder)
@@ -127,7 +127,9 @@ def write_model(model, folder, dtype, config=True):
 
 
 def cast(tensors, dtype):
-    """{name: tensor} with floating-point tensors in a type of DTYPES. Raises RunError for values too large for it."""
+    """{name: tensor} with floating-point tensors in a type of DTYPES, None for their own. Raises RunError for values too large for it."""
+    if dtype is None:
+        return tensors
     found = {name: tensor.to(DTYPES[dtype]) if tensor.dtype.is_floating_point else tensor for name, tensor in tensors.items()}
     check_finite(found, f"the weights do not fit into --save_dtype {dtype}, take fp32 or bf16")
     return found

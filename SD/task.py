@@ -30,14 +30,14 @@ class Task:
     facts: dict
 
 
-def load_task(model_path, flags, accelerator, needs=("forget", "retain"), variant=None, originals_only=True):
+def load_task(model_path, flags, accelerator, needs=("forget", "retain"), variant=None, dtype="fp32", originals_only=True):
     """Open the original and everything that the concept flags name, latents and embeddings included.
 
     flags: {flag: value} of concepts.CONCEPT_FLAGS. needs: whose images are read; the others are neither encoded nor drawn, and their
-    latents are zero. variant: of a folder's weight files. Raises RunError for anything missing, unfinished or contradictory, and with
-    originals_only for a model that has forgotten already.
+    latents are zero. variant: of a folder's weight files; dtype: of the weights. Raises RunError for anything missing, unfinished or
+    contradictory, and with originals_only for a model that has forgotten already.
     """
-    family, recorded = pipelines.open_pipeline(model_path, variant=variant)
+    family, recorded = pipelines.open_pipeline(model_path, variant=variant, dtype=dtype)
     if originals_only and recorded and (recorded["kind"] != "train" or recorded["method"] != "original"):
         raise RunError(f"{model_path} is no original model (to forget more, start from the original and forget everything together)")
     trainer.prepare(family.model, accelerator)

@@ -58,7 +58,8 @@ def parse(argv=None):
     parser.add(cli.METHOD, "--prompt_dropout", type=cli.share, default=0.1, help=dropout)
     parser.add_shared(ema=0.0)
     parser.add(cli.RUN, "--save_every", type=cli.positive_int, metavar="N", help="draw a grid of samples every N steps")
-    parser.add(cli.RUN, "--gradient_checkpointing", action="store_true", help="less memory, more time")
+    trainer.add_memory_flags(parser)
+    pipelines.add_weights_flag(parser)
     saving.add_save_flags(parser, cli.RUN)
     parser.add_shared("limit", "resume", "overwrite", "device", "compile", precision="auto", seed=1)
     args = parser.parse_args(argv)
@@ -66,6 +67,8 @@ def parse(argv=None):
         parser.error("pass --model_path to fine-tune a model, or --from_scratch to build one")
     if args.from_scratch and (args.variant or args.model_config):
         parser.error("--variant and --model_config go with --model_path: --from_scratch builds a model of its own")
+    if args.weights_dtype != "fp32" and (args.from_scratch or args.ema):
+        parser.error("--weights_dtype fp32 alone goes with --from_scratch and with --ema")
     if args.retain_only != bool(args.forget_class):
         parser.error("--retain_only and --forget_class belong together: name the classes to leave out")
     if args.retain_only and args.dataset == "captions":
@@ -148,7 +151,7 @@ def train_model(family, pictures, table, numbers, run_folder, accelerator, args)
     shown = dict(family=family, embeddings=embeddings, folder=run_folder.folder, accelerator=accelerator, seed=args.seed)
     frames = {"save_every": args.save_every, "draw": functools.partial(draw_grid, **shown) if args.save_every else None}
     settings = {name: getattr(args, name) for name in ("batch_size", "optimizer", "weight_decay", "schedule", "ema")}
-    loop = Trainer(model, run_folder, accelerator, seed=args.seed, **frames, **settings)
+    loop = Trainer(model, run_folder, accelerator, seed=args.seed, micro_batch=args.micro_batch, **frames, **settings)
     offset = args.vae_steps if args.from_scratch else 0
     for batch in loop.steps(args.steps, args.lr, data.Split(moments, numbers, "train"), offset=offset):
         labels = torch.where(batch.uniform < args.prompt_dropout, len(table) - 1, batch.labels)
@@ -169,11 +172,11 @@ def draw_grid(step, *, family, embeddings, folder, accelerator, seed):
 
 def main(argv=None):
     args = parse(argv)
-    accelerator = trainer.make_accelerator(args.device, args.precision)
+    accelerator = trainer.make_accelerator(args.device, args.precision, args.weights_dtype)
     run_folder = RunFolder(args, accelerator)
 
     # Data and model
-    family = None if args.from_scratch else pipelines.open_pipeline(args.model_path, args.model_config, args.variant)[0]
+    family = None if args.from_scratch else pipelines.open_pipeline(args.model_path, args.model_config, args.variant, args.weights_dtype)[0]
     size = args.image_size or family.image_size
     if family:
         family.check_size(size, size)

@@ -27,14 +27,24 @@ SETTINGS = dict(batch_size=8, forget_batch_size=None, optimizer="adam", momentum
 SETTINGS |= dict(grad_clip=1.0, ema=0.0)
 
 
-def make_accelerator(device, precision):
-    """An Accelerator on the device asked for, with autocast in bf16 or fp16 where `precision` says so, or auto and bf16 is native."""
+def add_memory_flags(parser):
+    parser.add(cli.RUN, "--gradient_checkpointing", action="store_true", help="less memory, more time")
+    slices = "images of a batch that a process has in memory together: less memory, the same steps (default: all)"
+    parser.add(cli.RUN, "--micro_batch", type=cli.positive_int, metavar="N", help=slices)
+
+
+def make_accelerator(device, precision, weights_dtype="fp32"):
+    """An Accelerator on the device asked for, with autocast in bf16 or fp16 where `precision` says so, or auto and bf16 is native.
+
+    Weights that are held in bf16 or fp16 are computed with in that.
+    """
     cli.check_launch()
+    precision = precision if weights_dtype == "fp32" else weights_dtype
     if device == "cuda" and not torch.cuda.is_available():
         raise RunError("--device cuda: no CUDA device is available")
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     if on_cpu and precision == "fp16":
-        raise RunError("--precision fp16 needs a GPU: take bf16 or fp32")
+        raise RunError("fp16 needs a GPU: take --precision or --weights_dtype bf16 or fp32")
     if on_cpu:
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         native = bool(capabilities.get("avx512_bf16") or capabilities.get("bf16"))
@@ -73,27 +83,32 @@ class Trainer:
         for forget_batch, retain_batch in trainer.steps(steps, lr, forget, retain):
             trainer.step(forget=..., retain=...)
 
-    model is trained in place, at the salient positions of `mask` only if there is one. settings: flags of the same names, SETTINGS
+    A step takes its batch in slices of at most `micro_batch` images where that is given: the loop is entered for each, and its gradients
+    add up. model is trained in place, at the salient positions of `mask` only if there is one. settings: flags of the same names, SETTINGS
     has their defaults. draw(step): called every `save_every` steps with the weights as they would be saved.
     A method may set after_step, a function (salient parameters, progress in (0, 1]) that edits them in place after each step.
     """
 
-    def __init__(self, model, run_folder, accelerator, *, seed, mask=None, save_every=None, draw=None, **settings):
+    def __init__(self, model, run_folder, accelerator, *, seed, mask=None, micro_batch=None, save_every=None, draw=None, **settings):
         self.model, self.run_folder, self.accelerator, self.seed, self.mask = model, run_folder, accelerator, seed, mask
-        self.save_every, self.draw, self.after_step = save_every, draw, None
+        self.micro_batch, self.save_every, self.draw, self.after_step = micro_batch, save_every, draw, None
         self.scaler = accelerator.scaler or torch.amp.GradScaler(enabled=False)  # fp16 alone has one, against underflow of gradients
         if unknown := settings.keys() - SETTINGS.keys():
             raise TypeError(f"Trainer has no setting {', '.join(sorted(unknown))}")
         self.settings = argparse.Namespace(**SETTINGS | settings)
 
     def steps(self, steps, lr, *splits, offset=0, reaches_all=True):
-        """Yield a Batch of the split for each step, or of several splits a tuple with a Batch of each.
+        """Yield a Batch of the split for each step, or of several splits a tuple with a Batch of each; of slices, one after the other.
 
         offset: steps that the run made before, of another model. reaches_all: whether the loss depends on all that is trained. With
         --resume the loop continues after the last checkpoint and ends in the same bytes.
         """
         streams = [self._stream(split) for split in splits]
         self.total, self.lr, self.batch_sizes, self.offset = steps, lr, sum(stream.batch_size for stream in streams), offset
+        here = math.ceil(max(stream.batch_size for stream in streams) / self.accelerator.num_processes)
+        self.parts = math.ceil(here / min(self.micro_batch or here, here))
+        for stream in streams:
+            stream.parts = self.parts
         with SalientParameters(dict(self.model.named_parameters()), self.mask) as self.salient:
             self.optimizer = self._make_optimizer()
             self.average = average_weights(self.model, self.settings.ema) if self.settings.ema else None
@@ -102,8 +117,10 @@ class Trainer:
             hidden = None if self.accelerator.is_main_process else True
             self.model.train()
             for self.number in tqdm(range(first, steps), "train", total=steps, initial=first, disable=hidden, mininterval=1):
-                batches = tuple(stream.batch(self.number) for stream in streams)
-                yield batches if len(splits) > 1 else batches[0]
+                for part in range(self.parts):
+                    self.last_part = part + 1 == self.parts
+                    batches = tuple(stream.batch(self.number, part) for stream in streams)
+                    yield batches if len(splits) > 1 else batches[0]
                 if self.draw is not None and (self.number + 1) % self.save_every == 0:
                     self._draw()
                 if time.monotonic() - saved > CHECKPOINT_SECONDS and self.number + 1 < steps:
@@ -127,10 +144,13 @@ class Trainer:
         return OPTIMIZERS[self.settings.optimizer](parameters, self.lr, weight_decay=self.settings.weight_decay, fused=fused, **options)
 
     def step(self, **terms):
-        """One step of the optimizer down the sum of the loss terms, which are logged by their names."""
+        """One step of the optimizer down the sum of the loss terms, which are logged by their names; it follows the last slice."""
         if not terms:
             raise RunError("trainer.step() was called without a loss term: pass at least one, by name")
-        self.scaler.scale(sum(terms.values())).backward()
+        self.scaler.scale(sum(terms.values()) / self.parts).backward()
+        self.log.add(terms)
+        if not self.last_part:
+            return
         if not self.checked:
             check_gradients(self.salient.tensors)
             self.checked = True
@@ -150,7 +170,7 @@ class Trainer:
         if self.average is not None:
             self.average.step(self.model.parameters())
         self.run_folder.images_seen += self.batch_sizes
-        self.log.add(terms, step=self.offset + self.number + 1, lr=rate)
+        self.log.end_step(step=self.offset + self.number + 1, lr=rate)
 
     def _draw(self):
         """Call draw(step) with the averaged weights. The time it takes is not the training's."""
@@ -169,8 +189,13 @@ class Trainer:
         state = self.optimizer.state_dict()["state"]
         optimizer = {f"{i}.{key}": value for i, values in state.items() for key, value in values.items() if value is not None}
         average = {str(i): tensor for i, tensor in enumerate(self.average.shadow_params)} if self.average is not None else {}
-        groups = {"model": self.model.state_dict(), "optimizer": optimizer, "average": average}
+        groups = {"model": self.model.state_dict(), "optimizer": optimizer, "average": average, "leaves": self._finer_leaves()}
         self.run_folder.checkpoint(groups, step=self.offset + self.number + 1)
+
+    def _finer_leaves(self):
+        """{name: leaf} of weights in half precision, which round what the leaf has."""
+        parameters = dict(self.model.named_parameters())
+        return {name: leaf for name, leaf in self.salient.tensors.items() if leaf.dtype != parameters[name].dtype}
 
     def _load_checkpoint(self):
         """Return the step to continue at: that of the last checkpoint on --resume, 0 without one or where it is of the model before."""
@@ -180,6 +205,8 @@ class Trainer:
         groups, state = checkpoint
         self.model.load_state_dict(groups["model"])
         self.salient.gather(dict(self.model.named_parameters()))
+        for name, values in groups.get("leaves", {}).items():
+            self.salient.tensors[name].data.copy_(values)
         if self.average is not None:
             for i, tensor in groups["average"].items():
                 self.average.shadow_params[int(i)].copy_(tensor)
@@ -233,12 +260,15 @@ class Log:
     def __init__(self, run_folder, accelerator):
         self.run_folder, self.accelerator, self.sums, self.counts = run_folder, accelerator, {}, {}
 
-    def add(self, terms, **row):
-        """Add the terms {name: scalar} of a step. row: columns of log.csv, `step` among them."""
-        self.row = row
+    def add(self, terms):
+        """Add the terms {name: scalar} of a step, or of a slice of its batch."""
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach()
             self.counts[name] = self.counts.get(name, 0) + 1
+
+    def end_step(self, **row):
+        """row: columns of log.csv, `step` among them."""
+        self.row = row
         if row["step"] % LOG_STEPS == 0:
             self.flush()
 

@@ -21,6 +21,7 @@ import data
 import imagesets
 import latents
 import masking
+import pipelines
 import sampling
 import saving
 import single_file
@@ -48,7 +49,8 @@ def parse(argv=None):
     defaults = "(defaults of these settings: the method's authors', else adam, constant, no weight decay, no clipping, no averaging)"
     choices = {"optimizer": dict(choices=trainer.OPTIMIZERS, help=f"optimizer {defaults}"), "schedule": dict(choices=trainer.SCHEDULES)}
     parser.add_shared(*(name for name in SETTINGS if name != "train_method"), options=choices)
-    parser.add(cli.RUN, "--gradient_checkpointing", action="store_true", help="less memory, more time")
+    trainer.add_memory_flags(parser)
+    pipelines.add_weights_flag(parser)
     save_every = "draw the forgotten prompts every N steps, for fading.gif"
     parser.add(cli.RUN, "--save_every", type=cli.positive_int, metavar="N", help=save_every)
     saving.add_save_flags(parser, cli.RUN)
@@ -63,13 +65,15 @@ def parse(argv=None):
 def check(parser, args):
     """Refuse contradictions between the method and other flags before anything loads."""
     if "trainer" not in cli.method_inputs(METHODS[args.method]):
-        ignored = [name for name in ("train_method", "save_every") if getattr(args, name) is not None]
+        ignored = [name for name in ("train_method", "save_every", "micro_batch") if getattr(args, name) is not None]
         if ignored:
             parser.error(f"--method {args.method} does not read --{', --'.join(ignored)}")
     if args.method in NEEDS_MASK and args.mask_path is None:
         parser.error(f"--method {args.method} needs --mask_path: make a mask with generate_mask.py (without a mask it is --method rl)")
     if args.method in TAKES_NO_MASK and args.mask_path is not None:
         parser.error(f"--method {args.method} takes no --mask_path: it has no gradients")
+    if args.weights_dtype != "fp32" and args.ema:
+        parser.error("--ema averages weights of --weights_dtype fp32 alone")
     if args.method in NO_CHECKPOINTING and args.gradient_checkpointing:
         parser.error(f"--method {args.method} takes no --gradient_checkpointing")
 
@@ -100,25 +104,31 @@ def generate_split(numbers, name, *, loaded, flags, accelerator):
     return data.Split(make(), torch.tensor(numbers).repeat_interleave(flags["num_images"]), name)
 
 
+def weights_of(family):
+    """The weights of a family's trained part as they are now: in its original's files, or a copy on the CPU."""
+    parameters = dict(family.model.named_parameters())
+    stored = family.original and family.original.weights(next(iter(family.PARTS)), parameters)
+    return stored or {name: parameter.detach().to("cpu", copy=True) for name, parameter in parameters.items()}
+
+
 def main(argv=None):
     args = parse(argv)
-    accelerator = trainer.make_accelerator(args.device, args.precision)
+    accelerator = trainer.make_accelerator(args.device, args.precision, args.weights_dtype)
     run_folder = RunFolder(args, accelerator)
 
     # The original model, the images to forget and to retain, the mask
     method, flags = METHODS[args.method], concepts.concept_flags(args)
-    loaded = task.load_task(args.model_path, flags, accelerator, needs=cli.method_inputs(method), variant=args.variant)
+    options = {"needs": cli.method_inputs(method), "variant": args.variant, "dtype": args.weights_dtype}
+    loaded = task.load_task(args.model_path, flags, accelerator, **options)
     model, prompts = loaded.family.model, loaded.prompts
     if args.method in loaded.family.REFUSED:
         raise RunError(f"--method {args.method} has no meaning for {args.model_path}: {loaded.family.REFUSED[args.method]}")
     if args.single_file:
         loaded.family.check_single_file()
-    before = {}  # on the main process, which compares and saves: copies for all would fill the memory
-    if accelerator.is_main_process:
-        before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.named_parameters()}
-    mask, mask_info = None, {}
+    parameters, mask, mask_info = dict(model.named_parameters()), None, {}
+    before = weights_of(loaded.family) if accelerator.is_main_process else {}  # the main process compares and saves
     if args.mask_path is not None:
-        mask, mask_info = masking.load(args.mask_path, dict(model.named_parameters()), loaded.facts)
+        mask, mask_info = masking.load(args.mask_path, parameters, loaded.facts)
     settings = cli.training_settings(args, method, {}, SETTINGS)
     mask = loaded.family.restrict(mask, settings.pop("train_method"))
     run_folder.begin(kind="unlearn", **loaded.facts, mask_info=mask_info)
@@ -135,10 +145,11 @@ def main(argv=None):
     if args.save_every:
         frame(0)
     pictures = {"save_every": args.save_every, "draw": frame if args.save_every else None}
+    settings |= {"seed": args.seed, "mask": mask, "micro_batch": args.micro_batch}
     inputs = {name: getattr(loaded, name) for name in ("family", "forget", "retain", "embeddings", "targets", "forgotten")}
     inputs |= {
         "model": model,
-        "trainer": trainer.Trainer(model, run_folder, accelerator, seed=args.seed, mask=mask, **pictures, **settings),
+        "trainer": trainer.Trainer(model, run_folder, accelerator, **pictures, **settings),
         "retained": [number for number in range(len(prompts)) if number not in loaded.forgotten],
         "named": [number for number, text in enumerate(prompts) if text in (*(args.retain_prompts or ()), data.NULL)],
         "words": [loaded.family.own_tokens(prompt) for prompt in prompts],
@@ -153,8 +164,7 @@ def main(argv=None):
     # Save, after a check that no frozen weight moved
     changed = 0.0
     if accelerator.is_main_process:
-        mask = mask and {name: part.cpu() for name, part in mask.items()}
-        changed = masking.check_change(before, {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}, mask)
+        changed = masking.check_change(before, parameters, mask)
         saving.save(loaded.family, run_folder.folder / "model", args.save_dtype)
         if args.single_file:
             single_file.export(loaded.family.pipeline, run_folder.folder / "model.safetensors", args.save_dtype)

@@ -52,6 +52,7 @@ class Flux(RectifiedFlow):
         return encoded, pooled
 
     def predict(self, model, noisy, t, embeddings):
+        noisy = noisy.to(self.model.dtype)
         count, channels, height, width = noisy.shape
         of = type(self.pipeline)
         packed = of._pack_latents(noisy, count, channels, height, width)

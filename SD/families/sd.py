@@ -116,7 +116,7 @@ class StableDiffusion(Family):
         return self.scheduler.get_velocity(latents, noise, t) if self.scheduler.config.prediction_type == "v_prediction" else noise
 
     def predict(self, model, noisy, t, embeddings):
-        return model(noisy, t, **embeddings.tensors, return_dict=False)[0]
+        return model(noisy.to(self.model.dtype), t, **embeddings.tensors, return_dict=False)[0]
 
     def inputs(self, embeddings, empty, guidance_scale):
         """At a guidance scale s > 1 the pipeline predicts f(empty) + s (f(c) - f(empty))."""

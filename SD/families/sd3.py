@@ -42,7 +42,7 @@ class StableDiffusion3(RectifiedFlow):
         return encoded, pooled
 
     def predict(self, model, noisy, t, embeddings):
-        return model(noisy, timestep=1000 * self.sigma(t), **embeddings.tensors, return_dict=False)[0]
+        return model(noisy.to(self.model.dtype), timestep=1000 * self.sigma(t), **embeddings.tensors, return_dict=False)[0]
 
     def inputs(self, embeddings, empty, guidance_scale):
         found = {"prompt_embeds": embeddings.tokens, "pooled_prompt_embeds": embeddings.tensors["pooled_projections"]}

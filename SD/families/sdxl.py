@@ -45,8 +45,9 @@ class StableDiffusionXL(StableDiffusion):
     def predict(self, model, noisy, t, embeddings):
         edges = [edge * self.pipeline.vae_scale_factor for edge in noisy.shape[2:]]
         sizes = [*edges, 0, 0, *edges]  # of the original image, its crop's corner, of the target
-        sizes = torch.tensor(sizes, device=noisy.device, dtype=noisy.dtype).expand(len(noisy), -1)
+        sizes = torch.tensor(sizes, device=noisy.device, dtype=torch.float32).expand(len(noisy), -1)
         more = {"text_embeds": embeddings.tensors["text_embeds"], "time_ids": sizes}
+        noisy = noisy.to(self.model.dtype)
         return model(noisy, t, encoder_hidden_states=embeddings.tokens, added_cond_kwargs=more, return_dict=False)[0]
 
     def inputs(self, embeddings, empty, guidance_scale):

@@ -78,5 +78,5 @@ def uce(
             after += same
             before += same
         edit = torch.linalg.solve(after, before, left=False).float()
-        new |= {key: parameter @ edit for key, parameter in parameters.items() if key.endswith(suffixes)}
+        new |= {key: parameter.float() @ edit for key, parameter in parameters.items() if key.endswith(suffixes)}
     apply_where({key: parameters[key] for key in new}, new, None)

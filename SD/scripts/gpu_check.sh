@@ -51,7 +51,7 @@ for on in logs:
     print(json.dumps({"check": f"peak memory, {on}", "MB": json.loads((root / f"step_{on}" / "done.json").read_text())["peak_memory_mb"]}))
 END
 for precision in fp32 bf16; do
-  for part in mask masked dense; do
+  for part in sd-mask sd-masked sd-dense; do
     printf '{"check": "Stable Diffusion v1'"'"'s U-Net, %s, %s", "figures": %s}\n' "$part" "$precision" \
       "$(python benchmark.py --part $part --folder "$R/benchmark" --device "$DEVICE" --precision "$precision" --divide "${DIVIDE:-1}" | tail -n 1)"
   done

@@ -157,13 +157,15 @@ def test_streams_follow_from_seed_and_step():
     other = data.Split(split.images, split.labels, "retain")
     same = dict(batch_size=6, seed=1, timesteps=1000, device="cpu")
     whole, again = data.Stream(split, **same).batch(3), data.Stream(split, **same).batch(3)
-    parts = [data.Stream(split, **same, rank=rank, world=4).batch(3) for rank in range(4)]
-    for name in ("images", "labels", "t", "noise", "uniform"):
-        value = getattr(whole, name)
-        assert torch.equal(value, getattr(again, name)) and torch.equal(value, torch.cat([getattr(part, name) for part in parts]))
+    processes = [data.Stream(split, **same, rank=rank, world=4).batch(3) for rank in range(4)]
+    slices = [data.Stream(split, **same, rank=rank, world=2, parts=2).batch(3, part) for rank in range(2) for part in range(2)]
     values = [torch.arange(6.0)[start:stop] for start, stop in ((0, 1), (1, 3), (3, 4), (4, 6))]
-    shares = [part.mean(value) for part, value in zip(parts, values, strict=True)]
-    assert sum(shares) / 4 == pytest.approx(2.5)
+    for parts in (processes, slices):
+        for name in ("images", "labels", "t", "noise", "uniform"):
+            value = getattr(whole, name)
+            assert torch.equal(value, getattr(again, name)) and torch.equal(value, torch.cat([getattr(part, name) for part in parts]))
+        shares = [part.mean(value) for part, value in zip(parts, values, strict=True)]
+        assert sum(shares) / 4 == pytest.approx(2.5)
     assert (whole.t + whole.t.roll(3) == 999).all()  # antithetic
     seen = torch.cat([data.Stream(split, **same).positions(step) for step in range(5)])
     assert (seen.bincount() == 3).all()  # whole passes
