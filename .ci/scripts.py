@@ -66,6 +66,7 @@ CASES = {
     "SD/benchmark.sh": "--divide 8 --rounds 1",
     "SD/digits_table.sh": f"{DIGITS} --vae_steps 2",
     "SD/esd.sh": MODEL,
+    "SD/families.sh": f"{DIGITS} --vae_steps 2 FAMILIES=flux",
     "SD/gpu_check.sh": GPU_CHECK,
     "SD/imagenette_class.sh": f'CLASS="garbage truck" METHODS="ga ga_retain rl esd fmn salun salun_soft uce ca" {JUDGED}',
     "SD/imagenette_table.sh": f'CLASSES="church garbage_truck" METHODS="salun uce" {JUDGED}',

@@ -95,6 +95,14 @@ def guidance_of(args, family):
     return family.GUIDANCE if args.guidance_scale is None else args.guidance_scale
 
 
+def size_of(row, args, family):
+    """(width, height) in px of a row's images. RunError where the model cannot draw them."""
+    edge = args.image_size or family.image_size
+    size = row.width or edge, row.height or edge
+    family.check_size(*size)
+    return size
+
+
 def draw_files(family, rows, folder, accelerator, args):
     """Draw the images that `folder` lacks, each process its share, in batches of equal guidance and size."""
     scale = guidance_of(args, family)
@@ -104,9 +112,8 @@ def draw_files(family, rows, folder, accelerator, args):
     accelerator.wait_for_everyone()
     groups = {}
     for row, k in missing[accelerator.process_index :: accelerator.num_processes]:
-        edge = args.image_size or family.image_size
         guidance_scale = scale if row.guidance is None else row.guidance
-        groups.setdefault((guidance_scale, row.width or edge, row.height or edge), []).append((row, k))
+        groups.setdefault((guidance_scale, *size_of(row, args, family)), []).append((row, k))
     with tqdm(total=sum(map(len, groups.values())), desc="sample", disable=None, mininterval=1) as bar:
         for (guidance_scale, *size), keys in groups.items():
             for start in range(0, len(keys), args.batch_size):
@@ -141,6 +148,8 @@ def draw_from(args, run_folder, accelerator):
     prompts_sha = digest([[row.case_number, row.prompt, row.seed] for row in rows])
     options = {"sampler": args.sampler or family.SAMPLERS[0], "guidance_scale": guidance_of(args, family)}
     family.check_sampler(options["sampler"])
+    for row in rows:
+        size_of(row, args, family)
     run_folder.begin(kind="samples", parent_sha=parent_sha, prompts_sha=prompts_sha, model=recorded, model_done=done, options=options)
     folder = run_folder.folder / "samples"
     if accelerator.is_main_process:

@@ -51,13 +51,14 @@ def build_tokenizer(captions, length=12):
         return CLIPTokenizer.from_pretrained(folder, model_max_length=length, pad_token="<|endoftext|>")
 
 
-def build_text_encoder(tokenizer, width, kind="CLIPTextModel"):
-    """A random text encoder of two layers, never trained. kind: CLIPTextModel, or CLIPTextModelWithProjection. Embeddings of unit scale:
-    at CLIP's own scale of initial values a small model learns to draw and ignores the prompt."""
+def build_text_encoder(tokenizer, width, kind="CLIPTextModel", activation="quick_gelu"):
+    """A random text encoder of two layers, never trained. kind: CLIPTextModel, or CLIPTextModelWithProjection; activation: OpenCLIP's is
+    gelu. Embeddings of unit scale: at CLIP's own scale of initial values a small model learns to draw and ignores the prompt."""
     import transformers
 
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     shape = dict(hidden_size=width, intermediate_size=2 * width, projection_dim=width, num_hidden_layers=2, num_attention_heads=4)
+    shape["hidden_act"] = activation
     config = transformers.CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=tokenizer.model_max_length, **shape, **ends)
     encoder = getattr(transformers, kind)(config).eval()
     for name, parameter in encoder.named_parameters():

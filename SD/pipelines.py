@@ -97,6 +97,7 @@ def fetch(name, variant):
     """The folder in the hub's cache with all parts of a model of the hub, which are fetched where they are missing."""
     from diffusers import DiffusionPipeline
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import GatedRepoError
 
     try:
         with quiet():
@@ -106,6 +107,8 @@ def fetch(name, variant):
                 return Path(DiffusionPipeline.download(name, **options))
             except OSError:  # of old models the safety checker alone may be a pickle
                 return Path(DiffusionPipeline.download(name, **options, safety_checker=None))
+    except GatedRepoError as error:
+        raise RunError(f"{name} is gated: accept its terms on its page of the hub, log in by `hf auth login`, and try again") from error
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise RunError(f"{name} could not be fetched from the hub as safetensors weights ({reason}): name a local folder") from error

@@ -173,7 +173,8 @@ class Family:
     def check_single_file(self):
         """RunError for a family that cannot be written as a single file."""
         if not self.SINGLE_FILE:
-            raise RunError(f"--single_file knows Stable Diffusion 1.x and 2.x alone: leave it out, {self.KINDS[0]} is saved as a folder")
+            known = "--single_file knows Stable Diffusion 1.x, 2.x and XL alone"
+            raise RunError(f"{known}: leave it out, a {self.KINDS[0]} is saved as a folder")
 
     def check_sampler(self, sampler):
         """RunError for a sampler that does not draw with models of this family."""

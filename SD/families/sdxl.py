@@ -12,19 +12,18 @@ class StableDiffusionXL(StableDiffusion):
     KINDS = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
     PARTS = StableDiffusion.PARTS | {"text_encoder_2": "CLIPTextModelWithProjection"}
     WITHOUT = {"image_encoder": None, "feature_extractor": None, "add_watermarker": False}
-    SINGLE_FILE = False
     WHOLE = "a whole base model of Stable Diffusion XL"
     INPUTS = {"addition_embed_type": "text_time"}
 
     @staticmethod
     def text_parts(tokenizer, width):
-        more = {"tokenizer_2": tokenizer, "text_encoder_2": build_text_encoder(tokenizer, width, "CLIPTextModelWithProjection")}
-        return StableDiffusion.text_parts(tokenizer, width) | more
+        wider = build_text_encoder(tokenizer, second(width), "CLIPTextModelWithProjection", "gelu")
+        return StableDiffusion.text_parts(tokenizer, width) | {"tokenizer_2": tokenizer, "text_encoder_2": wider}
 
     @staticmethod
     def reads(width):
-        more = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": width + 6 * 4}
-        return {"cross_attention_dim": 2 * width} | more
+        sizes = {"addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": second(width) + 6 * 4}
+        return {"cross_attention_dim": width + second(width), "addition_embed_type": "text_time"} | sizes
 
     @torch.no_grad()
     def encode_prompts(self, prompts, batch_size=64):
@@ -53,3 +52,8 @@ class StableDiffusionXL(StableDiffusion):
     def inputs(self, embeddings, empty, guidance_scale):
         found = super().inputs(embeddings, empty, guidance_scale) | {"pooled_prompt_embeds": embeddings.tensors["text_embeds"]}
         return found | {"negative_pooled_prompt_embeds": empty.tensors["text_embeds"] if guidance_scale > 1 else None}
+
+
+def second(width):
+    """The width of the second text encoder: by their widths diffusers tells the two of a single file apart."""
+    return 3 * width // 2

@@ -6,12 +6,15 @@ import inspect
 import pytest
 import torch
 
+import benchmark
 import data
 import families
+import models
 import pipelines
 import saving
+import single_file
 from cli import RunError
-from files import read_json, write_json
+from files import read_json, read_tensors, write_json
 from helpers import FORGOTTEN, ok, script
 from methods import METHODS
 
@@ -22,6 +25,16 @@ OWN = {  # arguments of a pipeline that draws of a prompt, of its family and gui
     "sd3": lambda scale: {"guidance_scale": scale, "max_sequence_length": 12},
     "flux": lambda scale: {"true_cfg_scale": scale, "negative_prompt": "", "max_sequence_length": 12},
 }
+XL_NAMES = [
+    "model.diffusion_model.label_emb.0.0.weight",
+    "model.diffusion_model.label_emb.0.2.bias",
+    "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v.weight",
+    "first_stage_model.decoder.conv_in.weight",
+    "conditioner.embedders.0.transformer.text_model.encoder.layers.1.self_attn.k_proj.weight",
+    "conditioner.embedders.1.model.transformer.resblocks.1.attn.in_proj_weight",
+    "conditioner.embedders.1.model.positional_embedding",
+    "conditioner.embedders.1.model.text_projection",
+]
 STEPS = {"esd": "--steps 1 --sample_steps 2", "ca": "--steps 1 --num_images 2 --generation_steps 2", "uce": ""}
 
 
@@ -221,10 +234,38 @@ def test_a_mask_of_another_family_is_refused(kind, home, tmp_path, capsys):
     assert "mask" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", FLOWS, indirect=True)
 def test_a_single_file_of_another_family_is_refused_before_anything_runs(kind, folder, tmp_path, capsys):
     """Mutation: leave it to export(), after all is trained."""
     flags = ("--steps 0 --single_file --model_path", folder, "--save_dir", tmp_path / "run")
     assert script("train", *flags) == 1 and "--single_file knows" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["sdxl"], indirect=True)
+def test_a_single_file_of_xl_goes_out_and_in(family, folder, home, tmp_path):
+    """Mutation: leave the projection as it is, number the blocks of a transformer all 0, or give both text encoders one layout."""
+    from diffusers import StableDiffusionXLPipeline
+
+    path = tmp_path / "one.safetensors"
+    single_file.export(family.pipeline, path)
+    tensors = read_tensors(path)[0]
+    assert tensors.keys() >= set(XL_NAMES)
+    projection = family.pipeline.text_encoder_2.text_projection.weight
+    assert torch.equal(tensors["conditioner.embedders.1.model.text_projection"], projection.T)
+    opened, _ = pipelines.open_pipeline(path, config=folder)
+    assert type(opened) is type(family) and models.sha(opened.model, *opened.frozen) == models.sha(family.model, *family.frozen)
+    plain = StableDiffusionXLPipeline.from_single_file(str(path), config=str(folder))
+    plain.set_progress_bar_config(disable=True)
+    here, there = (drawn(pipeline, prompt=PROMPTS[0], **OWN["sdxl"](3.0)) for pipeline in (family.pipeline, plain))
+    torch.testing.assert_close(there, here, rtol=0, atol=1e-5)
+    with pytest.raises(RunError, match="is of another family than the configs"):
+        pipelines.open_pipeline(path, config=home / "original" / "model")
+
+
+def test_the_layout_of_a_full_size_xl_is_known():
+    """Mutation: a depth of 1 for every transformer."""
+    unet = single_file.unet_tensors(benchmark.shape_of("sdxl"))
+    assert len(unet) == 1680 and "model.diffusion_model.middle_block.1.transformer_blocks.9.attn2.to_k.weight" in unet
 
 
 def test_a_pipeline_that_lacks_a_part_is_refused(folder, tmp_path):
@@ -236,3 +277,17 @@ def test_a_pipeline_that_lacks_a_part_is_refused(folder, tmp_path):
         write_json(tmp_path / name / "model_index.json", lacking)
         with pytest.raises(RunError, match=f"has None as its {name}, not"):
             pipelines.open_pipeline(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", FLOWS, indirect=True)
+def test_what_a_family_cannot_draw_is_refused_before_anything_is_written(family, folder, tmp_path, capsys, monkeypatch):
+    """Mutation: ask while it draws, or let the pipeline round the size."""
+    draw = ("--steps 1 --model_path", folder, "--save_dir", tmp_path / "run")
+    assert script("generate_images", "--prompt three --sampler ddim", *draw) == 1 and not (tmp_path / "run").exists()
+    assert "--sampler ddim does not draw with" in capsys.readouterr().err
+    with pytest.raises(RunError, match="edges must be multiples of 4 px"):  # 2 of the tiny autoencoder, times the patches' 2
+        family.check_size(16, 18)
+    (tmp_path / "list.csv").write_text("case_number,prompt,evaluation_seed,width,height\n0,three,1,16,24\n")
+    monkeypatch.setattr(type(family), "multiple", 16)  # as a full-size FLUX has it
+    assert script("generate_images", "--prompts_path", tmp_path / "list.csv", *draw) == 1 and not (tmp_path / "run").exists()
+    assert "images of 16 x 24 px do not fit the model" in capsys.readouterr().err

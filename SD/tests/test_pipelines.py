@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -224,6 +225,12 @@ def test_a_model_of_the_hub_is_copied_from_the_cache(family, original, tmp_path,
     refused("owner/other", "owner/other could not be fetched from the hub")
     edit(home / "snapshots" / ("0" * 40) / "model_index.json", _class_name="Flux2Pipeline")
     refused("owner/tiny", "owner/tiny is a Flux2Pipeline")
+
+    def gated(*args):
+        raise huggingface_hub.errors.GatedRepoError("403", response=Mock(headers={}))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", gated)
+    refused("owner/gated", "owner/gated is gated: accept its terms on its page of the hub, log in by `hf auth login`")
 
 
 # --------------------------------------------------------------------------------------------------------------- refused
