@@ -222,8 +222,9 @@ def ready(pipeline, source, original=None, dtype="fp32"):
     family = KINDS[type(pipeline).__name__](pipeline)
     family.original = original
     family.check(source)
-    for part in (family.model, *family.frozen):
-        part.to(torch.float32 if part is pipeline.vae else models.DTYPES[dtype]).eval().requires_grad_(False)
+    with quiet():  # diffusers warns of .to(), which leaves no module in float32
+        for part in (family.model, *family.frozen):
+            part.to(torch.float32 if part is pipeline.vae else models.DTYPES[dtype]).eval().requires_grad_(False)
     check_parts(family, source)
     family.model.requires_grad_(True)
     pipeline.set_progress_bar_config(disable=True)

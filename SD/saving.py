@@ -71,7 +71,7 @@ def write_pipeline(family, folder, dtype):
                 write_tokenizer(part, folder / name)
         family.pipeline.scheduler.save_pretrained(folder / "scheduler")
         family.pipeline.save_config(folder)
-        rename(folder / "model_index.json")
+        readable_by_4(folder / "model_index.json")
     write_model(family.model, folder / trained, dtype, config=family.original is None)
 
 
@@ -138,7 +138,7 @@ def cast(tensors, dtype):
 def write_tokenizer(tokenizer, folder):
     """A tokenizer as tokenizer.json, which transformers 5 alone writes, and CLIP's as vocab.json and merges.txt too, which 4 reads."""
     tokenizer.save_pretrained(folder)
-    rename(folder / "tokenizer_config.json")
+    readable_by_4(folder / "tokenizer_config.json")
     if type(tokenizer).__name__.startswith("CLIP") and (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
         model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
@@ -146,6 +146,9 @@ def write_tokenizer(tokenizer, folder):
         (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
 
 
-def rename(path):
-    """Give transformers 5's T5Tokenizer the name that 4 has for a tokenizer of tokenizer.json; 5 knows both."""
-    path.write_text(path.read_text(encoding="utf-8").replace('"T5Tokenizer"', '"T5TokenizerFast"'), encoding="utf-8")
+def readable_by_4(path):
+    """Let transformers 4 read what 5 wrote of a T5 tokenizer: there, the one of tokenizer.json is T5TokenizerFast. 5 knows both."""
+    text = path.read_text(encoding="utf-8")
+    if '"T5Tokenizer"' in text:
+        values = {name: value for name, value in json.loads(text).items() if (name, value) != ("extra_special_tokens", [])}
+        path.write_text(json.dumps(values, indent=2).replace('"T5Tokenizer"', '"T5TokenizerFast"') + "\n")

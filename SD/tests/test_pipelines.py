@@ -233,6 +233,13 @@ def test_a_model_of_the_hub_is_copied_from_the_cache(family, original, tmp_path,
     refused("owner/gated", "owner/gated is gated: accept its terms on its page of the hub, log in by `hf auth login`")
 
 
+def test_opening_a_folder_says_nothing(original, capfd):
+    """Mutation: cast the parts outside quiet()."""
+    pipelines.open_pipeline(original)
+    pipelines.open_pipeline(original, dtype="bf16")
+    assert capfd.readouterr() == ("", "")
+
+
 # --------------------------------------------------------------------------------------------------------------- refused
 def weightless(folder):
     """A folder without weights: what is refused here is refused before any is read."""
