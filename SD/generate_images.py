@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import cli
 import data
+import latents
 import models
 import pipelines
 import prompts
@@ -27,7 +28,6 @@ import trainer
 from cli import RunError
 from concepts import NOT_HERE
 from files import read_json
-from latents import digest
 from run_folder import RunFolder, check_apart
 
 
@@ -107,7 +107,7 @@ def draw_files(family, rows, folder, accelerator, args):
     """Draw the images that `folder` lacks, each process its share, in batches of equal guidance and size."""
     scale = guidance_of(args, family)
     texts = [*dict.fromkeys(row.prompt for row in rows if row.prompt != data.NULL), data.NULL]
-    embeddings = family.encode_prompts(texts)
+    embeddings = latents.embed(family, texts, accelerator)
     missing = undrawn(rows, folder, args.num_samples)
     accelerator.wait_for_everyone()
     groups = {}
@@ -145,7 +145,7 @@ def draw_from(args, run_folder, accelerator):
     rows = rows_of(args, recorded)
     done = read_json(Path(args.model_path) / "done.json") if recorded else {}
     parent_sha = models.sha(family.model, *family.frozen)
-    prompts_sha = digest([[row.case_number, row.prompt, row.seed] for row in rows])
+    prompts_sha = latents.digest([[row.case_number, row.prompt, row.seed] for row in rows])
     options = {"sampler": args.sampler or family.SAMPLERS[0], "guidance_scale": guidance_of(args, family)}
     family.check_sampler(options["sampler"])
     for row in rows:
@@ -159,7 +159,8 @@ def draw_from(args, run_folder, accelerator):
 
     # Draw
     run_folder.start_clock()
-    family.pipeline.to(accelerator.device)
+    for part in (family.model, family.pipeline.vae):  # text encoders are there while they encode
+        part.to(accelerator.device)
     if args.compile:
         family.model.compile()
     draw_files(family, rows, folder, accelerator, args)

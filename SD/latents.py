@@ -107,7 +107,7 @@ def generated_moments(family, prompts, generation, model_sha, folder, accelerato
     def draw():
         embeddings = embed(family, [*prompts, data.NULL], accelerator)
         options["guidance_scale"] = guidance_scale
-        with on_device(accelerator, *family.frozen):  # diffusers draws where the pipeline's parts are
+        with on_device(accelerator, family.pipeline.vae):  # diffusers draws where the pipeline's parts are
             return sampling.generate_moments(family, prompts, embeddings, generation["num_images"], accelerator, **options)
 
     shape = moments_shape(family, len(prompts) * generation["num_images"], edge)

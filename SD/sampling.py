@@ -33,6 +33,18 @@ def set_sampler(family, sampler):
     return before
 
 
+@contextlib.contextmanager
+def without_encoders(family):
+    """While entered, the pipeline has no text encoders: prompts are encoded, and diffusers would draw on the device that these are on."""
+    parts = vars(family.pipeline)  # setattr() would write it into the pipeline's config
+    encoders = {name: parts[name] for name in family.PARTS if name.startswith("text_encoder")}
+    parts.update(dict.fromkeys(encoders))
+    try:
+        yield
+    finally:
+        parts.update(encoders)
+
+
 @torch.no_grad()
 def draw(family, embeddings, empty, seeds, accelerator, *, steps, guidance_scale, size, sampler=None, latents=False, autocast=True):
     """Draw one image for each seed in one batch. embeddings, empty: of the prompts, and as many of the empty one; size: (width, height).
@@ -49,7 +61,7 @@ def draw(family, embeddings, empty, seeds, accelerator, *, steps, guidance_scale
     try:
         # One autocast for U-Net and VAE, which casts each weight once for all steps: nothing here takes gradients
         half = accelerator.autocast() if autocast else contextlib.nullcontext()
-        with without_autocast(family.model), half, torch.random.fork_rng(devices=[]):
+        with without_encoders(family), without_autocast(family.model), half, torch.random.fork_rng(devices=[]):
             drawn = pipeline(**conditions, **options, generator=generators).images
     except (IndexError, ValueError) as error:
         raise RunError(f"the sampler {sampler} cannot draw in {steps} steps of {size[0]} x {size[1]} px ({error}): take others") from error

@@ -163,7 +163,7 @@ def draw_grid(step, *, family, embeddings, folder, accelerator, seed):
     numbers = [number for number in range(min(10, len(embeddings) - 1)) for _ in range(6)]
     seeds = [data.derive_seed("grid", seed, place) for place in range(len(numbers))]
     options = {"steps": 25, "guidance_scale": 3.0, "size": (family.image_size,) * 2}
-    with latents.on_device(accelerator, *family.frozen):
+    with latents.on_device(accelerator, family.pipeline.vae):
         images = sampling.draw(family, embeddings[numbers], embeddings.empty(len(numbers)), seeds, accelerator, **options)
     if accelerator.is_main_process:
         (folder / "samples").mkdir(exist_ok=True)

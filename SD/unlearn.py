@@ -86,7 +86,7 @@ def draw_frame(step, *, loaded, folder, accelerator, seed, guidance_scale):
     family, embeddings = loaded.family, loaded.embeddings
     guidance_scale = family.GUIDANCE if guidance_scale is None else guidance_scale
     options = {"steps": 25, "guidance_scale": guidance_scale, "size": (family.image_size,) * 2}
-    with latents.on_device(accelerator, *family.frozen):
+    with latents.on_device(accelerator, family.pipeline.vae):
         parts = zip(torch.tensor(numbers).split(6), torch.tensor(seeds).split(6), strict=True)
         empty = embeddings.empty(6)
         rows = [sampling.draw(family, embeddings[some], empty, these.tolist(), accelerator, **options) for some, these in parts]

@@ -11,11 +11,12 @@ import data
 import families
 import models
 import pipelines
+import sampling
 import saving
 import single_file
 from cli import RunError
 from files import read_json, read_tensors, write_json
-from helpers import FORGOTTEN, ok, script
+from helpers import FORGOTTEN, cpu, ok, script
 from methods import METHODS
 
 PROMPTS = ["an image of a three", "an image of a four", data.NULL]
@@ -277,6 +278,23 @@ def test_a_pipeline_that_lacks_a_part_is_refused(folder, tmp_path):
         write_json(tmp_path / name / "model_index.json", lacking)
         with pytest.raises(RunError, match=f"has None as its {name}, not"):
             pipelines.open_pipeline(tmp_path / name)
+
+
+def test_drawing_leaves_the_text_encoders_where_they_are(family, folder, tmp_path):
+    """Mutation: draw without them, and forget to put them back; leave them for the pipeline to ask for its device."""
+    embeddings, options = family.encode_prompts(PROMPTS), {"steps": 2, "guidance_scale": 2.0, "size": (16, 16)}
+    encoders = family.encoders
+    for encoder in encoders:
+        encoder.to("meta")  # a device where nothing can be drawn
+    try:
+        images = sampling.draw(family, embeddings[:1], embeddings.empty(1), [1], cpu("fp32"), **options)
+    finally:
+        for encoder, held in zip(encoders, pipelines.open_pipeline(folder)[0].encoders, strict=True):
+            encoder.to_empty(device="cpu").load_state_dict(held.state_dict())
+    assert family.encoders == encoders
+    assert images.shape == (1, 16, 16, 3)
+    saving.save(family, tmp_path / "again")
+    assert (tmp_path / "again" / "model_index.json").read_bytes() == (folder / "model_index.json").read_bytes()
 
 
 @pytest.mark.parametrize("kind", FLOWS, indirect=True)
