@@ -75,6 +75,7 @@ def main(argv=None):
     chosen = order[: args.num_images].sort().values
     few = data.Split(forget.images[chosen], forget.labels[chosen], "relearn")
     facts = loaded.facts | {"method": recorded["method"], "mask_path": None, "mask_info": {}, "relearned_sha": models.sha(model)}
+    facts |= {name: recorded[name] for name in ("mask_path", "mask_info", "setting") if name in recorded}  # a row of its own
     facts["parent_sha"] = recorded.get("parent_sha")  # of the original, which a retrained model does not have
     facts["options"] = {"relearned_images": args.num_images, "steps": args.steps, "lr": args.lr}
     run_folder.begin(kind="unlearn", **facts)

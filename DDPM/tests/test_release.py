@@ -111,10 +111,19 @@ def test_the_judge_is_the_releases(home, tmp_path):
 
 @pytest.mark.slow
 def test_relearning_brings_the_class_back_on_a_few_of_its_images(unlearn, tmp_path, home, load, capsys, monkeypatch):
-    """Mutation: retained images; the whole forget set; another method's name."""
+    """Mutation: retained images; the whole forget set; another method's name, or that of the method under a saliency mask."""
     from test_methods import loss
 
-    unlearned, seen, stream = unlearn("ga", "--steps 10 --lr 5e-4"), [], data.Stream
+    ok(
+        "generate_mask",
+        "--mask_kind random --seed 1 --model_path",
+        home / "original",
+        "--forget_class",
+        FORGOTTEN,
+        "--save_dir",
+        tmp_path / "m",
+    )
+    unlearned, seen, stream = unlearn("ga", "--steps 10 --lr 1e-3 --mask_path", tmp_path / "m"), [], data.Stream
     command = ("relearn", "--precision fp32 --batch_size 16 --lr 1e-3 --steps 30 --model_path", unlearned)
     with monkeypatch.context() as patch:
         patch.setattr(data, "Stream", lambda split, **options: seen.append(split) or stream(split, **options))
@@ -130,4 +139,5 @@ def test_relearning_brings_the_class_back_on_a_few_of_its_images(unlearn, tmp_pa
     ok("sample", "--num_per_class 3 --steps 3 --model_path", tmp_path / "again", "--save_dir", tmp_path / "s")
     ok("evaluate", "--features classifier --num_reference 50 --classifier", home / "classifier", "--sample_path", tmp_path / "s")
     measured = read_json(tmp_path / "s" / "metrics.json")
+    assert measured["method"] == "ga (random mask)"
     assert measured["facts"]["relearned"] == "10 forgotten images, 30 steps, lr 0.001" and "RTE" not in measured

@@ -38,10 +38,12 @@ def test_a_few_images_bring_back_what_was_forgotten(home, unlearn, load, tmp_pat
 
 @pytest.mark.slow
 def test_relearned_runs_stand_in_a_table_of_their_own_beside_retrain(home, unlearn, tmp_path, capsys):
-    """Mutation: leave `relearned` out of the facts; take the retrained model for the original that a table's runs must share."""
+    """Mutation: leave `relearned` or the mask out of the facts; take the retrained model for the original that a table's runs must share."""
     retrain = ("--steps 3 --vae_steps 3 --retain_only --forget_class", FORGOTTEN, "--data_dir", home / "data")
     ok("train", TINY, *retrain, "--save_dir", tmp_path / "retrain")
-    forgot = unlearn("ga", "--steps 3 --lr 5e-4")
+    mask = ("--mask_kind random --seed 1 --model_path", home / "original", "--forget_class", FORGOTTEN)
+    ok("generate_mask", *mask, "--save_dir", tmp_path / "mask")
+    forgot = unlearn("ga", "--steps 3 --lr 5e-4", "--mask_path", tmp_path / "mask")
     for name, model in (("ga", forgot), ("retrain", tmp_path / "retrain")):
         ok("relearn", "--model_path", model, "--num_images 4 --steps 2 --precision fp32 --save_dir", tmp_path / "relearned" / name)
     models = [forgot, tmp_path / "relearned" / "ga", tmp_path / "relearned" / "retrain"]
@@ -50,9 +52,9 @@ def test_relearned_runs_stand_in_a_table_of_their_own_beside_retrain(home, unlea
     ok("evaluate", "--features none --classifier", home / "classifier", "--sample_path", *samples)
     ok("table", tmp_path / "runs" / "relearned")
     said = (tmp_path / "runs" / "relearned" / "table.md").read_text()
-    assert "| retrain | 1 |" in said and "| ga | 1 |" in said and "relearned: 4 images of what was forgotten, 2 steps" in said
+    assert "| retrain | 1 |" in said and "| ga (random mask) | 1 |" in said and "relearned: 4 images of what was forgotten, 2 steps" in said
     assert script("table", tmp_path / "runs") != 0
-    assert "runs of ga differ in their flags" in capsys.readouterr().err
+    assert "runs of ga (random mask) differ in their flags" in capsys.readouterr().err
 
 
 @pytest.mark.slow
