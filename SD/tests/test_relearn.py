@@ -38,7 +38,7 @@ def test_a_few_images_bring_back_what_was_forgotten(home, unlearn, load, tmp_pat
 
 @pytest.mark.slow
 def test_relearned_runs_stand_in_a_table_of_their_own_beside_retrain(home, unlearn, tmp_path, capsys):
-    """Mutation: leave `relearned` or the mask out of the facts; take the retrained model for the original that a table's runs must share."""
+    """Mutation: leave `relearned` or the mask out of the facts; take the retrained model for the original that runs must share."""
     retrain = ("--steps 3 --vae_steps 3 --retain_only --forget_class", FORGOTTEN, "--data_dir", home / "data")
     ok("train", TINY, *retrain, "--save_dir", tmp_path / "retrain")
     mask = ("--mask_kind random --seed 1 --model_path", home / "original", "--forget_class", FORGOTTEN)
