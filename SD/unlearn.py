@@ -43,7 +43,7 @@ def parse(argv=None):
     concepts.add_concept_flags(parser)
     parser.add(cli.METHOD, "--method", "--unlearn", choices=METHODS, default="salun", help="unlearning method")
     parser.add_shared("mask_path")
-    train_method = "which weights of the model may change (default: full; esd: xattn; uce and ca: xattn_kv)"
+    train_method = "which weights of the model may change (default: full; esd: xattn; ca: xattn_kv)"
     parser.add(cli.METHOD, "--train_method", choices=TRAIN_METHODS, help=train_method)
     cli.add_method_flags(parser, METHODS, FLAGS)
     defaults = "(defaults of these settings: the method's authors', else adam, constant, no weight decay, no clipping, no averaging)"

@@ -203,15 +203,17 @@ class Family:
         return self.pipeline.vae.config.latent_channels, side, side
 
     def restrict(self, mask, train_method):
-        """The mask of the weights that a run may change: those of `train_method`, salient ones only where there is a mask.
+        """The mask of the weights that a run may change: those of `train_method` ("readers" are READERS), salient ones only with a mask.
 
         Returns None for all weights. Parts that stay whole or shut take no memory.
         """
         if train_method == "full":
             return mask
         restricted = {}
+        readers = tuple(end for ends in self.READERS.values() for end in ends)
+        change = self.TRAIN_METHODS.get(train_method, lambda name: name.endswith(readers))
         for name, parameter in self.model.named_parameters():
-            chosen = self.TRAIN_METHODS[train_method](name)
+            chosen = change(name)
             constant = torch.full((1,), chosen, device=parameter.device).expand(parameter.shape)
             restricted[name] = mask[name] if chosen and mask is not None else constant
         return restricted

@@ -16,7 +16,7 @@ FLAGS = {
     "preserve_scale": dict(type=scale, help="weight of the kept prompts, or auto: max(0.1, 1 / their number), 1 in the code of 2025"),
     "ridge": dict(type=positive_float, help="weight of staying near the original"),
 }
-TRAINING = {"train_method": "xattn_kv"}
+TRAINING = {"train_method": "readers"}
 
 
 @torch.no_grad()

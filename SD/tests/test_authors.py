@@ -284,7 +284,7 @@ SETTINGS = {
     "esd": dict(steps=1000, lr=1e-5, negative_guidance=1.0, sample_guidance_scale=3.0, sample_steps=50, draw_from="trained")
     | dict(train_method="xattn", optimizer="adam", weight_decay=0.0, batch_size=1, grad_clip=0.0),
     "fmn": dict(steps=35, lr=2e-6, end_token=True, train_method="full", optimizer="adamw", weight_decay=0.01, batch_size=1, grad_clip=1.0),
-    "uce": dict(erase_scale=1.0, preserve="named", preserve_scale="auto", ridge=0.5, authors_code=None, train_method="xattn_kv"),
+    "uce": dict(erase_scale=1.0, preserve="named", preserve_scale="auto", ridge=0.5, authors_code=None, train_method="readers"),
     "ca": dict(steps=100, lr=1.6e-5, alpha=0.0, train_method="xattn_kv", optimizer="adamw", weight_decay=0.01, batch_size=8, grad_clip=0.0),
 }
 SETTINGS |= dict.fromkeys(("rl", "salun_soft"), SETTINGS["salun"])

@@ -183,7 +183,7 @@ def test_a_corrupt_picture_is_named(home, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_mask_of_another_model_is_refused(home, tmp_path, capsys):
     """Mutation: compare nothing but the forget set."""
-    models.ARCHS["wider"] = models.UNETS["test"] | {"widths": (16, 32)}
+    models.ARCHS["wider"] = models.ARCHS["test"] | {"widths": (16, 32)}
     ok("train", TINY, "--arch wider --vae_steps 1 --steps 1 --data_dir", home / "data", "--save_dir", tmp_path / "wider")
     which = ["--mask_path", home / "mask", "--model_path", tmp_path / "wider", "--data_dir", home / "data", "--forget_class", FORGOTTEN]
     refuse(home, tmp_path, capsys, which, "belongs to another model")
@@ -493,7 +493,7 @@ def test_retrain_never_sees_the_class(home, tmp_path, monkeypatch):
     """Mutation: leave the class in the autoencoder's images."""
     seen = []
     draw = data.Stream.batch
-    monkeypatch.setattr(data.Stream, "batch", lambda stream, step: seen.append(len(stream.split)) or draw(stream, step))
+    monkeypatch.setattr(data.Stream, "batch", lambda stream, *step: seen.append(len(stream.split)) or draw(stream, *step))
     flags = ("--vae_steps 2 --steps 2 --data_dir", home / "data", "--retain_only --forget_class", FORGOTTEN)
     ok("train", TINY, *flags, "--save_dir", tmp_path / "retrain")
     args = read_json(tmp_path / "retrain" / "args.json")

@@ -163,6 +163,6 @@ def test_the_benchmark_runs_on_cuda(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(passes, "mean_gradient", magnitudes)
     monkeypatch.setattr(benchmark, "one_image_each", lambda moments, split=benchmark.one_image_each: split(moments[..., :8, :8]))
     with fake_cuda.installed(fused=True):
-        for part in ("mask", "masked"):
+        for part in ("sd-mask", "sd-masked", "sdxl-bf16-mask", "sdxl-bf16-masked"):
             ok("benchmark", "--divide 32 --precision fp32 --device cuda --folder", tmp_path, "--part", part)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["changed, share"] > 0
