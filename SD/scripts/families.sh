@@ -13,7 +13,7 @@ CLASS=${CLASS:-three}
 
 for family in ${FAMILIES:-sdxl sd3 flux}; do
   R=$OUT/$family/seed1
-  train=(--from_scratch --family "$family" --dataset digits --data_dir "$DATA_DIR" --vae_steps 250 --steps 1500 --lr 1e-3 --batch_size 64 --schedule linear --ema 0.99 --precision fp32)
+  train=(--from_scratch --family "$family" --dataset digits --data_dir "$DATA_DIR" --vae_steps 250 --steps 800 --lr 1e-3 --batch_size 64 --schedule linear --ema 0.99 --precision fp32)
   forget=(--model_path "$R/original" --forget_class "$CLASS" --batch_size 32 --precision fp32)
   python train.py "${train[@]}" --save_dir "$R/original" --resume
   python train.py "${train[@]}" --retain_only --forget_class "$CLASS" --save_dir "$R/retrain" --resume

@@ -19,7 +19,7 @@ for seed in ${SEEDS:-1}; do
   python train.py "${train[@]}" --retain_only --forget_class "$CLASS" --save_dir "$R/retrain" --resume
   python train_classifier.py --dataset digits --data_dir "$DATA_DIR" --precision fp32 --seed "$seed" --save_dir "$R/classifier" --resume
   python generate_mask.py --model_path "$R/original" --forget_class "$CLASS" --mask_ratio 0.5 --epochs 3 --batch_size 32 --seed "$seed" --save_dir "$R/mask" --resume
-  python unlearn.py --method salun "${forget[@]}" --steps 100 --alpha 1 --lr 3e-4 --mask_path "$R/mask" --save_every 10 --generation_guidance_scale 3 --save_dir "$R/salun" --resume
+  python unlearn.py --method salun "${forget[@]}" --steps 100 --alpha 1 --lr 1e-4 --mask_path "$R/mask" --save_every 10 --generation_guidance_scale 3 --save_dir "$R/salun" --resume
   python unlearn.py --method esd "${forget[@]}" --steps 100 --lr 1e-4 --sample_steps 10 --save_dir "$R/esd" --resume
   python generate_images.py --model_path "$R"/{original,retrain,esd,salun} --num_samples 25 --steps 25 --guidance_scale 3 --batch_size 200 --precision fp32 --seed "$seed" --save_dir "$R/samples"/{original,retrain,esd,salun} --resume
   python evaluate.py --sample_path "$R/samples"/{original,retrain,esd,salun} --forget_class "$CLASS" --classifier "$R/classifier" --features classifier --resume
