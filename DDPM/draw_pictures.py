@@ -6,6 +6,7 @@ Takes every measured run below FOLDER, of the first seed, and writes the picture
 """
 
 import math
+import re
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -60,10 +61,15 @@ def before_after(path, original, unlearned, names, forgotten, method, columns=8,
     write_whole(path, lambda partial: canvas.save(partial, format="PNG", optimize=True))
 
 
+def margin_for(names, font):
+    """Pixels that the longest of some names takes, and some more."""
+    return max(84, 12 + math.ceil(max(font.getlength(name) for name in names)))
+
+
 def side_by_side(path, folders, names, forgotten, columns=3, size=34):
     """A row for each method ({name: folder}), `columns` samples of every class, the forgotten ones framed in red."""
     font, edge = ImageFont.load_default(12), cell_edge(next(iter(folders.values())), size)
-    step, margin, head = edge + GAP, 84, 22
+    step, margin, head = edge + GAP, margin_for(folders, font), 22
     block = columns * step + 8
     canvas = Image.new("RGB", (margin + len(names) * block, head + len(folders) * (step + 4) + 4), "white")
     pen = ImageDraw.Draw(canvas)
@@ -77,6 +83,11 @@ def side_by_side(path, folders, names, forgotten, columns=3, size=34):
         if label in forgotten:
             pen.rectangle([left - 4, head - 4, left + columns * step + 1, head + len(folders) * (step + 4)], outline=RED, width=2)
     write_whole(path, lambda partial: canvas.save(partial, format="PNG", optimize=True))
+
+
+def plain(method):
+    """A row's name as part of a file's: salun (random mask) is salun_random_mask."""
+    return "_".join(re.findall(r"\w+", method))
 
 
 def parse(argv=None):
@@ -98,7 +109,7 @@ def main(argv=None):
     names, forgotten = runs[0]["classes"], runs[0]["forgotten"]
     for method, samples in folders.items():
         if method != "original" and "original" in folders:
-            before_after(args.folder / f"before_after_{method}.png", folders["original"], samples, names, forgotten, method)
+            before_after(args.folder / f"before_after_{plain(method)}.png", folders["original"], samples, names, forgotten, method)
     side_by_side(args.folder / "methods.png", folders, names, forgotten)
     print(f"written: {args.folder.resolve()}/methods.png, {len(folders) - ('original' in folders)} before_after_<method>.png")
 

@@ -6,6 +6,7 @@ Takes every measured run below FOLDER, of the first seed and the first thing for
 """
 
 import math
+import re
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -68,10 +69,15 @@ def before_after(path, original, unlearned, rows, forgotten, method, columns=8):
     write(path, canvas)
 
 
+def margin_for(names, font):
+    """Pixels that the longest of some names takes, and some more."""
+    return max(84, 12 + math.ceil(max(font.getlength(name) for name in names)))
+
+
 def side_by_side(path, folders, rows, forgotten, columns=3):
     """A line for each method ({name: folder}), `columns` samples of every prompt, the forgotten ones framed in red."""
     font, edge = ImageFont.load_default(12), cell_size(next(iter(folders.values())))
-    step, margin, head = edge + GAP, 84, 22
+    step, margin, head = edge + GAP, margin_for(folders, font), 22
     block = columns * step + 8
     canvas = Image.new("RGB", (margin + len(rows) * block, head + len(folders) * (step + 4) + 4), "white")
     pen = ImageDraw.Draw(canvas)
@@ -86,6 +92,11 @@ def side_by_side(path, folders, rows, forgotten, columns=3):
         if red:
             pen.rectangle([left - 4, head - 4, left + columns * step + 1, head + len(folders) * (step + 4)], outline=RED, width=2)
     write(path, canvas)
+
+
+def plain(method):
+    """A row's name as part of a file's: salun (random mask) is salun_random_mask."""
+    return "_".join(re.findall(r"\w+", method))
 
 
 def parse(argv=None):
@@ -112,7 +123,7 @@ def main(argv=None):
     columns = min(8, int(runs[0]["num_samples"]))
     for method, samples in folders.items():
         if method != "original" and "original" in folders:
-            before_after(args.folder / f"before_after_{method}.png", folders["original"], samples, shown, forgotten, method, columns)
+            before_after(args.folder / f"before_after_{plain(method)}.png", folders["original"], samples, shown, forgotten, method, columns)
     side_by_side(args.folder / "methods.png", folders, shown, forgotten, min(3, columns))
     print(f"written: {args.folder.resolve()}/methods.png, {len(folders) - ('original' in folders)} before_after_<method>.png")
 
