@@ -117,6 +117,7 @@ class Trainer:
             hidden = None if self.accelerator.is_main_process else True
             self.model.train()
             for self.number in tqdm(range(first, steps), "train", total=steps, initial=first, disable=hidden, mininterval=1):
+                self.terms = {}
                 for part in range(self.parts):
                     self.last_part = part + 1 == self.parts
                     batches = tuple(stream.batch(self.number, part) for stream in streams)
@@ -147,8 +148,10 @@ class Trainer:
         """One step of the optimizer down the sum of the loss terms, which are logged by their names; it follows the last slice."""
         if not terms:
             raise RunError("trainer.step() was called without a loss term: pass at least one, by name")
-        self.scaler.scale(sum(terms.values()) / self.parts).backward()
-        self.log.add(terms)
+        shares = {name: term / self.parts for name, term in terms.items()}
+        self.scaler.scale(sum(shares.values())).backward()
+        for name, share in shares.items():
+            self.terms[name] = self.terms.get(name, 0) + share.detach()
         if not self.last_part:
             return
         if not self.checked:
@@ -170,7 +173,7 @@ class Trainer:
         if self.average is not None:
             self.average.step(self.model.parameters())
         self.run_folder.images_seen += self.batch_sizes
-        self.log.end_step(step=self.offset + self.number + 1, lr=rate)
+        self.log.add(self.terms, step=self.offset + self.number + 1, lr=rate)
 
     def _draw(self):
         """Call draw(step) with the averaged weights. The time it takes is not the training's."""
@@ -260,15 +263,12 @@ class Log:
     def __init__(self, run_folder, accelerator):
         self.run_folder, self.accelerator, self.sums, self.counts = run_folder, accelerator, {}, {}
 
-    def add(self, terms):
-        """Add the terms {name: scalar} of a step, or of a slice of its batch."""
+    def add(self, terms, **row):
+        """Add the terms {name: scalar} of a step. row: columns of log.csv, `step` among them."""
+        self.row = row
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach()
             self.counts[name] = self.counts.get(name, 0) + 1
-
-    def end_step(self, **row):
-        """row: columns of log.csv, `step` among them."""
-        self.row = row
         if row["step"] % LOG_STEPS == 0:
             self.flush()
 
