@@ -18,7 +18,7 @@ from matplotlib import pyplot
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = {  # task: (folder of results, columns to show)
     "Classification: digits, 10 % of the images": ("Classification/results/digits", ("UA", "RA", "TA", "MIA")),
-    "DDPM: Fashion-MNIST, trousers": ("DDPM/results/fashion_mnist", ("UA", "remaining_accuracy")),
+    "DDPM: digits, the 3": ("DDPM/results/digits", ("UA", "remaining_accuracy")),
     "SD at toy size: digits, three": ("SD/results/digits", ("UA", "remaining_accuracy")),
 }
 
