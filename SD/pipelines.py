@@ -131,7 +131,8 @@ def check_index(folder, source):
         raise RunError(f"{source} is a {str(kind)[:60]}, which is not known here: take {KNOWN}")
     family = KINDS[kind]
     for name, kind in family.PARTS.items():
-        if (found := parts.get(name, ["nothing"])[-1]) != kind:
+        found = parts.get(name, ["nothing"])[-1]
+        if found != kind and not (found is None and name in family.OPTIONAL):
             raise RunError(f"{source} has {str(found)[:60]} as its {name}, not {kind}: take {family.WHOLE}")
     return family, parts
 
@@ -151,9 +152,9 @@ def weight_files(folder, variant):
     return []
 
 
-def check_weights(family, folder, variant, source):
-    """RunError unless each part has weight files of safetensors, and one of them that variant."""
-    for name in family.PARTS:
+def check_weights(names, folder, variant, source):
+    """RunError unless each part of these names has weight files of safetensors, and one of them that variant."""
+    for name in names:
         if (folder / name / "adapter_config.json").exists():
             raise RunError(f"{source} has an adapter beside its {name}: {FUSE}")
         found = weight_files(folder / name, variant)
@@ -173,7 +174,7 @@ def check_weights(family, folder, variant, source):
         )
         if pointer:
             raise RunError(f"{pointer} is a pointer of git-lfs and holds no weights: run git lfs pull in {folder}")
-    if variant and not any(variant_of(path.name) for name in family.PARTS for path in weight_files(folder / name, variant)):
+    if variant and not any(variant_of(path.name) for name in names for path in weight_files(folder / name, variant)):
         raise RunError(f"{source} has no weights of the variant {variant}: leave out --variant")
 
 
@@ -182,17 +183,19 @@ def from_folder(folder, variant, source, dtype="fp32"):
     import diffusers
     import transformers
 
-    family, _ = check_index(folder, source)
-    check_weights(family, folder, variant, source)
+    family, index = check_index(folder, source)
+    parts = {name: kind for name, kind in family.PARTS.items() if index[name][-1] is not None}
+    check_weights(parts, folder, variant, source)
     trained = next(iter(family.PARTS))
     if (folder / trained / "config.json").is_file():
         family.check_config(read_json(folder / trained / "config.json"), source)
-    options = dict(family.WITHOUT)
+    lacks = [name for name, entry in index.items() if entry[-1] is None and name.startswith(("text_encoder", "tokenizer"))]
+    options = family.WITHOUT | dict.fromkeys(lacks)
     with quiet():
         try:
             # Each part by itself: only then is it told what a file lacks, which transformers would fill at random. The position_ids of old
             # files are no weights.
-            for name, kind in family.PARTS.items():
+            for name, kind in parts.items():
                 cls = getattr(diffusers, kind, None) or getattr(transformers, kind)
                 spelled = variant_of(weight_files(folder / name, variant)[0].name) or None
                 how = {"use_safetensors": True, "variant": spelled, "output_loading_info": True}

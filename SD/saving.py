@@ -64,7 +64,7 @@ def write_pipeline(family, folder, dtype):
     if family.original is not None:
         copy_original(family.original, folder)
     else:
-        for name in frozen:
+        for name in (name for name in frozen if getattr(family.pipeline, name) is not None):
             write_model(getattr(family.pipeline, name), folder / name, dtype)
         for name, part in family.pipeline.components.items():
             if name.startswith("tokenizer"):

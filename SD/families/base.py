@@ -53,6 +53,7 @@ class Family:
 
     KINDS = ()  # class names in model_index.json
     PARTS = {}  # {part with weights: its class}, first the one that is trained
+    OPTIONAL = ()  # parts that a pipeline may lack
     WITHOUT = {}  # arguments of the pipeline's class that leave parts out
     SINGLE_FILE = False  # whether single_file.py knows its layout
     WHOLE = ""  # for messages: what to take instead
@@ -88,12 +89,14 @@ class Family:
     @property
     def encoders(self):
         """The parts that encode prompts."""
-        return [getattr(self.pipeline, name) for name in self.PARTS if name.startswith("text_encoder")]
+        parts = [getattr(self.pipeline, name) for name in self.PARTS if name.startswith("text_encoder")]
+        return [part for part in parts if part is not None]
 
     @property
     def frozen(self):
         """The parts with weights that are never trained: text encoders and autoencoder."""
-        return [getattr(self.pipeline, name) for name in list(self.PARTS)[1:]]
+        parts = [getattr(self.pipeline, name) for name in list(self.PARTS)[1:]]
+        return [part for part in parts if part is not None]
 
     # What a family says
     @classmethod

@@ -50,6 +50,7 @@ class RectifiedFlow(Family):
             "tokenizers that fit their text encoders": all(
                 len(getattr(pipeline, f"tokenizer{number}")) <= getattr(pipeline, f"text_encoder{number}").config.vocab_size
                 for number in self.numbers
+                if getattr(pipeline, f"text_encoder{number}") is not None
             ),
         }
         for rule, kept in rules.items():
@@ -106,16 +107,22 @@ class RectifiedFlow(Family):
         self.sigmas = self.sigmas.to(t.device)
         return self.sigmas[t]
 
+    @property
+    def reader(self):
+        """The tokenizer of T5, or of CLIP where there is no T5."""
+        return getattr(self.pipeline, f"tokenizer{self.T5}" if getattr(self.pipeline, f"text_encoder{self.T5}") else "tokenizer")
+
     def own_tokens(self, prompt):
-        return own_tokens(getattr(self.pipeline, f"tokenizer{self.T5}"), prompt)
+        return own_tokens(self.reader, prompt)
 
     def max_tokens(self):
-        return min(self.MAX_TOKENS, getattr(self.pipeline, f"tokenizer{self.T5}").model_max_length)
+        """How many tokens T5 reads. Where there is none, the pipeline puts as many zeros there as it may read."""
+        return min(self.MAX_TOKENS, self.reader.model_max_length) if getattr(self.pipeline, f"text_encoder{self.T5}") else self.MAX_TOKENS
 
     @torch.no_grad()
     def encode_prompts(self, prompts, batch_size=64):
         """As diffusers' pipeline encodes them, the empty prompt too. T5 reads as many tokens as in the pipeline, its tokenizer allowing."""
-        tokens(getattr(self.pipeline, f"tokenizer{self.T5}"), prompts)  # says what is too long, or no text
+        tokens(self.reader, prompts)  # says what is too long, or no text
         options = {"device": self.encoders[0].device, "max_sequence_length": self.max_tokens()}
         parts = [self._encode(list(prompts[start : start + batch_size]), options) for start in range(0, len(prompts), batch_size)]
         return Embeddings.cat(

@@ -9,6 +9,7 @@ class StableDiffusion3(RectifiedFlow):
     CLIPS = {"": "CLIPTextModelWithProjection", "_2": "CLIPTextModelWithProjection"}
     PARTS = {"transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL"}
     PARTS |= {f"text_encoder{number}": kind for number, kind in CLIPS.items()} | {"text_encoder_3": "T5EncoderModel"}
+    OPTIONAL = ("text_encoder_3",)
     WITHOUT = {"image_encoder": None, "feature_extractor": None}
     WHOLE = "a whole model of Stable Diffusion 3 or 3.5"
     GUIDANCE = 7.0
@@ -32,8 +33,10 @@ class StableDiffusion3(RectifiedFlow):
         return SD3Transformer2DModel(**shape, **reads, **sizes, in_channels=channels, out_channels=channels, qk_norm="rms_norm")
 
     def last_positions(self, prompt):
-        """Its tokens are CLIP's, and behind them T5's, which have no start token."""
+        """Its tokens are CLIP's, and behind them T5's, which have no start token, or zeros."""
         clip = self.pipeline.tokenizer
+        if self.pipeline.text_encoder_3 is None:
+            return [len(own_tokens(clip, prompt))]
         behind = clip.model_max_length + max(0, min(len(self.own_tokens(prompt)), self.max_tokens() - 1) - 1)
         return [len(own_tokens(clip, prompt)), behind]
 

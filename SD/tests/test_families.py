@@ -272,12 +272,30 @@ def test_the_layout_of_a_full_size_xl_is_known():
 def test_a_pipeline_that_lacks_a_part_is_refused(folder, tmp_path):
     """Mutation: look at the trained part alone."""
     index = read_json(folder / "model_index.json")
-    for name in families.KINDS[index["_class_name"]].PARTS:
+    kind = families.KINDS[index["_class_name"]]
+    for name in kind.PARTS.keys() - set(kind.OPTIONAL):
         lacking = dict(index) | {name: [None, None]}
         (tmp_path / name).mkdir()
         write_json(tmp_path / name / "model_index.json", lacking)
         with pytest.raises(RunError, match=f"has None as its {name}, not"):
             pipelines.open_pipeline(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["sd3"], indirect=True)
+def test_stable_diffusion_3_works_without_its_t5(folder, tmp_path):
+    """Mutation: demand every part; take CLIP's length for T5's, or a position of T5's."""
+    from diffusers import DiffusionPipeline
+
+    DiffusionPipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None).save_pretrained(tmp_path / "small")
+    family, _ = pipelines.open_pipeline(tmp_path / "small")
+    embeddings = family.encode_prompts(PROMPTS)
+    assert embeddings.tokens.shape[1] == 12 + 256 and not embeddings.tokens[:, 12:].any() and family.last_positions(PROMPTS[0]) == [5]
+    cached = drawn(family.pipeline, **family.inputs(embeddings[:1], embeddings.empty(1), 3.0))
+    torch.testing.assert_close(cached, drawn(family.pipeline, prompt=PROMPTS[0], guidance_scale=3.0), rtol=0, atol=1e-5)
+    assert sampling.draw(family, embeddings[:1], embeddings.empty(1), [1], cpu(), steps=1, guidance_scale=1, size=(16, 16)).any()
+    saving.save(family, tmp_path / "saved")
+    assert not (tmp_path / "saved" / "text_encoder_3").exists()
+    assert models.sha(pipelines.open_pipeline(tmp_path / "saved")[0].model) == models.sha(family.model)
 
 
 def test_drawing_leaves_the_text_encoders_where_they_are(family, folder, tmp_path):
