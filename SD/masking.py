@@ -27,6 +27,7 @@ SEEDED = ("random", "layerwise")  # kinds that draw
 
 CHUNK = 1 << 22  # entries looked at together: bounds the memory of the selection
 SMALL = 1 << 16  # positions in larger tensors are int32; in small ones the conversion to int64 would cost more than the memory is worth
+HALF = (torch.float16, torch.bfloat16)  # precisions too coarse for the steps of an optimizer
 LOW_BITS = 15  # a non-negative float has 31 bits: 16 for the first pass, 15 for the second
 
 
@@ -198,8 +199,8 @@ def load(path, parameters, facts):
 
 
 class SalientParameters:
-    """What the optimizer holds: the salient entries of each parameter, gathered into one compact leaf tensor, `tensors` {name: leaf}, in
-    float32 whatever the parameter's precision.
+    """What the optimizer holds: the salient entries of each parameter, gathered into one compact leaf tensor, `tensors` {name: leaf}, those
+    of half precision in float32.
 
     A weight outside the mask is in no leaf. So neither weight decay nor momentum nor Adam can move it, and optimizer memory
     shrinks with the mask. As soon as a parameter's gradient is complete, its salient entries are gathered and the dense
@@ -215,10 +216,10 @@ class SalientParameters:
         for name, parameter in parameters.items():
             salient = None if mask is None else mask[name]
             if salient is None or bool(salient.all()):
-                if parameter.dtype == torch.float32:
-                    self.tensors[name], self._read[name] = parameter, lambda tensor: tensor
-                else:
+                if parameter.dtype in HALF:
                     self._add(name, parameter, parameter.detach(), None, lambda tensor: tensor)
+                else:
+                    self.tensors[name], self._read[name] = parameter, lambda tensor: tensor
             elif not bool(salient.any()):
                 parameter.requires_grad_(False)
                 self._frozen.append(parameter)
@@ -238,7 +239,7 @@ class SalientParameters:
         """A leaf of the entries that `pick` takes of a tensor. view: the parameter's storage, where the leaf belongs at `index`."""
 
         def read(tensor):
-            return pick(tensor).float()
+            return pick(tensor).float() if tensor.dtype in HALF else pick(tensor)
 
         leaf = read(parameter.detach()).requires_grad_(True)
 
@@ -264,7 +265,7 @@ class SalientParameters:
                 view.index_copy_(0, index.long(), leaf.to(view.dtype))
 
     def pick(self, tensors):
-        """The entries of {name: tensor of the parameter's shape} that each leaf stands for, {name: float32 tensor of the leaf's shape}."""
+        """The entries of {name: tensor of the parameter's shape} that each leaf stands for, {name: tensor of the leaf's shape}."""
         return {name: read(tensors[name].detach()) for name, read in self._read.items()}
 
     @torch.no_grad()
