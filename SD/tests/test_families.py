@@ -183,10 +183,12 @@ def test_a_saved_folder_opens_in_diffusers_and_draws_the_same(kind, family, fold
 
 
 @pytest.mark.parametrize("kind", FLOWS, indirect=True)
-def test_uce_edits_what_reads_the_prompt(family):
+def test_uce_edits_what_reads_the_prompt(kind, family):
     """The gradient of its objective is 0. Mutation: take the first token for the last one, or the encoded prompt for the pooled one."""
     three, four, null = range(3)
     embeddings, ends = family.encode_prompts(PROMPTS), [family.last_positions(prompt) for prompt in PROMPTS]
+    # CLIP's prompt of five words begins behind a start token, T5's with the first of 12 tokens of its own
+    assert ends == {"sd3": [[5, 12 + 4], [5, 12 + 4], [0, 12]], "flux": [[4], [4], [0]]}[kind]
     same = {"family": family, "embeddings": embeddings, "targets": torch.tensor([four, four, null]), "forgotten": [three], "ends": ends}
     edited = copy.deepcopy(family.model)
     METHODS["uce"](edited, **same, retained=[four, null], named=[four, null], erase_scale=2.0, ridge=0.3)
