@@ -73,6 +73,8 @@ def encode_pictures(family, pictures, vae_sha, folder, accelerator, batch_size=8
         return accelerator.reduce(found.to(accelerator.device), "sum").cpu() if accelerator.num_processes > 1 else found
 
     what = {"latents": pictures.sha(), "vae": vae_sha, "scaling_factor": vae.config.scaling_factor}
+    if vae.config.get("shift_factor") is not None:
+        what["shift_factor"] = vae.config.shift_factor
     return cached(folder, what, accelerator, make, shape)
 
 
