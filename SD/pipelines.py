@@ -60,7 +60,7 @@ def add_variant_flag(parser, group):
 
 
 def add_weights_flag(parser):
-    weights = "precision in which weights are held; those that train are float32 besides, and the autoencoder is"
+    weights = "precision in which weights are held; those that train, and the autoencoder, are float32 too"
     parser.add(cli.RUN, "--weights_dtype", choices=models.DTYPES, default="fp32", help=weights)
 
 
