@@ -27,7 +27,6 @@ import saving
 import single_file
 import task
 import trainer
-from cli import RunError
 from families import TRAIN_METHODS
 from files import cache_folder
 from methods import FLAGS, METHODS, NEEDS_MASK, NO_CHECKPOINTING, TAKES_NO_MASK
@@ -121,8 +120,7 @@ def main(argv=None):
     options = {"needs": cli.method_inputs(method), "variant": args.variant, "dtype": args.weights_dtype}
     loaded = task.load_task(args.model_path, flags, accelerator, **options)
     model, prompts = loaded.family.model, loaded.prompts
-    if args.method in loaded.family.REFUSED:
-        raise RunError(f"--method {args.method} has no meaning for {args.model_path}: {loaded.family.REFUSED[args.method]}")
+    loaded.family.check_method(args.method, args.options)
     if args.single_file:
         loaded.family.check_single_file()
     parameters, mask, mask_info = dict(model.named_parameters()), None, {}

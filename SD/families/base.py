@@ -179,6 +179,13 @@ class Family:
             known = "--single_file knows Stable Diffusion 1.x, 2.x and XL alone"
             raise RunError(f"{known}: leave it out, a {self.KINDS[0]} is saved as a folder")
 
+    def check_method(self, method, options):
+        """RunError for a method, or one of its options {flag: value}, that has no meaning for this family."""
+        if method in self.REFUSED:
+            raise RunError(f"--method {method} has no meaning for a {self.KINDS[0]}: {self.REFUSED[method]}")
+        if (options.get("authors_code") or self.UCE_CODE) < self.UCE_CODE:
+            raise RunError(f"--authors_code {options['authors_code']} knows U-Nets alone: take {self.UCE_CODE}")
+
     def check_sampler(self, sampler):
         """RunError for a sampler that does not draw with models of this family."""
         if sampler not in self.SAMPLERS:

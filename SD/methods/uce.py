@@ -1,6 +1,6 @@
 import torch
 
-from cli import RunError, non_negative_float, positive_float
+from cli import non_negative_float, positive_float
 from masking import apply_where
 
 
@@ -45,8 +45,6 @@ def uce(
     where W are the transformer's linear layers that read the encoded prompt and the pooled one. Reads no images, takes no steps.
     """
     authors_code = authors_code or family.UCE_CODE
-    if authors_code < family.UCE_CODE:
-        raise RunError("--authors_code 2023 knows U-Nets alone: take 2025")
     one_token, null = authors_code == "2025", len(embeddings) - 1
     kept = named if preserve == "named" else retained
     if one_token:

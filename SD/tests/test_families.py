@@ -203,7 +203,8 @@ def test_uce_edits_what_reads_the_prompt(kind, family):
         assert (new - old).abs().max() > 1e-3 and gradient.abs().max() < 1e-4 * rows(three).norm() ** 2, name
     assert all(torch.equal(before[name], after[name]) for name in before)
     with pytest.raises(RunError, match="take 2025"):
-        METHODS["uce"](edited, **same, retained=[four], named=[four], authors_code="2023")
+        family.check_method("uce", {"authors_code": "2023"})
+    family.check_method("uce", {"authors_code": None})
 
 
 @pytest.mark.slow
