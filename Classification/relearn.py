@@ -3,7 +3,7 @@
     python relearn.py runs/quickstart
 
 Takes every finished run of unlearn.py below FOLDER. Each model is trained on the same --k images of its forget set, in one step on all of
-them and in one epoch of single images, by plain SGD, with BatchNorm fixed. Then it is asked for the other forget images. A model that had
+them and in epochs of single images, by plain SGD, with BatchNorm fixed. Then it is asked for the other forget images. A model that had
 only hidden what it knew finds it again at once: more than Retrain does. No run folder is changed.
 """
 
@@ -24,7 +24,7 @@ from cli import RunError
 from files import write_json, write_whole
 from table import aligned, markdown_table
 
-STAGES = {"before": "as unlearned", "step": "after one step on the k images", "epoch": "after one epoch of single images"}
+STAGES = {"before": "as unlearned", "step": "after one step on the k images"}  # and, of each --epochs, stage_of() it
 SETS = {
     "other": "accuracy on the other forget images, %. Better: close to Retrain",
     "class": "accuracy on held-out images of the forgotten classes, %. Better: close to Retrain",
@@ -37,6 +37,8 @@ def parse(argv=None):
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that holds the run folders")
     task.add_how_flags(parser)
     parser.add(cli.FORGET, "--k", type=cli.positive_int, default=10, help="forget images that are learned again, drawn by --seed")
+    epochs = "epochs of single images after which to ask (default: 1)"
+    parser.add(cli.FORGET, "--epochs", type=cli.positive_int, nargs="+", default=[1], metavar="N", help=epochs)
     parser.add_shared("data_dir", "cache_dir", "device", "precision", lr=0.01, seed=1)
     return parser.parse_args(argv)
 
@@ -54,28 +56,39 @@ def main(argv=None):
         for name, runs in groups.items():
             for folder, recorded in runs:
                 loaded = task.load_unlearned(folder, recorded, accelerator, args)
-                measured.setdefault(name, []).append(relearn(loaded, args.k, args.lr, args.seed))
+                measured.setdefault(name, []).append(relearn(loaded, args.k, args.epochs, args.lr, args.seed))
                 bar.update()
     if accelerator.is_main_process:
         save(args.folder, measured, args)
 
 
-def relearn(loaded, k, lr, seed):
-    """{(stage, set): accuracy in percent} of one model."""
+def stage_of(epochs):
+    return "epoch" if epochs == 1 else f"{epochs} epochs"
+
+
+def relearn(loaded, k, epochs, lr, seed):
+    """{(stage, set): accuracy in percent} of one model, as it is, after a step on `k` images, and after each number of `epochs` on them."""
     order = torch.randperm(len(loaded.forget), generator=data.make_generator("relearn", seed))
     again, other = (loaded.forget.take(rows.sort().values) for rows in (order[:k], order[k:]))
     sets = {"other": other, "rest": loaded.retain}
     if loaded.forgotten_classes:
         kind = torch.isin(loaded.test.labels, loaded.test.labels.new_tensor(loaded.forgotten_classes))
         sets["class"] = loaded.test.take(kind.nonzero().squeeze(1).cpu())
-    models = {"before": loaded.model, "step": copy.deepcopy(loaded.model), "epoch": copy.deepcopy(loaded.model)}
-    train(models["step"], again, lr, k)
-    train(models["epoch"], again, lr, 1)
-    return {
-        (stage, name): metrics.accuracy(passes.predict_logits(model, split), split.labels.cpu())
-        for stage, model in models.items()
-        for name, split in sets.items()
-    }
+    measured = {}
+
+    def ask(stage, model):
+        for name, split in sets.items():
+            measured[stage, name] = metrics.accuracy(passes.predict_logits(model, split), split.labels.cpu())
+
+    ask("before", loaded.model)
+    once = copy.deepcopy(loaded.model)
+    train(once, again, lr, k)
+    ask("step", once)
+    for epoch in range(1, max(epochs) + 1):
+        train(loaded.model, again, lr, 1)
+        if epoch in epochs:
+            ask(stage_of(epoch), loaded.model)
+    return measured
 
 
 def train(model, split, lr, batch_size):
@@ -91,7 +104,8 @@ def train(model, split, lr, batch_size):
 def save(folder, measured, args):
     """Write relearn.md and relearn.json of {method: [results of relearn()]}, Retrain first."""
     keys = list(dict.fromkeys(key for results in measured.values() for one in results for key in one))
-    keys.sort(key=lambda key: (list(SETS).index(key[1]), list(STAGES).index(key[0])))
+    stages = STAGES | {stage_of(n): f"after {n} epoch{'s' * (n > 1)} of single images" for n in sorted(args.epochs)}
+    keys.sort(key=lambda key: (list(SETS).index(key[1]), list(stages).index(key[0])))
     rows = []
     for name, results in measured.items():
         values = {" ".join((part, stage)): [one[stage, part] for one in results if (stage, part) in one] for stage, part in keys}
@@ -103,7 +117,7 @@ def save(folder, measured, args):
     how = f"Relearned on {args.k} forget images at lr {args.lr}, seed {args.seed}; means over runs."
     how = [how] if "retrain" in measured else [how, "There is no run of retrain to compare with."]
     meaning = [f"- {name}: {SETS[name]}." for name in SETS if any(part == name for _, part in keys)]
-    meaning += [f"- {stage}: {what}." for stage, what in STAGES.items()]
+    meaning += [f"- {stage}: {what}." for stage, what in stages.items()]
     text = "\n".join([*markdown_table(cells), "", " ".join(how), "", *meaning]) + "\n"
     write_whole(folder / "relearn.md", lambda partial: partial.write_text(text, encoding="utf-8"))
     write_json(folder / "relearn.json", {"columns": columns, "rows": rows, "k": args.k, "lr": args.lr, "seed": args.seed})

@@ -26,8 +26,8 @@ SETTINGS = dict(batch_size=None, forget_batch_size=None, optimizer=None, momentu
 
 def word(text):
     """A value of --setting. It becomes a part of a Markdown table."""
-    if not re.fullmatch(r"[\w' -]{1,40}", text):
-        raise argparse.ArgumentTypeError("must be up to 40 letters, digits, spaces, - or '")
+    if not re.fullmatch(r"[\w'. -]{1,40}", text):
+        raise argparse.ArgumentTypeError("must be up to 40 letters, digits, spaces, dots, - or '")
     return text
 
 

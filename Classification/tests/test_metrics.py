@@ -7,8 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 
+import draw_rates
 import many
 import metrics
 import table
@@ -194,9 +196,9 @@ def runs_of_two(home, tmp_path_factory):
 
 @pytest.mark.slow
 def test_many_models_and_relearning_from_a_folder_of_runs(runs_of_two, home, tmp_path, capsys):
-    """Mutation: compare runs of other forget sets, count a run twice, relearn on all forget images."""
+    """Mutation: compare runs of other forget sets, count a run twice, relearn on all forget images or from the start in each epoch."""
     ok("evaluate_many", runs_of_two)
-    ok("relearn", runs_of_two)
+    ok("relearn", runs_of_two, "--epochs 3 1")
     (row,) = json.loads((runs_of_two / "many.json").read_text())["rows"]
     assert row["method"] == "ft" and row["models"] == 2 and 30 < row["U-LiRA AUC"] <= 100 and row["KLOM forget"] > 0
     text = (runs_of_two / "many.md").read_text()
@@ -204,6 +206,8 @@ def test_many_models_and_relearning_from_a_folder_of_runs(runs_of_two, home, tmp
     rows = json.loads((runs_of_two / "relearn.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["retrain", "ft"] and all(row["runs"] == 2 for row in rows)
     assert all(row["other epoch"] != row["other before"] for row in rows)
+    assert [name for name in rows[0] if name.startswith("other")] == ["other before", "other step", "other epoch", "other 3 epochs"]
+    assert all(row["other 3 epochs"] != row["other epoch"] for row in rows)
     assert script("relearn", runs_of_two, "--k 120") == 1 and "leaves none of the 120 forget images" in capsys.readouterr().err
     start = ("--model_path", runs_of_two / "original1", "--num_forget 121 --epochs 0 --lr 0.05 --seed 3 --precision fp32")
     for name, message in (("odd", "forget different sets"), ("lonely", "holds one run of ga")):
@@ -309,3 +313,20 @@ def test_a_method_is_nearer_only_where_the_paired_interval_excludes_0(tmp_path):
     assert "| ga | 5.17 | +0.17 |" in text and text.count("| undecided |") == 1
     ok("table", tmp_path, "--against ft")
     assert f"| salun | 5.00 | -0.50 | {-high:+.2f} to {-low:+.2f} | salun |" in (tmp_path / "table.md").read_text()
+
+
+def test_rates_are_drawn_by_method_and_setting(tmp_path, capsys):
+    """Mutation: join settings of other flags in one line; leave the points in the order of the table."""
+    write_run(tmp_path / "retrain", "retrain", 1)
+    tries = (("ft", {"lr": 0.2}), ("ft", {"lr": 0.1}), ("l1_sparse", {"lr": 0.1, "gamma": 1e-4}), ("l1_sparse", {"lr": 0.1, "gamma": 1e-5}))
+    for number, (method, options) in enumerate(tries):
+        write_run(tmp_path / str(number), method, 1, options=options)
+        path = tmp_path / str(number) / "metrics.json"
+        write_json(path, read_json(path) | dict.fromkeys(metrics.GAP_COLUMNS, 50.0 + number))
+    rows, _ = table.summarise(table.collect(tmp_path), by_options=True)
+    lines = {"ft": [(0.1, 1), (0.2, 0)], "l1_sparse --gamma 0.0001": [(0.1, 2)], "l1_sparse --gamma 1e-05": [(0.1, 3)]}
+    assert draw_rates.lines_of(rows) == lines and draw_rates.lines_of(rows, ["ft"]) == {"ft": lines["ft"]}
+    ok("draw_rates", tmp_path)
+    assert Image.open(tmp_path / "rates.png").width > 500
+    assert script("draw_rates", tmp_path, "--methods ft salun") == 1
+    assert "no run with a learning rate beside a retrain: salun; there are ft, l1_sparse" in capsys.readouterr().err

@@ -1,0 +1,69 @@
+"""Draw the average gap to Retrain against the learning rate, a line for each method, mask or other setting: rates.png in FOLDER.
+
+    python draw_rates.py runs/evidence/search --methods rl salun "salun (random mask)"
+
+FOLDER holds the measured runs of a search. Their mean over seeds is drawn, as table.py --by_options has it in its rows. The dashed line is
+the untouched original. A method that is best at the end of its line wants a wider search.
+"""
+
+import re
+from pathlib import Path
+
+import cli
+from cli import RunError
+from files import write_whole
+from table import collect, summarise
+
+
+def parse(argv=None):
+    parser = cli.Parser(__doc__)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that holds the run folders")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="rows of the table to draw (default: all that have a rate)")
+    return parser.parse_args(argv)
+
+
+def lines_of(rows, methods=None):
+    """{name: [(rate, average gap), ...] by rate} of table.py's rows. A method's flags other than --lr stand in the name if they vary."""
+    found = {}
+    for row in rows:
+        rate = re.search(r"--lr (\S+) ?", row["options"])
+        if rate and row["average_gap"] is not None:
+            rest = (row["options"][: rate.start()] + row["options"][rate.end() :]).strip()
+            found.setdefault(row["method"], {}).setdefault(rest, []).append((float(rate[1]), row["average_gap"]))
+    if missing := [name for name in methods or [] if name not in found]:
+        raise RunError(f"no run with a learning rate beside a retrain: {', '.join(missing)}; there are {', '.join(found) or 'none'}")
+    found = {name: settings for name, settings in found.items() if methods is None or name in methods}
+    return {
+        name if len(settings) == 1 else f"{name} {rest}": sorted(points)
+        for name, settings in found.items()
+        for rest, points in settings.items()
+    }
+
+
+def main(argv=None):
+    args = parse(argv)
+    rows, _ = summarise(collect(args.folder), by_options=True)
+    lines = lines_of(rows, args.methods)
+    if not lines:
+        raise RunError(f"{args.folder} has no method with a learning rate beside a retrain to draw")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    for (name, points), marker in zip(lines.items(), "osD^v<>pPX*hH8d" * len(lines), strict=False):
+        axis.plot(*zip(*points, strict=True), marker=marker, markersize=5, linewidth=1.2, label=name)
+    for row in rows:
+        if row["method"] == "original" and row["average_gap"] is not None:
+            axis.axhline(row["average_gap"], color="tab:gray", linestyle="--", linewidth=1, label="original")
+    axis.set(xscale="log", xlabel="learning rate", ylabel="average gap to retrain", ylim=(0, None))
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8)
+    path = args.folder / "rates.png"
+    write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=110))
+    print(f"written: {path.resolve()}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# Does SalUn do what its paper's Table 1 claims, and what does its mask do? CIFAR-10, a small wide network that fits its 30,000 training
+# images: 10 % or 50 % random images or one class (CLASS=3) are forgotten. So far the search for every method's settings.
+# PARTS (default: all):
+#   search        10 % forgotten: eight settings for every method, for other kinds of masks and for other shares of weights in them
+#   search50      50 % forgotten, search_class: one class forgotten: eight settings for the methods that matter most
+# With two seeds, each with its own original and forget set. The images and the validation split are the same for all: validation images
+# stand for data never seen. A method may take one pass over all images, 6 % of the original's training, which is the paper's share.
+# Finished runs are skipped, a cut-off run is continued. Seeds can run side by side, and then once more for the tables. For a quick look,
+# TRIES=1 takes the first value of each line.
+#   PARTS=search SEARCH_SEEDS=101 METHODS="rl salun" bash scripts/evidence.sh --data_dir ~/data
+set -euo pipefail
+source "$(dirname "$0")/common.sh"
+OUT=${OUT:-runs/evidence}
+DATA_DIR=${DATA_DIR:-data}
+CLASS=${CLASS:-3}
+PARTS=${PARTS:-search search50 search_class}
+RATES="0.003 0.006 0.013 0.025 0.05 0.1 0.2 0.4"
+
+begin() {  # begin SEED FORGET...: the seed's original, which all parts share, and its retrained model
+  seed=$1
+  R=$OUT/$part/seed$seed
+  original=$OUT/originals/seed$seed
+  forget=("${@:2}")
+  runs=()
+  python train.py --dataset cifar10 --data_dir "$DATA_DIR" --arch wide_resnet6 --limit 30000 --crop 0 --epochs 17 --lr 0.1 --batch_size 128 --schedule linear --seed "$seed" --split_seed 1 --precision fp32 --save_dir "$original" --resume
+  run retrain retrain
+}
+
+mask() {  # mask NAME FLAGS...
+  python generate_mask.py --model_path "$original" "${forget[@]}" --seed "$seed" --precision fp32 --save_dir "$R/mask_$1" --resume "${@:2}"
+}
+
+run() {  # run NAME METHOD FLAGS...
+  python unlearn.py --method "$2" --model_path "$original" "${forget[@]}" --seed "$seed" --precision fp32 --save_dir "$R/$1" --resume "${@:3}"
+  runs+=("$R/$1")
+}
+
+grid() {  # grid NAME METHOD FLAG "VALUES" FLAGS...: a run for each value
+  local value values=($4)
+  if [[ " ${METHODS:-$2} " == *" $2 "* ]]; then
+    for value in "${values[@]:0:${TRIES:-8}}"; do run "$1_$value" "$2" "$3" "$value" "${@:5}"; done
+  fi
+}
+
+few() {  # of the methods that every table has. few EPOCHS: passes of BS over the forget set
+  grid ft ft --lr "0.005 0.01 0.02 0.04 0.08 0.16 0.32 0.64" --epochs 1
+  grid rl rl --lr "$RATES" --epochs 1
+  grid bs bs --lr "1e-5 1e-4 3e-4 6e-4 1e-3 2e-3 4e-3 8e-3" --epochs "$1"
+  grid l1_sparse_1e-4 l1_sparse --lr "0.02 0.05 0.1 0.2" --epochs 1 --gamma 1e-4
+  grid l1_sparse_5e-4 l1_sparse --lr "0.02 0.05 0.1 0.2" --epochs 1 --gamma 5e-4
+  grid scrub_512 scrub --lr "5e-4 2e-3 0.008 0.03" --epochs 1 --ascent_epochs 1 --forget_batch_size 512
+  grid scrub_128 scrub --lr "5e-4 2e-3 0.008 0.03" --epochs 1 --ascent_epochs 1 --forget_batch_size 128
+  mask saliency --mask_ratio 0.5
+  grid salun salun --lr "$RATES" --epochs 1 --mask_path "$R/mask_saliency"
+  grid salun_soft salun_soft --lr "$RATES" --epochs 1
+}
+
+more() {
+  grid ga ga --lr "1e-4 3e-4 1e-3 2e-3 4e-3 8e-3 0.016 0.03" --epochs 5
+  grid iu iu --iu_scale "0.1 0.3 1 3 10 30 100 300"
+  grid be be --lr "1e-5 1e-4 3e-4 6e-4 1e-3 2e-3 4e-3 8e-3" --epochs 5
+  grid neggrad_plus_0.95 neggrad_plus --lr "0.01 0.03 0.06 0.12" --epochs 1 --beta 0.95
+  grid neggrad_plus_0.99 neggrad_plus --lr "0.01 0.03 0.06 0.12" --epochs 1 --beta 0.99
+  grid ssd_1 ssd --ssd_alpha "80% 90% 95% auto" --ssd_lambda 1
+  grid ssd_0.3 ssd --ssd_alpha "80% 90% 95% auto" --ssd_lambda 0.3
+  grid bad_teacher bad_teacher --lr "1e-4 2e-4 5e-4 1e-3 2e-3 4e-3 8e-3 0.016"
+  grid sfron_25 sfron --lr "0.01 0.03 0.06 0.12" --steps 200 --forget_alpha 25
+  grid sfron_100 sfron --lr "0.01 0.03 0.06 0.12" --steps 200 --forget_alpha 100
+  grid scissorhands_0.05 scissorhands --lr "0.005 0.02 0.05 0.1" --epochs 1 --trim_layers blocks.1 fc --forget_weight 0.05
+  grid scissorhands_0.2 scissorhands --lr "0.005 0.02 0.05 0.1" --epochs 1 --trim_layers blocks.1 fc --forget_weight 0.2
+  grid munba munba --lr "0.001 0.003 0.005 0.01 0.02 0.04 0.08 0.16" --epochs 1
+  for kind in random layerwise least_salient magnitude; do
+    mask $kind --mask_ratio 0.5 --mask_kind $kind
+    grid salun_$kind salun --lr "$RATES" --epochs 1 --mask_path "$R/mask_$kind"
+  done
+  for ratio in 0.1 0.3 0.7 0.9; do
+    mask $ratio --mask_ratio $ratio
+    grid salun_$ratio salun --lr "$RATES" --epochs 1 --mask_path "$R/mask_$ratio" --setting "ratio $ratio"
+  done
+}
+
+for part in $PARTS; do
+  for s in ${SEARCH_SEEDS:-101 102}; do
+    case $part in
+      search)
+        begin "$s" --num_forget 0.1 --split_seed "$s"
+        few 5
+        more
+        ;;
+      search50)
+        begin "$s" --num_forget 0.5 --split_seed "$s"
+        few 1
+        ;;
+      search_class)
+        begin "$s" --forget_class "$CLASS"
+        few 5
+        ;;
+      *)
+        echo "error: no part $part" >&2
+        exit 1
+        ;;
+    esac
+    python evaluate.py --model_path "$original" "${forget[@]}" --held_out val --precision fp32 --save_dir "$R/evaluated_original" --resume
+    python evaluate.py --model_path "${runs[@]}" --held_out val --precision fp32 --resume
+  done
+done
+for part in $PARTS; do
+  python table.py "$OUT/$part" --by_options
+  python draw_rates.py "$OUT/$part"
+done
