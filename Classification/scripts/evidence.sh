@@ -15,6 +15,10 @@ OUT=${OUT:-runs/evidence}
 DATA_DIR=${DATA_DIR:-data}
 CLASS=${CLASS:-3}
 PARTS=${PARTS:-search search50 search_class}
+KNOWN="ft rl bs l1_sparse scrub salun salun_soft ga iu be neggrad_plus ssd bad_teacher sfron scissorhands munba"
+for name in ${METHODS:-}; do
+  [[ " $KNOWN " == *" $name "* ]] || { echo "error: METHODS=$name is none of $KNOWN" >&2; exit 1; }
+done
 RATES="0.003 0.006 0.013 0.025 0.05 0.1 0.2 0.4"
 
 begin() {  # begin SEED FORGET...: the seed's original, which all parts share, and its retrained model

@@ -383,6 +383,7 @@ def test_commands_of_the_shell_scripts_parse(name, tmp_path):
     recorder.write_text(f'#!/bin/bash\nprintf "%q " python "$@" >> {tmp_path}/commands\nprintf "\\n" >> {tmp_path}/commands\n')
     recorder.chmod(0o755)
     environment = {**os.environ, "PATH": f"{recorder.parent}:{os.environ['PATH']}", "OUT": str(tmp_path / "out"), "SEEDS": "1 2"}
+    environment |= {"SEARCH_SEEDS": "101", "TRIES": "2"}  # evidence.sh has hundreds of commands
     subprocess.run(["bash", str(ROOT / "scripts" / name)], env=environment, check=True, capture_output=True)
     commands = [shlex.split(line) for line in (tmp_path / "commands").read_text().splitlines()]
     assert commands
