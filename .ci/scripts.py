@@ -49,7 +49,7 @@ CASES = {
     "Classification": f"NUM_FORGET=6 {PAPER}",
     "Classification/benchmark.sh": "BATCH_SIZE=8 EPOCHS=1 --rounds 1",
     "Classification/cifar10_class.sh": f"CLASS=3 {PAPER}",
-    "Classification/evidence.sh": f"SEARCH_SEEDS=101 TRIES=1 {PAPER.replace('LIMIT=30', 'LIMIT=100')}",
+    "Classification/evidence.sh": f"SEARCH_SEEDS=101 TRIES=2 {PAPER.replace('LIMIT=30', 'LIMIT=100')}",
     "Classification/gpu_check.sh": GPU_CHECK,
     "Classification/own_data.sh": f"{OWN} EPOCHS=1 BATCH_SIZE=8 IMAGE_SIZE=32",
     "Classification/many_digits.sh": "NUM_FORGET=20 LIMIT=200 EPOCHS=1 STEPS=2 SEEDS='1 2'",

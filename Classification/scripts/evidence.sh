@@ -7,7 +7,7 @@
 # With two seeds, each with its own original and forget set. The images and the validation split are the same for all: validation images
 # stand for data never seen. A method may take one pass over all images, 6 % of the original's training, which is the paper's share.
 # Finished runs are skipped, a cut-off run is continued. Seeds can run side by side, and then once more for the tables. For a quick look,
-# TRIES=1 takes the first value of each line.
+# TRIES=2 takes two settings of each method.
 #   PARTS=search SEARCH_SEEDS=101 METHODS="rl salun" bash scripts/evidence.sh --data_dir ~/data
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
@@ -15,6 +15,7 @@ OUT=${OUT:-runs/evidence}
 DATA_DIR=${DATA_DIR:-data}
 CLASS=${CLASS:-3}
 PARTS=${PARTS:-search search50 search_class}
+TRIES=${TRIES:-8}
 KNOWN="ft rl bs l1_sparse scrub salun salun_soft ga iu be neggrad_plus ssd bad_teacher sfron scissorhands munba"
 for name in ${METHODS:-}; do
   [[ " $KNOWN " == *" $name "* ]] || { echo "error: METHODS=$name is none of $KNOWN" >&2; exit 1; }
@@ -43,7 +44,7 @@ run() {  # run NAME METHOD FLAGS...
 grid() {  # grid NAME METHOD FLAG "VALUES" FLAGS...: a run for each value
   local value values=($4)
   if [[ " ${METHODS:-$2} " == *" $2 "* ]]; then
-    for value in "${values[@]:0:${TRIES:-8}}"; do run "$1_$value" "$2" "$3" "$value" "${@:5}"; done
+    for value in "${values[@]:0:${#values[@]} * TRIES / 8}"; do run "$1_$value" "$2" "$3" "$value" "${@:5}"; done
   fi
 }
 
