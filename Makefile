@@ -27,7 +27,7 @@ quickstart: $(VENV)/.installed  ## train, unlearn and compare on small real data
 test: $(VENV)/.installed check  ## all tests, ten to thirteen minutes on two CPU cores
 	+@$(TESTS)
 
-test-fast: $(VENV)/.installed check  ## the tests that are not marked slow, about a minute and a half
+test-fast: $(VENV)/.installed check  ## the tests that are not marked slow, one and a half to two and a half minutes
 	+@$(TESTS) SELECT='-m "not slow"'
 
 scripts: $(VENV)/.installed  ## every shell script to its end, shrunk to a few random images, under 25 minutes on two CPU cores
