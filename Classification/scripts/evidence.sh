@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Does SalUn do what its paper's Table 1 claims, and what does its mask do? CIFAR-10, a small wide network that fits its 23,400 training
+# Does SalUn do what its paper's Table 1 claims, and what does its mask do? CIFAR-10, a small wide network that fits its 26,000 training
 # images: 10 % or 50 % random images or one class (CLASS=3) are forgotten. So far the search for every method's settings.
 # PARTS (default: all):
 #   search        10 % forgotten: eight settings for every method, for other kinds of masks and for other shares of weights in them

@@ -13,6 +13,8 @@ from scipy import stats
 import draw_rates
 import many
 import metrics
+import passes
+import relearn
 import table
 from files import read_json, write_json
 from helpers import TINY, ok, script
@@ -195,10 +197,18 @@ def runs_of_two(home, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_many_models_and_relearning_from_a_folder_of_runs(runs_of_two, home, tmp_path, capsys):
-    """Mutation: compare runs of other forget sets, count a run twice, relearn on all forget images or from the start in each epoch."""
+def test_many_models_and_relearning_from_a_folder_of_runs(runs_of_two, home, tmp_path, capsys, monkeypatch):
+    """Mutation: compare runs of other forget sets, count a run twice, relearn on all forget images or from the start in each epoch.
+
+    Also: ask for every retain image, however many there are.
+    """
     ok("evaluate_many", runs_of_two)
+    asked = set()
+    predict = passes.predict_logits
+    monkeypatch.setattr(passes, "predict_logits", lambda model, split: asked.add((split.name, len(split))) or predict(model, split))
+    monkeypatch.setattr(relearn, "REST", 300)
     ok("relearn", runs_of_two, "--epochs 3 1")
+    assert asked == {("forget", 110), ("retain", 300)}
     (row,) = json.loads((runs_of_two / "many.json").read_text())["rows"]
     assert row["method"] == "ft" and row["models"] == 2 and 30 < row["U-LiRA AUC"] <= 100 and row["KLOM forget"] > 0
     text = (runs_of_two / "many.md").read_text()
