@@ -83,7 +83,8 @@ def load_samples(paths, data_dir, accelerator, cache_dir=None):
         model = recorded["model"]
         origin = model["training"] if model["kind"] == "unlearn" else model
         place = data_dir or moved(origin["data_dir"], recorded, folder)
-        source = (place, *(origin.get(name) for name in ("dataset", "image_size", "limit", "seed", "with_test", "data_sha")))
+        names = ("dataset", "image_size", "limit", "seed", "with_test", "only_class", "data_sha")
+        source = (place, *(str(origin.get(name)) for name in names))
         if source not in loaded:
             loaded[source] = task.data_of(origin, place, accelerator, cache_dir)
         runs.append((folder, recorded, loaded[source]))
@@ -163,8 +164,9 @@ def write_metrics(folder, sample_folder, recorded, measured, classifier_args):
     cond_scale = recorded["cond_scale"] if "cond_scale" in recorded else recorded["guidance"]  # its name in earlier versions
     how = f", eta {recorded['eta']:g}" if recorded["eta"] else ""
     how += "".join(f", {said}" for name, said in (("no_clip", "x0 not clipped"), ("stretch", "stretched")) if recorded.get(name))
+    only = f", {len(model['classes'])} classes" if training.get("only_class") else ""
     facts = {
-        "data set": training["dataset"],
+        "data set": training["dataset"] + only,
         "architecture": model["architecture"]["arch"],
         "forgotten": ", ".join(model["classes"][label] for label in measured["forgotten"]),
         "sampler": f"{recorded['sampler']}, {recorded['steps']} steps, guidance w = {cond_scale:g}{how}",

@@ -17,10 +17,11 @@ from run_folder import moved, read_run
 
 TRAINING = ("dataset", "data_dir", "image_size", "limit", "seed", "steps", "batch_size", "lr", "schedule", "optimizer", "weight_decay")
 TRAINING += ("class_dropout", "ema", "grad_clip")  # what a run remembers of its original's training
-NEWER = ("data_sha", "with_test", "loss")  # and what runs of earlier versions do not tell
+NEWER = ("data_sha", "with_test", "only_class", "loss")  # and what runs of earlier versions do not tell
 
 WEIGHTS = dict(choices=("ema", "last"), default="ema", help="averaged weights, or the last ones, which the official release starts from")
 WITH_TEST = dict(action="store_true", help="the test images are training images too, as in the official release's STL-10")
+ONLY_CLASS = dict(nargs="+", metavar="CLASS", help="use these classes alone, by name or number, for a small data set of two or more")
 
 
 def refuse_release(parser, argv, instead):
@@ -51,18 +52,37 @@ def shape_of(images):
     return {"num_classes": len(images.classes), "channels": images.x_train.shape[3], "image_size": images.x_train.shape[1]}
 
 
-def load_images(dataset, data_dir, image_size, limit, seed, accelerator, cache_dir=None, with_test=False):
-    """A data set's Images. Of the training images at most `limit`, drawn by `seed`. with_test: the test images are training images too."""
+def load_images(dataset, data_dir, image_size, limit, seed, accelerator, cache_dir=None, with_test=False, only_class=None):
+    """A data set's Images. Of the training images at most `limit`, drawn by `seed`. with_test: the test images are training images too.
+
+    only_class: names or numbers of the classes to take; None takes all.
+    """
     with accelerator.main_process_first():  # which writes the cache that the others read
         images = imagesets.load_images(dataset, Path(data_dir), image_size, accelerator.device, cache_dir)
     if with_test:
         x, y = torch.cat([images.x_train, images.x_test]), torch.cat([images.y_train, images.y_test])
         images = dataclasses.replace(images, x_train=x, y_train=y)
+    if only_class is not None:
+        images = images_of(images, only_class)
     if limit is None or limit >= len(images.y_train):
         return images
     order = torch.randperm(len(images.y_train), generator=data.make_generator("limit", seed))[:limit].sort().values
     few = images.train(order, "train")
     return dataclasses.replace(images, x_train=few.images, y_train=few.labels)
+
+
+def images_of(images, names):
+    """The Images of some classes alone, whose labels count anew in the old order. Raises RunError for fewer than two."""
+    kept = sorted(set(data.class_numbers(names, images.classes)))
+    if len(kept) < 2:
+        raise RunError(f"--only_class {' '.join(names)} is one class: name two or more")
+    parts = {}
+    for part in ("train", "test"):
+        x, y = getattr(images, f"x_{part}"), getattr(images, f"y_{part}")
+        wanted = torch.tensor(kept, device=y.device)
+        here = torch.isin(y, wanted)
+        parts |= {f"x_{part}": x[here], f"y_{part}": torch.searchsorted(wanted, y[here])}
+    return dataclasses.replace(images, classes=[images.classes[label] for label in kept], **parts)
 
 
 def save_weights(loop):
@@ -95,7 +115,7 @@ def load_model(model_path, accelerator, weights="ema"):
 def data_of(origin, data_dir, accelerator, cache_dir=None):
     """Images that a model was trained on. origin: flags of its training. Raises RunError where the data in `data_dir` are others."""
     place = [origin["dataset"], data_dir, *(origin[name] for name in ("image_size", "limit", "seed"))]
-    images = load_images(*place, accelerator, cache_dir, origin.get("with_test", False))
+    images = load_images(*place, accelerator, cache_dir, origin.get("with_test", False), origin.get("only_class"))
     if origin.get("data_sha") not in (None, images.sha):
         raise RunError(f"the data in {data_dir} is not what the model was trained on: other images or labels")
     return images

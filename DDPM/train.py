@@ -38,6 +38,7 @@ def parse(argv=None):
     parser.add(cli.DATA, "--dataset", choices=imagesets.DATASETS, default="cifar10", help="data set")
     parser.add(cli.DATA, "--arch", choices=models.UNETS, default="unet128", help="U-Net (models.py says what each is)")
     parser.add(cli.DATA, "--with_test", **task.WITH_TEST)
+    parser.add(cli.DATA, "--only_class", **task.ONLY_CLASS)
     parser.add(cli.DATA, "--image_size", type=cli.positive_int, metavar="PX", help="size of the images of --dataset folder (default: 64)")
     parser.add(cli.FORGET, "--retain_only", action="store_true", help="leave out the classes of --forget_class: Retrain")
     choices = {"optimizer": dict(choices=trainer.OPTIMIZERS), "schedule": dict(choices=trainer.SCHEDULES)}
@@ -62,9 +63,8 @@ def main(argv=None):
     run_folder = RunFolder(args, accelerator)
 
     # Data and model
-    images = task.load_images(
-        args.dataset, args.data_dir, args.image_size, args.limit, args.seed, accelerator, args.cache_dir, args.with_test
-    )
+    source = (args.dataset, args.data_dir, args.image_size, args.limit, args.seed)
+    images = task.load_images(*source, accelerator, args.cache_dir, args.with_test, args.only_class)
     classes = data.forget_classes(args.forget_class or [], images.classes)
     forget, train = data.split(images, classes)
     train.name = "train"

@@ -35,6 +35,7 @@ def parse(argv=None):
     parser.add(cli.DATA, "--arch", choices=models.CLASSIFIERS, default="resnet34", help="classifier; cnn is for digits and fashion_mnist")
     parser.add(cli.DATA, "--image_size", type=cli.positive_int, metavar="PX", help="size of the images of --dataset folder (default: 64)")
     parser.add(cli.DATA, "--with_test", **task.WITH_TEST)
+    parser.add(cli.DATA, "--only_class", **task.ONLY_CLASS)
     pretrained = "imagenet, none, or a .safetensors file (default: imagenet for resnet34, none for cnn)"
     parser.add(cli.DATA, "--pretrained", metavar="WEIGHTS", help=pretrained)
     parser.add(cli.METHOD, "--head_lr_factor", type=cli.positive_float, default=10.0, help="learning rate of the last layer over --lr")
@@ -72,9 +73,8 @@ def main(argv=None):
     run_folder = RunFolder(args, accelerator)
 
     # Data and model
-    images = task.load_images(
-        args.dataset, args.data_dir, args.image_size, args.limit, args.seed, accelerator, args.cache_dir, args.with_test
-    )
+    source = (args.dataset, args.data_dir, args.image_size, args.limit, args.seed)
+    images = task.load_images(*source, accelerator, args.cache_dir, args.with_test, args.only_class)
     count = len(images.y_train)
     order = torch.randperm(count, generator=data.make_generator("hold out", args.seed))
     held_out = order[: max(1, min(1000, count // 10))] if args.with_test else order[:0]

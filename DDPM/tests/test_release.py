@@ -81,6 +81,26 @@ def test_training_and_test_images_together(home, tmp_path):
 
 
 @pytest.mark.slow
+def test_some_classes_alone(home, tmp_path, capsys):
+    """Mutation: forget the flag in load_task; keep the labels of the whole data set; take the test images of all classes."""
+    where = ("--data_dir", home / "data", "--save_dir")
+    ok("train", TINY, "--only_class 8 3 5 --steps 2", *where, tmp_path / "few")
+    loaded = task.load_task(tmp_path / "few", ["5"], cpu())
+    images = imagesets.load_images("digits", home / "data")
+    assert loaded.classes.names == ["3", "5", "8"] and loaded.classes.forgotten == (1,)
+    assert len(loaded.forget) == int((images.y_train == 5).sum()) and set(loaded.retain.labels.tolist()) == {0, 2}
+    assert torch.equal(loaded.forget.images, images.x_train[images.y_train == 5])
+    ok("train_classifier", "--dataset digits --arch cnn --epochs 20 --lr 1e-3 --only_class 3 5 8", *where, tmp_path / "judge")
+    assert read_json(tmp_path / "judge" / "done.json")["test_accuracy"] > 80
+    ok("sample", "--classes all --num_per_class 5 --steps 2 --model_path", tmp_path / "few", "--save_dir", tmp_path / "samples")
+    judge = ("--sample_path", tmp_path / "samples", "--classifier", tmp_path / "judge")
+    ok("evaluate", *judge, "--forget_class 5 --features classifier")
+    assert read_json(tmp_path / "samples" / "metrics.json")["facts"]["data set"] == "digits, 3 classes"
+    assert script("train", TINY, "--only_class 3 3", *where, tmp_path / "one") == 1
+    assert "--only_class 3 3 is one class: name two or more" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_sum_is_clipped_where_a_mean_is_not(home, tmp_path):
     """Mutation: ignore --loss in train.py, or in Retrain of such an original."""
     weights = {}
