@@ -31,6 +31,8 @@ def parse(argv=None):
     task.add_forget_flags(parser)
     held_out = "images that stand for data never seen; val to choose hyper-parameters"
     parser.add(cli.DATA, "--held_out", choices=("test", "val"), default="test", help=held_out)
+    few = "measure on N retain images, drawn by --seed, to save time (default: all of them)"
+    parser.add(cli.DATA, "--num_retain", type=cli.positive_int, metavar="N", help=few)
     parser.add(cli.RUN, "--eval_batch_size", **task.EVAL_BATCH_SIZE)
     retrain = "run of --method retrain with the same forget set: compare outputs with its, image by image"
     parser.add(cli.DATA, "--retrain_path", type=Path, metavar="RUN", help=retrain)
@@ -95,7 +97,11 @@ def outputs_of(loaded, args):
     """{"forget", "retain", "held_out": (logits, labels)} of a model."""
     outputs = {}
     held_out = loaded.test if args.held_out == "test" else loaded.val
-    for name, split in {"forget": loaded.forget, "retain": loaded.retain, "held_out": held_out}.items():
+    retain = loaded.retain
+    if args.num_retain is not None and args.num_retain < len(retain):
+        drawn = torch.randperm(len(retain), generator=data.make_generator("retain", args.seed))[: args.num_retain]
+        retain = retain.take(drawn.sort().values)
+    for name, split in {"forget": loaded.forget, "retain": retain, "held_out": held_out}.items():
         if not len(split):
             raise RunError(f"there are no {name} samples: --held_out val needs a model trained with --val_fraction above 0")
         outputs[name] = passes.predict_logits(loaded.model, split, args.eval_batch_size), split.labels.cpu()
@@ -151,6 +157,8 @@ def write_metrics(folder, recorded, loaded, measured, args):
         "forgotten": f"{recorded['num_forgotten']:,} training samples{classes}",
         "held-out images": args.held_out,
     }
+    if args.num_retain is not None:
+        facts["retain images"] = f"{args.num_retain:,} at most"
     write_json(folder / "metrics.json", describe(recorded, loaded.training["seed"], facts) | measured)
     return "  ".join(f"{name} {measured[name]:.2f}" for name in metrics.COLUMNS if name in measured)
 

@@ -246,6 +246,17 @@ def test_a_run_is_measured_against_retrain_image_by_image(runs_of_two, home, cap
     assert "forgot another set" in capsys.readouterr().err and not (runs_of_two / "ft2" / "metrics.json").exists()
 
 
+def test_some_of_the_retain_images_stand_for_all(home, tmp_path, monkeypatch):
+    """Mutation: take the first ones; draw others for each model; measure all of them, or say nothing of it in the table."""
+    asked, predict = [], passes.predict_logits
+    monkeypatch.setattr(passes, "predict_logits", lambda model, split, size: asked.append(split) or predict(model, split, size))
+    for name in "ab":
+        ok("evaluate", "--model_path", home / "original", "--num_forget 60 --num_retain 100 --save_dir", tmp_path / name)
+    first, second = (split.indices.tolist() for split in asked if split.name == "retain")
+    assert first == second and len(first) == 100 and max(first) > 200 and len([split for split in asked if split.name == "forget"][0]) == 60
+    assert read_json(tmp_path / "a" / "metrics.json")["facts"]["retain images"] == "100 at most"
+
+
 def test_runs_that_differ_in_a_training_flag_are_no_repetitions(tmp_path, capsys):
     """Mutation: leave the training flags out of describe()."""
     recorded = {"kind": "unlearn", "method": "ft", "options": {"lr": 0.1}, "mask_path": None, "machine": "m", "autocast": "no"}
