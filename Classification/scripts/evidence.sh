@@ -62,7 +62,7 @@ few() {  # of the methods that every table has. few EPOCHS: passes of BS over th
   grid l1_sparse_1e-4 l1_sparse --lr "0.02 0.05 0.1 0.2" --epochs 1 --gamma 1e-4
   grid l1_sparse_5e-4 l1_sparse --lr "0.02 0.05 0.1 0.2" --epochs 1 --gamma 5e-4
   grid scrub_512 scrub --lr "5e-4 2e-3 0.008 0.03" --epochs 1 --ascent_epochs 1 --forget_batch_size 512
-  grid scrub_128 scrub --lr "5e-4 2e-3 0.008 0.03" --epochs 1 --ascent_epochs 1 --forget_batch_size 128
+  grid scrub_128 scrub --lr "5e-4 2e-3 0.004 0.008" --epochs 1 --ascent_epochs 1 --forget_batch_size 128
   mask saliency --mask_ratio 0.5
   grid salun salun --lr "$RATES" --epochs 1 --mask_path "$R/mask_saliency"
   grid salun_soft salun_soft --lr "$RATES" --epochs 1
@@ -117,8 +117,8 @@ for part in $PARTS; do
         exit 1
         ;;
     esac
-    python evaluate.py --model_path "$original" "${forget[@]}" --held_out val --precision "$PRECISION" --save_dir "$R/evaluated_original" --resume
-    python evaluate.py --model_path "${runs[@]}" --held_out val --precision "$PRECISION" --resume
+    python evaluate.py --model_path "$original" "${forget[@]}" --held_out val --num_retain 2500 --precision "$PRECISION" --save_dir "$R/evaluated_original" --resume
+    python evaluate.py --model_path "${runs[@]}" --held_out val --num_retain 2500 --precision "$PRECISION" --resume
   done
 done
 for part in $PARTS; do
