@@ -23,7 +23,8 @@ KNOWN="ft rl bs l1_sparse scrub salun salun_soft ga iu be neggrad_plus ssd bad_t
 for name in ${METHODS:-}; do
   [[ " $KNOWN " == *" $name "* ]] || { echo "error: METHODS=$name is none of $KNOWN" >&2; exit 1; }
 done
-RATES="0.003 0.006 0.013 0.025 0.05 0.1 0.2 0.4"
+FIRST="0.003 0.006 0.013 0.025"
+MIXED="0.013 0.025 0.05 0.1"
 
 wanted() { [[ " ${METHODS:-$1} " == *" $1 "* ]]; }
 
@@ -55,25 +56,30 @@ grid() {  # grid NAME METHOD FLAG "VALUES" FLAGS...: a run for each value
   fi
 }
 
+both() {  # both NAME METHOD "RATES" "MIXED RATES" FLAGS...: the forget images first, as in the release on CIFAR-10, and all images mixed
+  grid "$1" "$2" --lr "$3" --epochs 1 "${@:5}"
+  grid "$1_mixed" "$2" --lr "$4" --epochs 1 --mix "${@:5}"
+}
+
 few() {  # of the methods that every table has. few EPOCHS: passes of BS over the forget set
   grid ft ft --lr "0.005 0.01 0.02 0.04 0.08 0.16 0.32 0.64" --epochs 1
-  grid rl rl --lr "$RATES" --epochs 1
-  grid bs bs --lr "1e-5 1e-4 3e-4 6e-4 1e-3 2e-3 4e-3 8e-3" --epochs "$1"
+  both rl rl "$FIRST" "$MIXED"
+  grid bs bs --lr "1e-5 3e-5 6e-5 1e-4 2e-4 3e-4 6e-4 1e-3" --epochs "$1"
   grid l1_sparse_1e-4 l1_sparse --lr "0.02 0.05 0.1 0.2" --epochs 1 --gamma 1e-4
   grid l1_sparse_5e-4 l1_sparse --lr "0.02 0.05 0.1 0.2" --epochs 1 --gamma 5e-4
-  grid scrub_512 scrub --lr "5e-4 2e-3 0.008 0.03" --epochs 1 --ascent_epochs 1 --forget_batch_size 512
+  grid scrub_512 scrub --lr "2e-3 0.008 0.03 0.06" --epochs 1 --ascent_epochs 1 --forget_batch_size 512
   grid scrub_128 scrub --lr "5e-4 2e-3 0.004 0.008" --epochs 1 --ascent_epochs 1 --forget_batch_size 128
   mask saliency --mask_ratio 0.5
-  grid salun salun --lr "$RATES" --epochs 1 --mask_path "$R/mask_saliency"
-  grid salun_soft salun_soft --lr "$RATES" --epochs 1
+  both salun salun "$FIRST" "$MIXED" --mask_path "$R/mask_saliency"
+  grid salun_soft salun_soft --lr "0.003 0.006 0.013 0.025 0.05 0.1 0.2 0.4" --epochs 1
 }
 
 more() {
   grid ga ga --lr "1e-4 3e-4 1e-3 2e-3 4e-3 8e-3 0.016 0.03" --epochs 5
   grid iu iu --iu_scale "0.1 0.3 1 3 10 30 100 300" --precision fp32
-  grid be be --lr "1e-5 1e-4 3e-4 6e-4 1e-3 2e-3 4e-3 8e-3" --epochs 5
-  grid neggrad_plus_0.95 neggrad_plus --lr "0.01 0.03 0.06 0.12" --epochs 1 --beta 0.95
-  grid neggrad_plus_0.99 neggrad_plus --lr "0.01 0.03 0.06 0.12" --epochs 1 --beta 0.99
+  grid be be --lr "1e-5 3e-5 6e-5 1e-4 2e-4 3e-4 6e-4 1e-3" --epochs 5
+  grid neggrad_plus_0.95 neggrad_plus --lr "0.03 0.06 0.12 0.24" --epochs 1 --beta 0.95
+  grid neggrad_plus_0.99 neggrad_plus --lr "0.03 0.06 0.12 0.24" --epochs 1 --beta 0.99
   grid ssd_1 ssd --ssd_alpha "80% 90% 95% auto" --ssd_lambda 1 --precision fp32
   grid ssd_0.3 ssd --ssd_alpha "80% 90% 95% auto" --ssd_lambda 0.3 --precision fp32
   grid bad_teacher bad_teacher --lr "1e-4 2e-4 5e-4 1e-3 2e-3 4e-3 8e-3 0.016"
@@ -85,13 +91,15 @@ more() {
 }
 
 masks() {
-  for kind in random layerwise least_salient magnitude; do
+  for kind in random layerwise magnitude; do
     mask $kind --mask_ratio 0.5 --mask_kind $kind
-    grid salun_$kind salun --lr "$RATES" --epochs 1 --mask_path "$R/mask_$kind"
+    both salun_$kind salun "$FIRST" "$MIXED" --mask_path "$R/mask_$kind"
   done
+  mask least_salient --mask_ratio 0.5 --mask_kind least_salient
+  both salun_least_salient salun "0.025 0.05 0.1 0.2" "0.05 0.1 0.2 0.4" --mask_path "$R/mask_least_salient"
   for ratio in 0.1 0.3 0.7 0.9; do
     mask $ratio --mask_ratio $ratio
-    grid salun_$ratio salun --lr "$RATES" --epochs 1 --mask_path "$R/mask_$ratio" --setting "ratio $ratio"
+    both salun_$ratio salun "$FIRST" "$MIXED" --mask_path "$R/mask_$ratio" --setting "ratio $ratio"
   done
 }
 
