@@ -37,6 +37,12 @@ class Split:
         images, labels = (part[positions.to(part.device)] for part in (self.images, self.labels))
         return Split(images, labels, self.indices[positions], self.name)
 
+    def some(self, count, *keys):
+        """At most `count` samples, drawn by the keys, in their order."""
+        if count >= len(self):
+            return self
+        return self.take(torch.randperm(len(self), generator=make_generator(*keys))[:count].sort().values)
+
 
 def concatenate(first, second, name):
     """A Split of the samples of two, those of the first one first."""

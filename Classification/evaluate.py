@@ -97,10 +97,7 @@ def outputs_of(loaded, args):
     """{"forget", "retain", "held_out": (logits, labels)} of a model."""
     outputs = {}
     held_out = loaded.test if args.held_out == "test" else loaded.val
-    retain = loaded.retain
-    if args.num_retain is not None and args.num_retain < len(retain):
-        drawn = torch.randperm(len(retain), generator=data.make_generator("retain", args.seed))[: args.num_retain]
-        retain = retain.take(drawn.sort().values)
+    retain = loaded.retain if args.num_retain is None else loaded.retain.some(args.num_retain, "retain", args.seed)
     for name, split in {"forget": loaded.forget, "retain": retain, "held_out": held_out}.items():
         if not len(split):
             raise RunError(f"there are no {name} samples: --held_out val needs a model trained with --val_fraction above 0")

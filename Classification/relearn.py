@@ -71,8 +71,7 @@ def relearn(loaded, k, epochs, lr, seed):
     """{(stage, set): accuracy in percent} of one model, as it is, after a step on `k` images, and after each number of `epochs` on them."""
     order = torch.randperm(len(loaded.forget), generator=data.make_generator("relearn", seed))
     again, other = (loaded.forget.take(rows.sort().values) for rows in (order[:k], order[k:]))
-    rest = torch.randperm(len(loaded.retain), generator=data.make_generator("relearn rest", seed))[:REST]
-    sets = {"other": other, "rest": loaded.retain.take(rest.sort().values)}
+    sets = {"other": other, "rest": loaded.retain.some(REST, "relearn rest", seed)}
     if loaded.forgotten_classes:
         kind = torch.isin(loaded.test.labels, loaded.test.labels.new_tensor(loaded.forgotten_classes))
         sets["class"] = loaded.test.take(kind.nonzero().squeeze(1).cpu())
