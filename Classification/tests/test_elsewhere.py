@@ -534,7 +534,7 @@ def test_held_out_images_of_forgotten_classes_alone_are_no_measure(load):
     """Mutation: let the attack run without a sample that was never seen."""
     loaded = dataclasses.replace(load(), forgotten_classes=list(range(10)))
     with pytest.raises(RunError, match="held-out images are of forgotten classes"):
-        evaluate.measure(loaded, argparse.Namespace(held_out="test", eval_batch_size=None, seed=1), None)
+        evaluate.measure(loaded, argparse.Namespace(held_out="test", num_retain=None, eval_batch_size=None, seed=1), None)
 
 
 PAPER = {  # the paper repository's flags: (script and flags, part of the message)
