@@ -72,14 +72,14 @@ few() {  # of the methods that every table has. few EPOCHS: passes of BS over th
   mask saliency --mask_ratio 0.5
   both salun salun "$FIRST" "$MIXED" --mask_path "$R/mask_saliency"
   grid salun_soft salun_soft --lr "0.003 0.006 0.013 0.025 0.05 0.1 0.2 0.4" --epochs 1
+  grid neggrad_plus_0.95 neggrad_plus --lr "0.03 0.06 0.12 0.24" --epochs 1 --beta 0.95
+  grid neggrad_plus_0.99 neggrad_plus --lr "0.03 0.06 0.12 0.24" --epochs 1 --beta 0.99
 }
 
 more() {
   grid ga ga --lr "1e-4 3e-4 1e-3 2e-3 4e-3 8e-3 0.016 0.03" --epochs 5
   grid iu iu --iu_scale "0.1 0.3 1 3 10 30 100 300" --precision fp32
   grid be be --lr "1e-5 3e-5 6e-5 1e-4 2e-4 3e-4 6e-4 1e-3" --epochs 5
-  grid neggrad_plus_0.95 neggrad_plus --lr "0.03 0.06 0.12 0.24" --epochs 1 --beta 0.95
-  grid neggrad_plus_0.99 neggrad_plus --lr "0.03 0.06 0.12 0.24" --epochs 1 --beta 0.99
   grid ssd_1 ssd --ssd_alpha "80% 90% 95% auto" --ssd_lambda 1 --precision fp32
   grid ssd_0.3 ssd --ssd_alpha "80% 90% 95% auto" --ssd_lambda 0.3 --precision fp32
   grid bad_teacher bad_teacher --lr "1e-4 2e-4 5e-4 1e-3 2e-3 4e-3 8e-3 0.016"
