@@ -57,6 +57,7 @@ CASES = {
     "Classification/tune_digits.sh": "NUM_FORGET=20 LIMIT=200 EPOCHS=1 STEPS=2 SEEDS=101",
     "DDPM": f"{DIGITS} BATCH_SIZE=2 --arch unet32 --features classifier --pretrained none {REPLAY} --draw_steps 2",
     "DDPM/benchmark.sh": "EPOCHS=1 STEPS=2 NUM_SAMPLES=1 LIMIT=60 BATCH_SIZE=1 --rounds 1",
+    "DDPM/cifar10_cpu.sh": f"{DIGITS} CLASS=0 SEARCH_CLASS=5 CLASSES='0 1 5 6 7 8' NUM_SAMPLES=3 BATCH_SIZE=8 --draw_steps 2",
     "DDPM/digits_table.sh": f"{DIGITS} NUM_IMAGES=2 {REPLAY}",
     "DDPM/fashion_mnist.sh": f"{DIGITS} BATCH_SIZE=8 --draw_steps 2 --num_reference 20",
     "DDPM/gpu_check.sh": GPU_CHECK,

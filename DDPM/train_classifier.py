@@ -32,11 +32,11 @@ def parse(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_shared("cache_dir", required=["save_dir"], data_dir="data")
     parser.add(cli.DATA, "--dataset", choices=imagesets.DATASETS, default="cifar10", help="data set")
-    parser.add(cli.DATA, "--arch", choices=models.CLASSIFIERS, default="resnet34", help="classifier; cnn is for digits and fashion_mnist")
+    parser.add(cli.DATA, "--arch", choices=models.CLASSIFIERS, default="resnet34", help="classifier; on a CPU wide_resnet6 is for cifar10, cnn for smaller images")
     parser.add(cli.DATA, "--image_size", type=cli.positive_int, metavar="PX", help="size of the images of --dataset folder (default: 64)")
     parser.add(cli.DATA, "--with_test", **task.WITH_TEST)
     parser.add(cli.DATA, "--only_class", **task.ONLY_CLASS)
-    pretrained = "imagenet, none, or a .safetensors file (default: imagenet for resnet34, none for cnn)"
+    pretrained = "imagenet, none, or a .safetensors file (default: imagenet for resnet34, none for the others)"
     parser.add(cli.DATA, "--pretrained", metavar="WEIGHTS", help=pretrained)
     parser.add(cli.METHOD, "--head_lr_factor", type=cli.positive_float, default=10.0, help="learning rate of the last layer over --lr")
     parser.add_shared("limit", "resume", "overwrite", "device", "precision", epochs=10, lr=1e-5, batch_size=128, weight_decay=5e-4, seed=1)

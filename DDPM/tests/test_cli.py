@@ -559,6 +559,7 @@ def test_commands_of_the_shell_scripts_parse(name, tmp_path):
         "OUT": str(tmp_path / "out"),
         "SEEDS": "1 2",
         "CLASS": "5",
+        "SEARCH_CLASS": "5",
     }
     subprocess.run(["bash", str(ROOT / "scripts" / name)], env=environment, check=True, capture_output=True)
     commands = [shlex.split(line) for line in (tmp_path / "commands").read_text().splitlines()]
