@@ -32,7 +32,8 @@ def parse(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_shared("cache_dir", required=["save_dir"], data_dir="data")
     parser.add(cli.DATA, "--dataset", choices=imagesets.DATASETS, default="cifar10", help="data set")
-    parser.add(cli.DATA, "--arch", choices=models.CLASSIFIERS, default="resnet34", help="classifier; on a CPU wide_resnet6 is for cifar10, cnn for smaller images")
+    arch = "classifier; on a CPU wide_resnet6 is for cifar10, cnn for smaller images"
+    parser.add(cli.DATA, "--arch", choices=models.CLASSIFIERS, default="resnet34", help=arch)
     parser.add(cli.DATA, "--image_size", type=cli.positive_int, metavar="PX", help="size of the images of --dataset folder (default: 64)")
     parser.add(cli.DATA, "--with_test", **task.WITH_TEST)
     parser.add(cli.DATA, "--only_class", **task.ONLY_CLASS)
