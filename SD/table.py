@@ -154,13 +154,20 @@ def noise_floor(retrain):
     return statistics.fmean(statistics.fmean(abs(a[name] - b[name]) for name in GAP_COLUMNS) for a, b in itertools.combinations(retrain, 2))
 
 
+def interval(differences):
+    """(mean, low, high) of numbers, one for each seed: Student's 95 % interval of their mean. Three or more of them."""
+    from scipy import stats  # here, since every script imports this file
+
+    mean, error = statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
+    half = float(stats.t.ppf(0.975, len(differences) - 1)) * error
+    return mean, mean - half, mean + half
+
+
 def paired_cells(rows, runs, against):
     """Rows of texts, headers first: each method's gap to the Retrain of the same seed, and what it differs by from that of `against`.
 
-    Empty without `against`, without Retrain, or with fewer than three seeds. The interval is Student's t over the differences.
+    Empty without `against`, without Retrain, or with fewer than three seeds.
     """
-    from scipy import stats  # here, since every script imports this file
-
     gaps, retrains = {}, {place_of(run): run for run in runs if run["method"] == "retrain"}
     for run in runs:
         if (retrain := retrains.get(place_of(run))) and all(name in run for name in GAP_COLUMNS):
@@ -169,9 +176,7 @@ def paired_cells(rows, runs, against):
     for method in (row["method"] for row in rows if row["method"] in gaps and row["method"] not in ("retrain", against)):
         shared = sorted(gaps[method].keys() & gaps.get(against, {}).keys())
         if len(shared) > 2:
-            differences = [gaps[method][place] - gaps[against][place] for place in shared]
-            mean, error = statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(shared))
-            low, high = (mean + sign * stats.t.ppf(0.975, len(shared) - 1) * error for sign in (-1, 1))
+            mean, low, high = interval([gaps[method][place] - gaps[against][place] for place in shared])
             nearer = method if high < 0 else against if low > 0 else "undecided"
             cells.append([method, f"{statistics.fmean(gaps[method].values()):.2f}", f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}", nearer])
     return cells if len(cells) > 1 else []

@@ -217,7 +217,9 @@ def test_many_models_and_relearning_from_a_folder_of_runs(runs_of_two, home, tmp
     assert [row["method"] for row in rows] == ["retrain", "ft"] and all(row["runs"] == 2 for row in rows)
     assert all(row["other epoch"] != row["other before"] for row in rows)
     assert [name for name in rows[0] if name.startswith("other")] == ["other before", "other step", "other epoch", "other 3 epochs"]
-    assert all(row["other 3 epochs"] != row["other epoch"] for row in rows)
+    assert (
+        all(row["other 3 epochs"] != row["other epoch"] for row in rows) and "Minus Retrain" not in (runs_of_two / "relearn.md").read_text()
+    )
     assert script("relearn", runs_of_two, "--k 120") == 1 and "leaves none of the 120 forget images" in capsys.readouterr().err
     start = ("--model_path", runs_of_two / "original1", "--num_forget 121 --epochs 0 --lr 0.05 --seed 3 --precision fp32")
     for name, message in (("odd", "forget different sets"), ("lonely", "holds one run of ga")):
@@ -229,6 +231,19 @@ def test_many_models_and_relearning_from_a_folder_of_runs(runs_of_two, home, tmp
         args.write_text(args.read_text().replace('"epochs": 0', '"epochs": 2'))  # the flags of the others
         assert script("evaluate_many", tmp_path / name) == 1 and message in capsys.readouterr().err
         assert not (tmp_path / name / "many.md").exists()
+
+
+def test_what_comes_back_is_compared_with_retrain_seed_by_seed():
+    """Mutation: pair the runs by their order; compare with the mean of Retrain; give Retrain a row of its own."""
+    key, draw = ("epoch", "other"), np.random.default_rng(0)
+    retrain, ft = 50 + 9 * draw.standard_normal(6), 60 + 9 * draw.standard_normal(6)
+    measured = {"ft": {seed: {key: ft[seed]} for seed in reversed(range(6))}, "ga": {1: {key: 1.0}, 2: {key: 2.0}}}
+    measured["retrain"] = {seed: {key: retrain[seed]} for seed in range(6)}
+    compared = relearn.compare(measured, [key])
+    assert list(compared) == ["ft"]
+    mean, low, high = compared["ft"][key]
+    assert mean == pytest.approx((ft - retrain).mean())
+    assert (low, high) == pytest.approx(tuple(stats.ttest_rel(ft, retrain).confidence_interval()))
 
 
 @pytest.mark.slow
