@@ -6,6 +6,7 @@ FOLDER holds the measured runs of a search. Their mean over seeds is drawn, as t
 the untouched original. A method that is best at the end of its line wants a wider search.
 """
 
+import itertools
 import re
 from pathlib import Path
 
@@ -23,21 +24,21 @@ def parse(argv=None):
 
 
 def lines_of(rows, methods=None):
-    """{name: [(rate, average gap), ...] by rate} of table.py's rows. A method's flags other than --lr stand in the name if they vary."""
+    """{(method, its other flags that vary): [(rate, average gap), ...] by rate} of table.py's rows."""
     found = {}
     for row in rows:
         rate = re.search(r"--lr (\S+) ?", row["options"])
         if rate and row["average_gap"] is not None:
-            rest = (row["options"][: rate.start()] + row["options"][rate.end() :]).strip()
-            found.setdefault(row["method"], {}).setdefault(rest, []).append((float(rate[1]), row["average_gap"]))
+            flags = re.split(r" (?=--)", (row["options"][: rate.start()] + row["options"][rate.end() :]).strip())
+            found.setdefault(row["method"], {}).setdefault(tuple(flags), []).append((float(rate[1]), row["average_gap"]))
     if missing := [name for name in methods or [] if name not in found]:
         raise RunError(f"no run with a learning rate beside a retrain: {', '.join(missing)}; there are {', '.join(found) or 'none'}")
-    found = {name: settings for name, settings in found.items() if methods is None or name in methods}
-    return {
-        name if len(settings) == 1 else f"{name} {rest}": sorted(points)
-        for name, settings in found.items()
-        for rest, points in settings.items()
-    }
+    lines = {}
+    for name in methods or found:
+        shared = set.intersection(*map(set, found[name]))
+        for flags, points in found[name].items():
+            lines[name, " ".join(flag for flag in flags if flag not in shared)] = sorted(points)
+    return lines
 
 
 def main(argv=None):
@@ -51,9 +52,14 @@ def main(argv=None):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for (name, points), marker in zip(lines.items(), "osD^v<>pPX*hH8d" * len(lines), strict=False):
-        axis.plot(*zip(*points, strict=True), marker=marker, markersize=5, linewidth=1.2, label=name)
+    figure, axis = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
+    names = list(dict.fromkeys(name for name, _ in lines))
+    colors = dict(zip(names, itertools.cycle(pyplot.get_cmap("tab10" if len(names) <= 10 else "tab20").colors), strict=False))
+    drawn = []
+    for (name, flags), points in lines.items():
+        style = ("o-", "s:", "^--", "v-.")[drawn.count(name) % 4]
+        axis.plot(*zip(*points, strict=True), style, color=colors[name], markersize=5, linewidth=1.2, label=f"{name} {flags}".strip())
+        drawn.append(name)
     for row in rows:
         if row["method"] == "original" and row["average_gap"] is not None:
             axis.axhline(row["average_gap"], color="tab:gray", linestyle="--", linewidth=1, label="original")

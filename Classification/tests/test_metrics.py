@@ -360,8 +360,8 @@ def test_rates_are_drawn_by_method_and_setting(tmp_path, capsys):
         path = tmp_path / str(number) / "metrics.json"
         write_json(path, read_json(path) | dict.fromkeys(metrics.GAP_COLUMNS, 50.0 + number))
     rows, _ = table.summarise(table.collect(tmp_path), by_options=True)
-    lines = {"ft": [(0.1, 1), (0.2, 0)], "l1_sparse --gamma 0.0001": [(0.1, 2)], "l1_sparse --gamma 1e-05": [(0.1, 3)]}
-    assert draw_rates.lines_of(rows) == lines and draw_rates.lines_of(rows, ["ft"]) == {"ft": lines["ft"]}
+    lines = {("ft", ""): [(0.1, 1), (0.2, 0)], ("l1_sparse", "--gamma 0.0001"): [(0.1, 2)], ("l1_sparse", "--gamma 1e-05"): [(0.1, 3)]}
+    assert draw_rates.lines_of(rows) == lines and draw_rates.lines_of(rows, ["ft"]) == {("ft", ""): lines["ft", ""]}
     ok("draw_rates", tmp_path)
     assert Image.open(tmp_path / "rates.png").width > 500
     assert script("draw_rates", tmp_path, "--methods ft salun") == 1
