@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # Does SalUn do what its paper's Table 1 claims, and what does its mask do? CIFAR-10, a small wide network that fits its 26,000 training
-# images: 10 % or 50 % random images or one class (CLASS=3) are forgotten. So far the search for every method's settings.
-# PARTS (default: all):
+# images: 10 % or 50 % random images or one class (CLASS=3) are forgotten. The section "CIFAR-10" of README.md.
+# PARTS (default: all, in this order):
 #   search        10 % forgotten: eight settings for every method, for other kinds of masks and for other shares of weights in them
 #   search50      50 % forgotten, search_class: one class forgotten: eight settings for the methods that matter most
-# With two seeds, each with its own original and forget set. The images and the validation split are the same for all: validation images
-# stand for data never seen. A method takes one epoch, 6 % of the original's training, which is the paper's share. Those that read the
-# forget set alone take five where it is small. Masks, IU and SSD are computed in fp32, the rest in bf16, which halves the time on a CPU
-# with AVX512-BF16. For other CPUs, PRECISION=fp32.
+#   random10      10 % forgotten, another set in each run, with the settings that the search chose
+#   random50      50 % forgotten, the same set in all runs, class: one class forgotten
+#   floor         three models retrained without the set that seed 1 of random10 forgets: the noise of a single model
+# The search has seeds of its own (SEARCH_SEEDS=), 101 and 102, the other parts 1 to 10 or 1 to 5 (SEEDS=). A seed has its own original in
+# all parts. Training images and validation split are the same for all: validation images stand for data never seen. A method takes one
+# epoch, 6 % of the original's training, which is the paper's share. Those that read the forget set alone take five where it is small.
+# Masks, IU and SSD are computed in fp32, the rest in bf16, which halves the time on a CPU with AVX512-BF16. For other CPUs, PRECISION=fp32.
 # Finished runs are skipped, a cut-off run is continued. Seeds can run side by side, and then once more for the tables. For a quick look,
 # TRIES=2 takes two settings of each method.
 #   PARTS=search SEARCH_SEEDS=101 METHODS="rl salun" bash scripts/evidence.sh --data_dir ~/data
@@ -16,7 +19,7 @@ source "$(dirname "$0")/common.sh"
 OUT=${OUT:-runs/evidence}
 DATA_DIR=${DATA_DIR:-data}
 CLASS=${CLASS:-3}
-PARTS=${PARTS:-search search50 search_class}
+PARTS=${PARTS:-search search50 search_class random10 random50 class floor}
 TRIES=${TRIES:-8}
 PRECISION=${PRECISION:-bf16}
 KNOWN="ft rl bs l1_sparse scrub salun salun_soft ga iu be neggrad_plus ssd bad_teacher sfron scissorhands munba"
@@ -26,7 +29,7 @@ done
 FIRST="0.003 0.006 0.013 0.025"
 MIXED="0.013 0.025 0.05 0.1"
 
-wanted() { [[ " ${METHODS:-$1} " == *" $1 "* ]]; }
+wanted() { [[ " retrain ${METHODS:-$1} " == *" $1 "* ]]; }
 
 begin() {  # begin SEED FORGET...: the seed's original, which all parts share, and its retrained model
   seed=$1
@@ -45,15 +48,20 @@ mask() {  # mask NAME FLAGS...
 }
 
 run() {  # run NAME METHOD FLAGS...
-  python unlearn.py --method "$2" --model_path "$original" "${forget[@]}" --seed "$seed" --precision "$PRECISION" --save_dir "$R/$1" --resume "${@:3}"
-  runs+=("$R/$1")
+  if wanted "$2"; then
+    python unlearn.py --method "$2" --model_path "$original" "${forget[@]}" --seed "$seed" --precision "$PRECISION" --save_dir "$R/$1" --resume "${@:3}"
+    runs+=("$R/$1")
+  fi
+}
+
+measure() {  # measure FLAGS...: the original and all runs of this part
+  python evaluate.py --model_path "$original" "${forget[@]}" --precision "$PRECISION" --save_dir "$R/evaluated_original" --resume "$@"
+  python evaluate.py --model_path "${runs[@]}" --precision "$PRECISION" --resume "$@"
 }
 
 grid() {  # grid NAME METHOD FLAG "VALUES" FLAGS...: a run for each value
   local value values=($4)
-  if wanted "$2"; then
-    for value in "${values[@]:0:${#values[@]} * TRIES / 8}"; do run "$1_$value" "$2" "$3" "$value" "${@:5}"; done
-  fi
+  for value in "${values[@]:0:${#values[@]} * TRIES / 8}"; do run "$1_$value" "$2" "$3" "$value" "${@:5}"; done
 }
 
 both() {  # both NAME METHOD "RATES" "MIXED RATES" FLAGS...: the forget images first, as in the release on CIFAR-10, and all images mixed
@@ -104,7 +112,17 @@ masks() {
 }
 
 for part in $PARTS; do
-  for s in ${SEARCH_SEEDS:-101 102}; do
+  case $part in
+    search*) seeds=${SEARCH_SEEDS:-101 102} ;;
+    random10) seeds=${SEEDS:-1 2 3 4 5 6 7 8 9 10} ;;
+    random50 | class) seeds=${SEEDS:-1 2 3 4 5} ;;
+    floor) seeds=1 ;;
+    *)
+      echo "error: no part $part" >&2
+      exit 1
+      ;;
+  esac
+  for s in $seeds; do
     case $part in
       search)
         begin "$s" --num_forget 0.1 --split_seed "$s"
@@ -120,16 +138,56 @@ for part in $PARTS; do
         begin "$s" --forget_class "$CLASS"
         few 5
         ;;
-      *)
-        echo "error: no part $part" >&2
-        exit 1
+      random10)
+        begin "$s" --num_forget 0.1 --split_seed "$s"
+        run ft ft --lr 0.08 --epochs 1
+        run rl rl --lr 0.025 --epochs 1 --mix
+        run ga ga --lr 1e-3 --epochs 5
+        run iu iu --iu_scale 30 --precision fp32
+        run be be --lr 6e-5 --epochs 5
+        run bs bs --lr 1e-4 --epochs 5
+        run l1_sparse l1_sparse --lr 0.05 --epochs 1 --gamma 1e-4
+        mask saliency --mask_ratio 0.5
+        run salun salun --lr 0.025 --epochs 1 --mix --mask_path "$R/mask_saliency"
+        run salun_soft salun_soft --lr 0.05 --epochs 1
+        run neggrad_plus neggrad_plus --lr 0.12 --epochs 1 --beta 0.95
+        run scrub scrub --lr 0.03 --epochs 1 --ascent_epochs 1 --forget_batch_size 512
+        run ssd ssd --ssd_alpha 90% --ssd_lambda 0.3 --precision fp32
+        run bad_teacher bad_teacher --lr 1e-3
+        run sfron sfron --lr 0.06 --steps 200 --forget_alpha 100
+        run scissorhands scissorhands --lr 0.02 --epochs 1 --trim_layers blocks.1 fc --forget_weight 0.2
+        run munba munba --lr 0.08 --epochs 1
+        for kind in "random 0.05" "layerwise 0.025" "magnitude 0.05" "least_salient 0.1"; do
+          mask ${kind% *} --mask_ratio 0.5 --mask_kind ${kind% *}
+          run salun_${kind% *} salun --lr ${kind#* } --epochs 1 --mix --mask_path "$R/mask_${kind% *}"
+        done
+        for ratio in "0.1 0.1" "0.3 0.05" "0.7 0.025" "0.9 0.025"; do
+          mask ${ratio% *} --mask_ratio ${ratio% *}
+          run salun_${ratio% *} salun --lr ${ratio#* } --epochs 1 --mix --mask_path "$R/mask_${ratio% *}" --setting "ratio ${ratio% *}"
+        done
+        ;;
+      floor)
+        begin "$s" --num_forget 0.1 --split_seed "$s"
+        for again in 2 3; do run retrain_$again retrain --seed $again; done
         ;;
     esac
-    python evaluate.py --model_path "$original" "${forget[@]}" --held_out val --num_retain 2500 --precision "$PRECISION" --save_dir "$R/evaluated_original" --resume
-    python evaluate.py --model_path "${runs[@]}" --held_out val --num_retain 2500 --precision "$PRECISION" --resume
+    if [[ $part == search* ]]; then measure --held_out val --num_retain 2500; else measure --num_retain 5000 --retrain_path "$R/retrain"; fi
   done
 done
 for part in $PARTS; do
-  python table.py "$OUT/$part" --by_options
-  python draw_rates.py "$OUT/$part"
+  case $part in
+    search*)
+      python table.py "$OUT/$part" --by_options
+      python draw_rates.py "$OUT/$part"
+      ;;
+    *)
+      python table.py "$OUT/$part"
+      ;;
+  esac
+  case $part in
+    random10 | random50 | class) python relearn.py "$OUT/$part" --k 100 --epochs 1 5 --precision "$PRECISION" ;;
+  esac
+  case $part in
+    random50 | class) python evaluate_many.py "$OUT/$part" --precision "$PRECISION" ;;
+  esac
 done
