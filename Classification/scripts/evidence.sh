@@ -69,19 +69,20 @@ both() {  # both NAME METHOD "RATES" "MIXED RATES" FLAGS...: the forget images f
   grid "$1_mixed" "$2" --lr "$4" --epochs 1 --mix "${@:5}"
 }
 
-few() {  # of the methods that every table has. few EPOCHS: passes of BS over the forget set
+few() {  # of the methods that every table has. few EPOCHS "512" "128" "BOTH": passes of BS over the forget set, rates of SCRUB with its
+  # two sizes of batches, rates of NegGrad+
   grid ft ft --lr "0.005 0.01 0.02 0.04 0.08 0.16 0.32 0.64" --epochs 1
   both rl rl "$FIRST" "$MIXED"
   grid bs bs --lr "1e-5 3e-5 6e-5 1e-4 2e-4 3e-4 6e-4 1e-3" --epochs "$1"
   grid l1_sparse_1e-4 l1_sparse --lr "0.02 0.05 0.1 0.2" --epochs 1 --gamma 1e-4
   grid l1_sparse_5e-4 l1_sparse --lr "0.02 0.05 0.1 0.2" --epochs 1 --gamma 5e-4
-  grid scrub_512 scrub --lr "2e-3 0.008 0.03 0.06" --epochs 1 --ascent_epochs 1 --forget_batch_size 512
-  grid scrub_128 scrub --lr "5e-4 2e-3 0.004 0.008" --epochs 1 --ascent_epochs 1 --forget_batch_size 128
+  grid scrub_512 scrub --lr "$2" --epochs 1 --ascent_epochs 1 --forget_batch_size 512
+  grid scrub_128 scrub --lr "$3" --epochs 1 --ascent_epochs 1 --forget_batch_size 128
   mask saliency --mask_ratio 0.5
   both salun salun "$FIRST" "$MIXED" --mask_path "$R/mask_saliency"
   grid salun_soft salun_soft --lr "0.003 0.006 0.013 0.025 0.05 0.1 0.2 0.4" --epochs 1
-  grid neggrad_plus_0.95 neggrad_plus --lr "0.03 0.06 0.12 0.24" --epochs 1 --beta 0.95
-  grid neggrad_plus_0.99 neggrad_plus --lr "0.03 0.06 0.12 0.24" --epochs 1 --beta 0.99
+  grid neggrad_plus_0.95 neggrad_plus --lr "$4" --epochs 1 --beta 0.95
+  grid neggrad_plus_0.99 neggrad_plus --lr "$4" --epochs 1 --beta 0.99
 }
 
 more() {
@@ -126,17 +127,17 @@ for part in $PARTS; do
     case $part in
       search)
         begin "$s" --num_forget 0.1 --split_seed "$s"
-        few 5
+        few 5 "2e-3 0.008 0.03 0.06" "5e-4 2e-3 0.004 0.008" "0.03 0.06 0.12 0.24"
         masks
         more
         ;;
       search50)
         begin "$s" --num_forget 0.5 --split_seed "$s"
-        few 1
+        few 1 "2e-3 0.003 0.004 0.006" "1e-4 2e-4 3e-4 5e-4" "0.06 0.12 0.24 0.48"  # SCRUB's ascent over more images runs away sooner
         ;;
       search_class)
         begin "$s" --forget_class "$CLASS"
-        few 5
+        few 5 "2e-3 0.008 0.03 0.06" "5e-4 2e-3 0.004 0.008" "0.03 0.06 0.12 0.24"
         ;;
       random10)
         begin "$s" --num_forget 0.1 --split_seed "$s"
