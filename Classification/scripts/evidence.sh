@@ -5,7 +5,7 @@
 #   search        10 % forgotten: eight settings for every method, for other kinds of masks and for other shares of weights in them
 #   search50      50 % forgotten, search_class: one class forgotten: eight settings for the methods that matter most
 #   random10      10 % forgotten, another set in each run, with the settings that the search chose
-#   random50      50 % forgotten, the same set in all runs
+#   random50      50 % forgotten, the same set in all runs; class: one class forgotten
 #   floor         three models retrained without the set that seed 1 of random10 forgets: the noise of a single model
 # The search has seeds of its own (SEARCH_SEEDS=), 101 and 102, the other parts 1 to 10 or 1 to 5 (SEEDS=). A seed has its own original in
 # all parts. Training images and validation split are the same for all: validation images stand for data never seen. A method takes one
@@ -19,7 +19,7 @@ source "$(dirname "$0")/common.sh"
 OUT=${OUT:-runs/evidence}
 DATA_DIR=${DATA_DIR:-data}
 CLASS=${CLASS:-3}
-PARTS=${PARTS:-search search50 search_class random10 random50 floor}
+PARTS=${PARTS:-search search50 search_class random10 random50 class floor}
 TRIES=${TRIES:-8}
 PRECISION=${PRECISION:-bf16}
 KNOWN="ft rl bs l1_sparse scrub salun salun_soft ga iu be neggrad_plus ssd bad_teacher sfron scissorhands munba"
@@ -69,20 +69,20 @@ both() {  # both NAME METHOD "RATES" "MIXED RATES" FLAGS...: the forget images f
   grid "$1_mixed" "$2" --lr "$4" --epochs 1 --mix "${@:5}"
 }
 
-few() {  # of the methods that every table has. few EPOCHS "512" "128" "BOTH": passes of BS over the forget set, rates of SCRUB with its
-  # two sizes of batches, rates of NegGrad+
+few() {  # of the methods that every table has. few EPOCHS "FIRST" "512" "128" "BOTH": passes of BS over the forget set, rates of RL and SalUn
+  # with the forget images first, of SCRUB with its two sizes of batches, of NegGrad+
   grid ft ft --lr "0.005 0.01 0.02 0.04 0.08 0.16 0.32 0.64" --epochs 1
-  both rl rl "$FIRST" "$MIXED"
+  both rl rl "$2" "$MIXED"
   grid bs bs --lr "1e-5 3e-5 6e-5 1e-4 2e-4 3e-4 6e-4 1e-3" --epochs "$1"
   grid l1_sparse_1e-4 l1_sparse --lr "0.02 0.05 0.1 0.2" --epochs 1 --gamma 1e-4
   grid l1_sparse_5e-4 l1_sparse --lr "0.02 0.05 0.1 0.2" --epochs 1 --gamma 5e-4
-  grid scrub_512 scrub --lr "$2" --epochs 1 --ascent_epochs 1 --forget_batch_size 512
-  grid scrub_128 scrub --lr "$3" --epochs 1 --ascent_epochs 1 --forget_batch_size 128
+  grid scrub_512 scrub --lr "$3" --epochs 1 --ascent_epochs 1 --forget_batch_size 512
+  grid scrub_128 scrub --lr "$4" --epochs 1 --ascent_epochs 1 --forget_batch_size 128
   mask saliency --mask_ratio 0.5
-  both salun salun "$FIRST" "$MIXED" --mask_path "$R/mask_saliency"
+  both salun salun "$2" "$MIXED" --mask_path "$R/mask_saliency"
   grid salun_soft salun_soft --lr "0.003 0.006 0.013 0.025 0.05 0.1 0.2 0.4" --epochs 1
-  grid neggrad_plus_0.95 neggrad_plus --lr "$4" --epochs 1 --beta 0.95
-  grid neggrad_plus_0.99 neggrad_plus --lr "$4" --epochs 1 --beta 0.99
+  grid neggrad_plus_0.95 neggrad_plus --lr "$5" --epochs 1 --beta 0.95
+  grid neggrad_plus_0.99 neggrad_plus --lr "$5" --epochs 1 --beta 0.99
 }
 
 more() {
@@ -116,7 +116,7 @@ for part in $PARTS; do
   case $part in
     search*) seeds=${SEARCH_SEEDS:-101 102} ;;
     random10) seeds=${SEEDS:-1 2 3 4 5 6 7 8 9 10} ;;
-    random50) seeds=${SEEDS:-1 2 3 4 5} ;;
+    random50 | class) seeds=${SEEDS:-1 2 3 4 5} ;;
     floor) seeds=1 ;;
     *)
       echo "error: no part $part" >&2
@@ -127,17 +127,17 @@ for part in $PARTS; do
     case $part in
       search)
         begin "$s" --num_forget 0.1 --split_seed "$s"
-        few 5 "2e-3 0.008 0.03 0.06" "5e-4 2e-3 0.004 0.008" "0.03 0.06 0.12 0.24"
+        few 5 "$FIRST" "2e-3 0.008 0.03 0.06" "5e-4 2e-3 0.004 0.008" "0.03 0.06 0.12 0.24"
         masks
         more
         ;;
       search50)
         begin "$s" --num_forget 0.5 --split_seed "$s"
-        few 1 "2e-3 0.003 0.004 0.006" "1e-4 2e-4 3e-4 5e-4" "0.12 0.24 0.48 0.96"  # SCRUB's ascent over more images runs away sooner
+        few 1 "$FIRST" "2e-3 0.003 0.004 0.006" "1e-4 2e-4 3e-4 5e-4" "0.12 0.24 0.48 0.96"  # SCRUB's ascent over more images runs away sooner
         ;;
       search_class)
         begin "$s" --forget_class "$CLASS"
-        few 5 "2e-3 0.008 0.03 0.06" "5e-4 2e-3 0.004 0.008" "0.03 0.06 0.12 0.24"
+        few 5 "0.006 0.013 0.025 0.05" "2e-3 0.008 0.03 0.06" "5e-4 1e-3 2e-3 0.004" "0.008 0.015 0.03 0.06"
         ;;
       random10)
         begin "$s" --num_forget 0.1 --split_seed "$s"
@@ -179,6 +179,18 @@ for part in $PARTS; do
         run neggrad_plus neggrad_plus --lr 0.48 --epochs 1 --beta 0.99
         run scrub scrub --lr 0.004 --epochs 1 --ascent_epochs 1 --forget_batch_size 512
         ;;
+      class)
+        begin "$s" --forget_class "$CLASS"
+        run ft ft --lr 0.08 --epochs 1
+        run rl rl --lr 0.013 --epochs 1
+        run bs bs --lr 3e-4 --epochs 5
+        run l1_sparse l1_sparse --lr 0.05 --epochs 1 --gamma 1e-4
+        mask saliency --mask_ratio 0.5
+        run salun salun --lr 0.025 --epochs 1 --mask_path "$R/mask_saliency"
+        run salun_soft salun_soft --lr 0.013 --epochs 1
+        run neggrad_plus neggrad_plus --lr 0.03 --epochs 1 --beta 0.99
+        run scrub scrub --lr 0.008 --epochs 1 --ascent_epochs 1 --forget_batch_size 512
+        ;;
       floor)
         begin "$s" --num_forget 0.1 --split_seed "$s"
         for again in 2 3; do run retrain_$again retrain --seed $again; done
@@ -197,6 +209,6 @@ for part in $PARTS; do
       python table.py "$OUT/$part"
       ;;
   esac
-  if [[ $part == random* ]]; then python relearn.py "$OUT/$part" --k 100 --epochs 1 5 --precision "$PRECISION"; fi
-  if [[ $part == random50 ]]; then python evaluate_many.py "$OUT/$part" --precision "$PRECISION"; fi
+  if [[ $part == random* || $part == class ]]; then python relearn.py "$OUT/$part" --k 100 --epochs 1 5 --precision "$PRECISION"; fi
+  if [[ $part == random50 || $part == class ]]; then python evaluate_many.py "$OUT/$part" --precision "$PRECISION"; fi
 done
