@@ -141,8 +141,8 @@ FLAGS = {  # name: (group, other spellings, options of add_argument)
     "forget_class": (FORGET, ["--class_to_replace", "--label_to_forget", "--class_to_forget", "--classes"],
                      dict(nargs="+", metavar="CLASS", help="forget these classes, by name or number")),
     "mask_path": (METHOD, [], dict(type=Path, metavar="RUN", help="run of generate_mask.py: train only its salient weights")),
-    "mask_ratio": (METHOD, [], dict(type=ratio, help="fraction of all weights that may change, the most salient")),
-    "alpha": (METHOD, [], dict(type=non_negative_float, help="weight of the retain term: forget + alpha * retain, both mean-reduced")),
+    "mask_ratio": (METHOD, [], dict(type=ratio, help="share of all weights in the mask")),
+    "alpha": (METHOD, [], dict(type=non_negative_float, help="weight of the retain term: forget + alpha * retain")),
     "lr": (METHOD, ["--unlearn_lr"], dict(type=positive_float, help="learning rate")),
     "epochs": (METHOD, ["--unlearn_epochs"], dict(type=non_negative_int, help="passes over the data that the method reads")),
     "steps": (METHOD, [], dict(type=non_negative_int, help="optimizer steps")),
@@ -168,7 +168,7 @@ FLAGS = {  # name: (group, other spellings, options of add_argument)
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action):
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -240,8 +240,8 @@ def training_settings(args, method, trained, defaults):
 def add_method_flags(parser, methods, shared):
     """Add the flags of all `methods` {name: function}, and list the methods in the help.
 
-    shared: {flag: options of add_argument} of flags that several methods have. Raises RunError for a flag without a declaration
-    or with two of them.
+    shared: {flag: options of add_argument} of flags that several methods have, and what differs in them from FLAGS. Raises RunError
+    for a flag without a declaration or with two of them.
     """
     declarations = dict(shared)
     for name, method in methods.items():
@@ -254,7 +254,7 @@ def add_method_flags(parser, methods, shared):
             raise RunError(f"method {names[0]} has --{flag} in its signature but not in FLAGS of its file: declare it there")
         try:
             if flag in FLAGS:
-                parser.add_shared(flag)
+                parser.add_shared(flag, options=shared)
             else:
                 options = declarations[flag]
                 parser.add(METHOD, f"--{flag}", **options | {"default": None, "help": f"{', '.join(names)}: {options['help']}"})

@@ -19,7 +19,7 @@ import task
 import trainer
 from cli import RunError
 from files import read_json, write_json
-from run_folder import RunFolder, read_run
+from run_folder import RunFolder, is_measured, read_run
 from table import describe
 
 
@@ -38,7 +38,8 @@ def parse(argv=None):
     parser.add(cli.DATA, "--retrain_path", type=Path, metavar="RUN", help=retrain)
     redraws = "draw the members of the MIA this many times, for its standard deviation"
     parser.add(cli.RUN, "--mia_redraws", type=cli.number(int, lambda n: 2 <= n <= 1000, "at least 2 and at most 1000"), help=redraws)
-    parser.add_shared("resume", "overwrite", "device", "precision", seed=1)
+    options = {"seed": dict(help="seed of the draws: retain images, the members of the attacks")}
+    parser.add_shared("resume", "overwrite", "device", "precision", options=options, seed=1)
     args = parser.parse_args(argv)
     if args.save_dir is None and any(getattr(args, name) is not None for name in task.FORGET_FLAGS):
         parser.error("forget flags are for a run of train.py and need --save_dir; a run of unlearn.py knows its forget set")
@@ -59,27 +60,31 @@ def main(argv=None):
 
 
 def load_retrained(args, accelerator):
-    """(forget_sha, outputs) of the run at --retrain_path."""
+    """What the run at --retrain_path says: {"sha": of its weights, "forget_sha", "outputs"}."""
     folder, recorded = read_run(args.retrain_path, "unlearn")
     if recorded["method"] != "retrain":
         raise RunError(f"--retrain_path {folder} is a run of {recorded['method']}, where one of retrain is needed")
     loaded = task.load_unlearned(folder, recorded, accelerator, args)
-    return loaded.facts["forget_sha"], outputs_of(loaded, args)
+    return {"sha": loaded.facts["parent_sha"], "forget_sha": loaded.facts["forget_sha"], "outputs": outputs_of(loaded, args)}
+
+
+def how_measured(args, retrained):
+    """What the numbers of metrics.json depend on besides the model."""
+    how = {name: getattr(args, name) for name in ("held_out", "num_retain", "mia_redraws", "seed")}
+    return how | {"retrain_path": retrained["sha"] if retrained else None}
 
 
 def measure_run(path, args, accelerator, retrained):
     """A run of unlearn.py."""
     folder, recorded = read_run(path, "unlearn")
-    if (folder / "metrics.json").is_file() and not args.overwrite:
-        if args.resume:
-            return
-        raise RunError(f"{folder} has metrics.json already: pass --overwrite to measure again, --resume to skip it")
+    if is_measured(folder, args, how_measured(args, retrained)):
+        return
     loaded = task.load_unlearned(folder, recorded, accelerator, args)
     done = read_json(folder / "done.json")
     cost = {"RTE": (done["seconds"] + done["mask_seconds"]) / 60, "changed": 100 * done["fraction_changed"]}
     measured = measure(loaded, args, retrained) | cost | {name: done[name] for name in ("peak_memory_mb", "images_seen")}
     if accelerator.is_main_process:
-        print(f"{folder}: {write_metrics(folder, recorded, loaded, measured, args)}")
+        print(f"{folder}: {write_metrics(folder, recorded, loaded, measured, args, retrained)}")
 
 
 def measure_original(args, accelerator, retrained):
@@ -90,7 +95,7 @@ def measure_original(args, accelerator, retrained):
     measured = measure(loaded, args, retrained)
     if accelerator.is_main_process:
         recorded = read_json(run_folder.folder / "args.json")
-        run_folder.finish(write_metrics(run_folder.folder, recorded, loaded, measured, args), seconds=0.0)
+        run_folder.finish(write_metrics(run_folder.folder, recorded, loaded, measured, args, retrained), seconds=0.0)
 
 
 def outputs_of(loaded, args):
@@ -107,7 +112,7 @@ def outputs_of(loaded, args):
 
 def measure(loaded, args, retrained):
     """All metrics of a model but what its unlearning cost, {name: number}. retrained: what load_retrained() gives, or None."""
-    if retrained and retrained[0] != loaded.facts["forget_sha"]:
+    if retrained and retrained["forget_sha"] != loaded.facts["forget_sha"]:
         raise RunError(f"{args.retrain_path} forgot another set than {loaded.facts['parent']}: name a Retrain of the same forget set")
     outputs = outputs_of(loaded, args)
     logits, labels = outputs["held_out"]
@@ -127,10 +132,10 @@ def measure(loaded, args, retrained):
     result |= (attacks := metrics.membership(*attacked))
     if args.mia_redraws:
         result |= metrics.membership_noise(attacks, *attacked, args.mia_redraws)
-    alike = of_forgotten if loaded.forgotten_classes else torch.ones_like(of_forgotten)  # unseen images of the forget set's kind
+    alike = torch.isin(labels, outputs["forget"][1])  # unseen images of the forget set's kind
     if alike.sum() > 1 and len(outputs["forget"][1]) > 1:
         result |= metrics.two_sample(outputs["forget"], (logits[alike], labels[alike]), seed)
-    return result | (compare(outputs, retrained[1], of_forgotten) if retrained else {})
+    return result | (compare(outputs, retrained["outputs"], of_forgotten) if retrained else {})
 
 
 def compare(outputs, theirs, of_forgotten):
@@ -144,7 +149,7 @@ def compare(outputs, theirs, of_forgotten):
     return result
 
 
-def write_metrics(folder, recorded, loaded, measured, args):
+def write_metrics(folder, recorded, loaded, measured, args, retrained):
     """Write metrics.json, all that table.py reads. recorded: the run's args.json; measured: {metric: number}. Return a line of figures."""
     labels = data.class_numbers(recorded["forget_class"] or [], recorded["classes"])
     classes = f" of class {', '.join(recorded['classes'][label] for label in labels)}" if labels else ""
@@ -153,10 +158,10 @@ def write_metrics(folder, recorded, loaded, measured, args):
         "architecture": recorded["architecture"]["arch"],
         "forgotten": f"{recorded['num_forgotten']:,} training samples{classes}",
         "held-out images": args.held_out,
+        "retain images": "all" if args.num_retain is None else f"{args.num_retain:,} at most",
     }
-    if args.num_retain is not None:
-        facts["retain images"] = f"{args.num_retain:,} at most"
-    write_json(folder / "metrics.json", describe(recorded, loaded.training["seed"], facts) | measured)
+    row = describe(recorded, loaded.training["seed"], facts)
+    write_json(folder / "metrics.json", row | measured | {"how": how_measured(args, retrained)})
     return "  ".join(f"{name} {measured[name]:.2f}" for name in metrics.COLUMNS if name in measured)
 
 

@@ -19,7 +19,7 @@ import passes
 import task
 import trainer
 from cli import RunError
-from files import write_json, write_whole
+from files import file_sha, write_json, write_whole
 from table import aligned, markdown_table
 
 COLUMNS = {  # name: what it is
@@ -75,8 +75,9 @@ def check(groups, folder):
     if lonely:
         raise RunError(f"{folder} holds one run of {', '.join(lonely)}: two or more are needed of each method")
     for name, runs in groups.items():
-        if len({(recorded["parent_sha"], recorded["seed"]) for _, recorded in runs}) < len(runs):
-            raise RunError(f"{folder} holds runs of {name} with the same seed and original: give each a seed of its own")
+        if len({file_sha(path / "model.safetensors") for path, _ in runs}) < len(runs):
+            more = " Retrain does not depend on its original" if name == "retrain" else ""
+            raise RunError(f"{folder} holds runs of {name} with the same weights: give each run of unlearn.py a --seed of its own.{more}")
     sets = {}
     for runs in groups.values():
         for path, recorded in runs:

@@ -20,7 +20,7 @@ import torch
 
 from cli import RunError
 from data import Split, say
-from files import cache_folder, writable, write_whole
+from files import cache_folder, one_at_a_time, writable, write_whole
 
 MOST_CLASSES = 1 << 20
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
@@ -243,17 +243,13 @@ def load_images(dataset, data_dir, image_size=None, device="cpu", cache_dir=None
     name, folder = f"folder_{size}.npz" if own else f"{dataset}.npz", cache_folder(data_dir, own, cache_dir)
     cache = (data_dir if (data_dir / name).is_file() and not own else folder) / name
     stamp = folder_stamp(data_dir) if own else ""
-    arrays = read_cache(cache)
-    if arrays is None or str(arrays.get("stamp", "")) != stamp:
+    arrays = read_cache(cache, stamp)
+    if arrays is None:
         if own and not data_dir.is_dir():
             raise RunError(f"--data_dir {data_dir} is no folder")
         data_dir.mkdir(parents=True, exist_ok=True)
-        names = ("x_train", "y_train", "x_test", "y_test", "classes")
-        arrays = dict(zip(names, DATASETS[dataset].load(data_dir, size), strict=True)) | {"stamp": stamp}
-        if writable(folder):
-            write_whole(cache, lambda partial: np.savez(partial.open("wb"), **arrays))
-        else:
-            warnings.warn(f"{folder} is read-only: the images are decoded again in every run", stacklevel=2)
+        with one_at_a_time(folder):
+            arrays = read_cache(cache, stamp) or make_cache(dataset, data_dir, size, stamp, cache)  # another run may have made it meanwhile
     check_arrays(cache, arrays)
     kinds = {"x_train": np.uint8, "y_train": np.int64, "x_test": np.uint8, "y_test": np.int64}
     tensors = [torch.from_numpy(np.ascontiguousarray(arrays[name], kind)) for name, kind in kinds.items()]
@@ -265,14 +261,26 @@ def load_images(dataset, data_dir, image_size=None, device="cpu", cache_dir=None
     return Images(x_train, y_train, x_test, y_test, classes, content_sha(arrays))
 
 
-def read_cache(cache):
+def make_cache(dataset, data_dir, size, stamp, cache):
+    """{name: array} of a data set, downloaded if need be, which are kept in the file `cache`."""
+    names = ("x_train", "y_train", "x_test", "y_test", "classes")
+    arrays = dict(zip(names, DATASETS[dataset].load(data_dir, size), strict=True)) | {"stamp": stamp}
+    if writable(cache.parent):
+        write_whole(cache, lambda partial: np.savez(partial.open("wb"), **arrays))
+    else:
+        warnings.warn(f"{cache.parent} is read-only: the images are decoded again in every run", stacklevel=3)
+    return arrays
+
+
+def read_cache(cache, stamp):
+    """{name: array} of a .npz file; None where there is none, or one of another stamp."""
     if not cache.is_file():
         return None
     try:
         if not zipfile.is_zipfile(cache):
             raise zipfile.BadZipFile("it is no archive, or cut off")
         with np.load(cache, allow_pickle=False) as file:
-            return dict(file)
+            return dict(file) if str(file.get("stamp", "")) == stamp else None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RunError(f"{cache} is not a whole .npz file ({error}): remove it and it is made again") from error
 

@@ -42,9 +42,18 @@ def u_lira(unlearned, retrained):
             of_retrained = np.delete(retrained, j, 0)
             ours, theirs = (log_likelihood(x, of_unlearned) - log_likelihood(x, of_retrained) for x in (unlearned[i], retrained[j]))
             areas.append(area(ours, theirs))
-            hits.append(float((ours > np.quantile(theirs, 1 - RATE, method="higher")).mean()))
+            hits.append(hit_rate(ours, theirs))
     result = {"AUC": 100 * float(np.mean(areas))}
     return result | ({"TPR": 100 * float(np.mean(hits))} if unlearned.shape[1] >= SMALLEST else {})
+
+
+def hit_rate(ours, theirs):
+    """Share of ours above the threshold that RATE of their kind exceeds. Of n values it lies between two, whose shares are interpolated:
+    a further value of one kind exceeds the k-th largest with probability k / (n + 1)."""
+    place = RATE * (len(theirs) + 1)
+    k, largest = int(place), np.sort(theirs)[::-1]
+    above, below = float((ours > largest[k - 1]).mean()), float((ours > largest[k]).mean())
+    return above + (place - k) * (below - above)
 
 
 def area(ours, theirs):

@@ -41,7 +41,8 @@ def parse(argv=None):
     cli.add_method_flags(parser, METHODS, FLAGS)
     optimizer = "optimizer (default of these settings: the method's authors', else the original's)"
     choices = {"optimizer": dict(choices=trainer.OPTIMIZERS, help=optimizer)}
-    choices["schedule"] = dict(choices=trainer.SCHEDULES, help="learning rate over the run (default: constant; retrain: the original's)")
+    schedule = "(default: constant; sfron: cosine; retrain: the original's)"
+    choices["schedule"] = dict(choices=trainer.SCHEDULES, help=f"learning rate over the run {schedule}")
     parser.add_shared(*SETTINGS, options=choices)
     augment = "the original's random crops and flips, while unlearning too (default: the method's authors', else yes)"
     parser.add(cli.METHOD, "--augment", action=argparse.BooleanOptionalAction, help=augment)

@@ -23,7 +23,7 @@ import sampling
 import task
 import trainer
 from files import write_json, write_whole
-from run_folder import machine, peak_memory_mb, versions
+from run_folder import machine, moved, peak_memory_mb, versions
 from table import markdown_table
 from trainer import noisy_images, predict_noise, predict_together, squared_error
 
@@ -125,7 +125,7 @@ def samplers(results, args, accelerator):
     model, _, recorded = task.load_model(args.model_path, accelerator)
     classifier, _ = evaluate.load_classifier(args.classifier, accelerator)
     features = metrics.register_features(classifier)
-    images = task.load_images(*(recorded[name] for name in ("dataset", "data_dir", "image_size", "limit", "seed")), accelerator)
+    images = task.data_of(recorded, moved(recorded["data_dir"], recorded, args.model_path), accelerator)
     keys = [(label, index) for label in range(len(images.classes)) for index in range(args.num_per_class)]
     labels = torch.tensor([label for label, _ in keys])
     options = {"null": len(images.classes), "seed": 1, "cond_scale": args.cond_scale}

@@ -24,7 +24,7 @@ import task
 import trainer
 from cli import RunError
 from files import file_sha, read_json, write_json
-from run_folder import RunFolder, moved, read_run
+from run_folder import RunFolder, is_measured, moved, read_run
 from table import describe
 
 
@@ -39,7 +39,8 @@ def parse(argv=None):
     parser.add(cli.METHOD, "--inception_weights", type=Path, metavar="FILE", help=inception_weights)
     num_reference = "reference images, drawn by --seed (default: all; distances take N^2 steps)"
     parser.add(cli.METHOD, "--num_reference", type=cli.positive_int, metavar="N", help=num_reference)
-    parser.add_shared("resume", "overwrite", "device", seed=1)
+    options = {"seed": dict(help="seed of the draw of --num_reference")}
+    parser.add_shared("resume", "overwrite", "device", options=options, seed=1)
     args = parser.parse_args(argv)
     if args.save_dir is not None and (len(args.sample_path) > 1 or not args.forget_class):
         parser.error("--save_dir takes the numbers of one --sample_path, of an original model, and needs --forget_class")
@@ -57,18 +58,17 @@ def main(argv=None):
     extractor = metrics.register_features(classifier) if args.features == "classifier" else metrics.INCEPTION
     run_folder = RunFolder(args, accelerator) if args.save_dir is not None else None  # of the row `original`
     runs = load_samples(args.sample_path, args.data_dir, accelerator, args.cache_dir)  # together: the first process writes the cache
+    how = {"classifier": classifier_args["sha"]} | {name: getattr(args, name) for name in ("features", "num_reference", "seed")}
     known = {"classifier": classifier, "classifier_args": classifier_args, "extractor": extractor}
 
     def measure(run):
         folder, recorded, images = run
-        if run_folder is None and (folder / "metrics.json").is_file() and not args.overwrite:
-            if args.resume:
-                return
-            raise RunError(f"{folder} has metrics.json already: pass --overwrite to measure again, --resume to skip it")
+        if run_folder is None and is_measured(folder, args, how):
+            return
         measured = measure_samples(folder, recorded, images, args=args, accelerator=accelerator, cache=cache, **known)
         if run_folder is not None:
             run_folder.begin(kind="evaluation", model=recorded["model"])
-        message = write_metrics(run_folder.folder if run_folder else folder, folder, recorded, measured, classifier_args)
+        message = write_metrics(run_folder.folder if run_folder else folder, folder, recorded, measured | {"how": how}, classifier_args)
         run_folder.finish(message, seconds=run_folder.seconds()) if run_folder else print(f"{folder}: {message}")
 
     with tempfile.TemporaryDirectory() as cache:
@@ -144,6 +144,8 @@ def measure_samples(folder, recorded, images, *, args, accelerator, classifier, 
         order = torch.randperm(len(reference), generator=data.make_generator("reference", args.seed))
         reference = reference.take(order[: args.num_reference].sort().values)
     result = {"classifier_sha": classifier_args["sha"], "forgotten": list(classes.forgotten), "samples": len(labels)}
+    drawn = torch.bincount(labels, minlength=len(classes.names))
+    result |= {"retained_drawn": drawn[list(classes.retained)].tolist(), "forgotten_drawn": drawn[list(classes.forgotten)].tolist()}
     result |= {"reference_images": len(reference), "reference_sha": data.forget_sha(reference.indices)}
     result |= metrics.forgetting(metrics.classify(classifier, samples), labels, classes.forgotten, classes.names)
     options = {"extractor": extractor, "weights": args.inception_weights, "cuda": accelerator.device.type == "cuda"}
@@ -155,6 +157,10 @@ def measure_samples(folder, recorded, images, *, args, accelerator, classifier, 
         if "fraction_changed" in done:
             result["changed"] = 100 * done["fraction_changed"]
     return result
+
+
+def per_class(counts):
+    return " or ".join(f"{count:,}" for count in sorted(set(counts))) + " per class"
 
 
 def write_metrics(folder, sample_folder, recorded, measured, classifier_args):
@@ -170,7 +176,8 @@ def write_metrics(folder, sample_folder, recorded, measured, classifier_args):
         "architecture": model["architecture"]["arch"],
         "forgotten": ", ".join(model["classes"][label] for label in measured["forgotten"]),
         "sampler": f"{recorded['sampler']}, {recorded['steps']} steps, guidance w = {cond_scale:g}{how}",
-        "samples": " or ".join(f"{count:,}" for count in sorted(set(recorded["num_per_class"]))) + " per class",
+        "samples": per_class(measured["retained_drawn"]),
+        "samples of the forgotten": per_class(measured["forgotten_drawn"]) if folder == sample_folder else None,  # shared by all classes
         "classifier": classifier_args["architecture"]["arch"],
         "features": f"{'Inception' if 'FID' in measured else 'the classifier'}, {measured['reference_images']:,} training images",
     }

@@ -5,6 +5,7 @@ holds: JSON and safetensors only. What was edited or damaged ends in a RunError 
 """
 
 import contextlib
+import fcntl
 import glob
 import hashlib
 import json
@@ -48,6 +49,21 @@ def write_whole(path, write):
         raise RunError(f"could not write {path}: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder):
+    """Entered by one process after the other, of all on this machine that name the folder. On a folder without locks, by all at once."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a")
+    except OSError:  # read-only
+        yield
+        return
+    with file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def cache_folder(data_dir, own, given=None):

@@ -85,6 +85,7 @@ def fisher_diagonal(model, split, accelerator, *, timesteps, seed):
     model.eval()
     total = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
     t = ((torch.arange(timesteps) + 0.5) * models.TIMESTEPS / timesteps).long()
+    scale = loss_scale(accelerator, timesteps * split.images[0].numel())  # the loss is a mean over both
     positions = torch.arange(len(split)).tensor_split(accelerator.num_processes)[accelerator.process_index]
     for position in tqdm(positions.tolist(), "fisher", disable=None, mininterval=1):
         image, label = data.to_float(split.images[position : position + 1]), split.labels[position]
@@ -93,9 +94,10 @@ def fisher_diagonal(model, split, accelerator, *, timesteps, seed):
             times, noise = t[part].to(image.device), noises[part].to(image.device)
             noisy = models.noisy_images(image.expand_as(noise), noise, times)
             prediction = predict_noise(model, noisy, times, label.expand(len(part)))
-            (squared_error(prediction, noise).sum() / timesteps).backward()
+            (squared_error(prediction, noise).sum() / timesteps * scale).backward()
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
-                total[name].addcmul_(parameter.grad, parameter.grad)
+                gradient = parameter.grad / scale
+                total[name].addcmul_(gradient, gradient)
         model.zero_grad(set_to_none=True)
     return {name: accelerator.reduce(tensor, "sum") / len(split) for name, tensor in total.items()}

@@ -133,10 +133,14 @@ class Trainer:
                 torch.manual_seed(data.derive_seed("dropout", self.seed, self.number, self.accelerator.process_index))
                 batches = tuple(stream.batch(self.number) for stream in streams)
                 yield batches if len(splits) > 1 else batches[0]
+                if self.average is not None:  # once, however often a method has moved the weights in this step
+                    self.average.step(self.model.parameters())
                 self.run_folder.images_seen += self.batch_sizes
                 if self.draw is not None and (self.number + 1) % self.save_every == 0:
                     self._draw()
-                if time.monotonic() - saved > CHECKPOINT_SECONDS and self.number + 1 < steps:
+                # Processes have clocks of their own: several save only where nothing is left to reduce, which takes all of them.
+                alone = self.accelerator.num_processes == 1 or not self.log.sums
+                if alone and time.monotonic() - saved > CHECKPOINT_SECONDS and self.number + 1 < steps:
                     self.log.flush()
                     self._save_checkpoint()
                     saved = time.monotonic()
@@ -204,8 +208,6 @@ class Trainer:
         if self.after_step is not None:
             self.after_step(self.salient, (self.number + 1) / self.total)
         self.salient.scatter()
-        if self.average is not None:
-            self.average.step(self.model.parameters())
         self.log.add(terms, step=self.number + 1, lr=rate)
 
     def _draw(self):

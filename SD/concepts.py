@@ -45,6 +45,16 @@ NOT_HERE = {  # flags of the official release and of the methods' authors, in th
     "folder": "write --sample_path, a run folder of generate_images.py, and --nudenet",
     "threshold": "write --nudenet_threshold",
     "topk": "leave it out, only the classifier's first guess counts",
+    "concepts": "write --forget_prompt",
+    "edit_concepts": "write --forget_prompt",
+    "guided_concepts": "write --target_prompt",
+    "guide_concepts": "write --target_prompt",
+    "preserve_concepts": "write --retain_prompts",
+    "concept_type": "leave it out, --train_method and --target_prompt say it",
+    "caption_target": "write --forget_prompt, with --target_prompt for what is drawn in its place",
+    "regularization": "write --alpha 0.2",
+    "train_max_steps": "write --steps",
+    "base_lr": "write --lr, the rate of the global batch",
     "prompts_path": "leave it out, a run of generate_images.py knows its prompts",
     "save_path": "write --save_dir, the run folder to write (evaluate.py writes metrics.json into the samples' own)",
 }
@@ -82,7 +92,12 @@ def add_concept_flags(parser):
     number = {"type": models.sampling_steps, "metavar": "N"}
     parser.add(cli.FORGET, "--generation_steps", **number, default=50, help="sampling steps of generated images")
     scale = {"type": cli.non_negative_float, "metavar": "S"}
-    parser.add(cli.FORGET, "--generation_guidance_scale", **scale, help="guidance scale of generated images, 1: none (default: 7.5)")
+    parser.add(
+        cli.FORGET,
+        "--generation_guidance_scale",
+        **scale,
+        help="guidance scale of generated images, 1: none (default: 7.5, SD 3: 7, FLUX: see README)",
+    )
 
 
 def concept_flags(args):

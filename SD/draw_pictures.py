@@ -99,6 +99,11 @@ def plain(method):
     return "_".join(re.findall(r"\w+", method))
 
 
+def place(run):
+    """What the runs of a picture share: the seed of their original, and what is forgotten."""
+    return run["seed"], str(run["forgotten"])
+
+
 def parse(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that holds the run folders")
@@ -109,9 +114,13 @@ def main(argv=None):
     args = parse(argv)
     runs = collect(args.folder, over_classes=True)
     rows, _ = summarise(runs, by_options=True)
-    first = min((run["seed"], str(run["forgotten"])) for run in runs)
-    chosen = sorted(runs, key=lambda run: str(run["options"]), reverse=True)
-    found = {run["method"]: run for run in chosen if (run["seed"], str(run["forgotten"])) == first}
+    unlearned = [run for run in runs if run["method"] != "original"] or runs
+    first = min(unlearned, key=place)
+    chosen = sorted(runs, key=lambda run: (place(run) == place(first), str(run["options"])), reverse=True)
+    found = {}
+    for run in chosen:  # an original from elsewhere has no seed of its own: it stands for all
+        if run["method"] == "original" or place(run) == place(first):
+            found.setdefault(run["method"], run)
     folders = {row["method"]: Path(found[row["method"]]["sample_path"]) / "samples" for row in rows if row["method"] in found}
     missing = [str(path) for path in folders.values() if not (path / "prompts.csv").is_file()]
     if missing:
@@ -121,11 +130,11 @@ def main(argv=None):
     shown = sorted(listed, key=lambda row: not is_forgotten(row, forgotten))[:12]
     shown = [row for row in listed if row in shown]
     columns = min(8, int(runs[0]["num_samples"]))
-    for method, samples in folders.items():
-        if method != "original" and "original" in folders:
-            before_after(args.folder / f"before_after_{plain(method)}.png", folders["original"], samples, shown, forgotten, method, columns)
+    others = {method: samples for method, samples in folders.items() if method != "original" and "original" in folders}
+    for method, samples in others.items():
+        before_after(args.folder / f"before_after_{plain(method)}.png", folders["original"], samples, shown, forgotten, method, columns)
     side_by_side(args.folder / "methods.png", folders, shown, forgotten, min(3, columns))
-    print(f"written: {args.folder.resolve()}/methods.png, {len(folders) - ('original' in folders)} before_after_<method>.png")
+    print(f"written: {args.folder.resolve()}/methods.png, {len(others)} before_after_<method>.png")
 
 
 if __name__ == "__main__":

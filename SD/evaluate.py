@@ -26,7 +26,7 @@ import trainer
 from cli import RunError
 from concepts import NOT_HERE
 from files import write_json
-from run_folder import RunFolder, read_run
+from run_folder import RunFolder, is_measured, read_run
 from table import describe
 
 
@@ -50,7 +50,8 @@ def parse(argv=None):
     parser.add(cli.METHOD, "--clip_model", metavar="MODEL", help="folder or hub id of a CLIP model")
     parser.add(cli.METHOD, "--nudenet", action="store_true", help="count bare body parts with NudeNet (pip install nudenet)")
     parser.add(cli.METHOD, "--nudenet_threshold", type=cli.ratio, default=0.6, help="lowest score of a counted body part")
-    parser.add_shared("resume", "overwrite", "device", batch_size=32, seed=1)
+    options = {"seed": dict(help="seed of the draw of --num_reference")}
+    parser.add_shared("resume", "overwrite", "device", options=options, batch_size=32, seed=1)
     parser.refuse(NOT_HERE)
     args = parser.parse_args(argv)
     if args.save_dir is not None and len(args.sample_path) > 1:
@@ -81,11 +82,12 @@ def main(argv=None):
     if args.save_dir is not None:
         return measure_original(args, accelerator, measure)
 
+    names = "classifier features num_reference seed reference_dir dataset forget_class clip_model nudenet nudenet_threshold"
+    how = {name: str(getattr(args, name)) for name in names.split()}
+
     def measure_one(folder):
-        if not (folder / "metrics.json").is_file() or args.overwrite:
-            print(f"{folder}: {write_metrics(folder, folder, measure(folder))}")
-        elif not args.resume:
-            raise RunError(f"{folder} has metrics.json already: pass --overwrite to measure again, --resume to skip it")
+        if not is_measured(folder, args, how):
+            print(f"{folder}: {write_metrics(folder, folder, measure(folder) | {'how': how})}")
 
     folders = list(dict.fromkeys(args.sample_path))
     cli.for_each(folders[accelerator.process_index :: accelerator.num_processes], measure_one, accelerator.wait_for_everyone)

@@ -15,6 +15,7 @@ import torch
 
 from cli import RunError
 from data import is_utf8, say
+from files import one_at_a_time
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
 # Imagenette's {folder name: class, as ImageNet calls it}
@@ -101,16 +102,17 @@ def load_digits(data_dir, size):
 
 def load_imagenette(data_dir, size):
     """Imagenette as it was unpacked in data_dir, or else downloaded there by torchvision."""
-    places = [data_dir, *sorted(data_dir.glob("imagenette*"))]
-    root = next((place for place in places if (place / "train" / "n03028079").is_dir()), None)
-    if root is None:
-        from torchvision.datasets import Imagenette
+    with one_at_a_time(data_dir):  # another run may be downloading it
+        places = [data_dir, *sorted(data_dir.glob("imagenette*"))]
+        root = next((place for place in places if (place / "train" / "n03028079").is_dir()), None)
+        if root is None:
+            from torchvision.datasets import Imagenette
 
-        try:
-            Imagenette(data_dir, "train", size="full", download=True)
-        except (OSError, RuntimeError) as error:  # URLError is an OSError; torchvision raises RuntimeError on a failed download
-            raise RunError(f"Imagenette is neither in {data_dir} nor could it be downloaded ({error})") from error
-        root = data_dir / "imagenette2"
+            try:
+                Imagenette(data_dir, "train", size="full", download=True)
+            except (OSError, RuntimeError) as error:  # URLError is an OSError; torchvision raises RuntimeError on a failed download
+                raise RunError(f"Imagenette is neither in {data_dir} nor could it be downloaded ({error})") from error
+            root = data_dir / "imagenette2"
     found = load_folder(root, size)
     found.classes = [IMAGENETTE.get(name, name) for name in found.classes]
     return found

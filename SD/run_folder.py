@@ -101,18 +101,43 @@ def lies_in(path, folder):
     return folder.exists() and any(part.exists() and part.samefile(folder) for part in (path, *path.parents))
 
 
+def paths_read(args):
+    """Yield (flag, path, folder of a run or of a file) of what a command reads."""
+    for name, value in vars(args).items():
+        for source in value if isinstance(value, list) else [value]:
+            if name != "save_dir" and (isinstance(source, Path) or (name in PATHS and isinstance(source, str))) and Path(source).exists():
+                yield name, Path(source), Path(source) if Path(source).is_dir() else Path(source).parent
+
+
 def check_apart(args):
     """Refuse a --save_dir that is, holds or lies in a run that the same command reads: --overwrite would delete what it starts from."""
     for save_dir in args.save_dir if isinstance(args.save_dir, list) else [args.save_dir]:
         target = Path(save_dir).resolve()
-        for name, value in vars(args).items():
-            for source in value if isinstance(value, list) else [value]:
-                if name == "save_dir" or not (isinstance(source, Path) or (name in PATHS and isinstance(source, str))):
-                    continue
-                read = Path(source).resolve()
-                folder = read if read.is_dir() else read.parent
-                if read.exists() and (lies_in(read, target) or ((folder / "args.json").is_file() and lies_in(target, folder))):
-                    raise RunError(f"--save_dir {save_dir} is, holds or lies in what --{name} {source} reads: name another --save_dir")
+        for name, source, folder in paths_read(args):
+            if lies_in(source.resolve(), target) or ((folder / "args.json").is_file() and lies_in(target, folder.resolve())):
+                raise RunError(f"--save_dir {save_dir} is, holds or lies in what --{name} {source} reads: name another --save_dir")
+
+
+def sources(args):
+    """{flag: [when each run that it names began]}: tells a run from one that replaced it, wherever both are moved."""
+    found = {}
+    for name, _, folder in paths_read(args):
+        if (folder / "args.json").is_file() and (began := read_json(folder / "args.json").get("started")):
+            found.setdefault(name, []).append(began)
+    return found
+
+
+def is_measured(folder, args, how):
+    """Whether --resume leaves the metrics.json of a folder alone. Raises RunError where it was measured in another way than `how`."""
+    if not (folder / "metrics.json").is_file() or args.overwrite:
+        return False
+    if not args.resume:
+        raise RunError(f"{folder} has metrics.json already: pass --overwrite to measure again, --resume to skip it")
+    then = read_json(folder / "metrics.json").get("how", {})  # earlier versions do not tell
+    if differing := [name for name, value in how.items() if name in then and then[name] != value]:
+        raise RunError(f"{folder} was measured with other values of {', '.join(differing)}: pass --overwrite to measure again")
+    print(f"{folder} is measured already")
+    return True
 
 
 class RunFolder:
@@ -134,6 +159,7 @@ class RunFolder:
             self._check_folder()
         if args.resume and (self.folder / "done.json").is_file():
             if self.is_main:
+                self._check_sources()
                 self._tidy()  # a kill may have come between
             raise AlreadyDone(f"{self.folder} is finished already")
 
@@ -189,6 +215,13 @@ class RunFolder:
             what = ", ".join(differing)
             raise RunError(f"cannot resume {self.folder}: it was started with other values of {what}. Repeat them or pass --overwrite")
 
+    def _check_sources(self):
+        """Refuse to take a finished run for one that would start from what lies in its sources now."""
+        then, now = self._known.get("sources", {}), sources(self.args)  # earlier versions do not tell
+        if replaced := [name for name in now if name in then and then[name] != now[name]]:
+            what = " and ".join(f"--{name}" for name in replaced)
+            raise RunError(f"{self.folder} was made from an earlier run than {what} holds now: pass --overwrite to make it again")
+
     def start_clock(self):
         self._clock = time.monotonic()
 
@@ -224,6 +257,7 @@ class RunFolder:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         origin = {"git_commit": git_commit(), "machine": machine(), "versions": versions(), "started": started}
+        origin["sources"] = sources(self.args)
         write_json(self.folder / "args.json", {**vars(self.args), **facts, "argv": sys.argv, **origin})
 
     def log(self, **row):

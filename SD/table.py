@@ -32,8 +32,8 @@ def parse(argv=None):
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that holds the run folders")
     parser.add_argument("--by_options", action="store_true", help="a row for every setting of a method's flags, to choose hyper-parameters")
     parser.add_argument("--over_classes", action="store_true", help="runs that forget different classes count as runs of one method")
-    against = "method that the others are compared with, seed by seed (default: salun)"
-    parser.add_argument("--against", default="salun", metavar="METHOD", help=against)
+    against = "row that the others are compared with, seed by seed (default: salun)"
+    parser.add_argument("--against", metavar="METHOD", help=against)
     parser.add_argument("--incomplete", action="store_true", help="accept rows that lack seeds or, of --by_options, have fewer settings")
     return parser.parse_args(argv)
 
@@ -71,7 +71,7 @@ def collect(folder, over_classes=False):
         runs.append(run | {"path": str(path.parent)})
     if not runs:
         raise RunError(f"no measured runs below {folder}: run evaluate.py first")
-    for name in runs[0]["facts"]:
+    for name in fact_names(runs):
         values = facts_of(runs, name)
         if len(values) > 1 and not (over_classes and name == "forgotten"):
             raise RunError(f"{folder} holds runs that cannot stand in one table: {name} is {' and '.join(values)}")
@@ -93,14 +93,35 @@ def check_belonging(runs, over_classes):
 
 
 def check_complete(rows):
-    """Raise RunError unless all rows have the same seeds, and with --by_options all methods as many settings: equal tries."""
-    seeds = sorted({seed for row in rows for seed in row["seeds"]})
-    lacking = [f"{row['name']} lacks seed {', '.join(map(str, missing))}" for row in rows if (missing := set(seeds) - set(row["seeds"]))]
-    counts = Counter(row["method"] for row in rows if row["method"] not in ("original", "retrain"))
+    """Raise RunError unless all rows have the same seeds, as often, and with --by_options all methods as many settings: equal tries.
+
+    Retrain may have more runs of a seed: they make the noise floor. An original from elsewhere has no seed.
+    """
+    seeds = seeds_of(rows)
+    lacking = [f"{name} lacks seed {', '.join(map(str, missing))}" for name, missing in missing_seeds(rows) if name != "original"]
+    unlearned = [row for row in rows if row["method"] not in ("original", "retrain")]
+    for seed in seeds:
+        counts = {row["name"]: row["seeds"].count(seed) for row in unlearned if seed in row["seeds"]}
+        fewer = {name: count for name, count in counts.items() if count < max(counts.values())}
+        lacking += [f"{name} has {count} runs of seed {seed}, not {max(counts.values())}" for name, count in fewer.items()]
+    counts = Counter(row["method"] for row in unlearned)
     if len(set(counts.values())) > 1:
         lacking += [f"{method} has {count} settings" for method, count in counts.items()]
     if lacking:
         raise RunError(f"{'; '.join(lacking)}: complete the runs, or pass --incomplete")
+
+
+def seeds_of(rows):
+    return sorted({seed for row in rows if row["method"] != "original" for seed in row["seeds"]})
+
+
+def missing_seeds(rows):
+    """[(name of a row, seeds that other rows have)]"""
+    return [(row["name"], missing) for row in rows if (missing := sorted(set(seeds_of(rows)) - set(row["seeds"])))]
+
+
+def fact_names(runs):
+    return dict.fromkeys(name for run in runs for name in run["facts"])
 
 
 def facts_of(runs, name):
@@ -130,14 +151,15 @@ def summarise(runs, by_options):
     for (method, options), group in settings.items():
         row = {"name": f"{method} {options}" if labels.count(method) > 1 else method, "method": method, "options": options}
         row |= {"runs": len(group), "seeds": sorted(run["seed"] for run in group)}
-        for name in (name for name in group[0] if name in DEFINITIONS or isinstance(group[0][name], float)):
-            values = [run[name] for run in group if name in run]
+        shared = [name for name in group[0] if all(name in run for run in group)]  # a mean over some runs would pass for one over all
+        for name in (name for name in shared if name in DEFINITIONS or isinstance(group[0][name], float)):
+            values = [run[name] for run in group]
             row[name] = {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else 0.0}
-            if retrain and name in retrain[0]:
+            if retrain and all(name in run for run in retrain):
                 row[name]["gap"] = abs(row[name]["mean"] - statistics.fmean(run[name] for run in retrain))
         gaps = [row[name]["gap"] for name in GAP_COLUMNS if "gap" in row.get(name, {})]
         row["average_gap"] = statistics.fmean(gaps) if gaps else None
-        if "class_accuracy" in group[0]:
+        if "class_accuracy" in shared:
             shares = {name: [run["class_accuracy"][name] for run in group] for name in group[0]["class_accuracy"]}
             row["class_accuracy"] = {name: statistics.fmean(values) for name, values in shares.items()}
         rows.append(row)
@@ -166,12 +188,18 @@ def interval(differences):
 def paired_cells(rows, runs, against):
     """Rows of texts, headers first: each method's gap to the Retrain of the same seed, and what it differs by from that of `against`.
 
-    Empty without `against`, without Retrain, or with fewer than three seeds.
+    Several runs of a seed are averaged first: they share an original and a Retrain. Empty without `against`, without Retrain, or with
+    fewer than three seeds.
     """
-    gaps, retrains = {}, {place_of(run): run for run in runs if run["method"] == "retrain"}
+    found, retrains = {}, {}
     for run in runs:
-        if (retrain := retrains.get(place_of(run))) and all(name in run for name in GAP_COLUMNS):
-            gaps.setdefault(run["method"], {})[place_of(run)] = statistics.fmean(abs(run[name] - retrain[name]) for name in GAP_COLUMNS)
+        if run["method"] == "retrain":
+            retrains.setdefault(place_of(run), []).append(run)
+    for run in runs:
+        if (there := retrains.get(place_of(run))) and all(name in run for name in GAP_COLUMNS):
+            gap = statistics.fmean(abs(run[name] - statistics.fmean(retrain[name] for retrain in there)) for name in GAP_COLUMNS)
+            found.setdefault(run["method"], {}).setdefault(place_of(run), []).append(gap)
+    gaps = {method: {place: statistics.fmean(several) for place, several in places.items()} for method, places in found.items()}
     cells = [["method", "gap per seed", f"minus {against}", "95 % interval", "nearer to retrain"]]
     for method in (row["method"] for row in rows if row["method"] in gaps and row["method"] not in ("retrain", against)):
         shared = sorted(gaps[method].keys() & gaps.get(against, {}).keys())
@@ -183,7 +211,7 @@ def paired_cells(rows, runs, against):
 
 
 def place_of(run):
-    """What runs share that are compared with each other."""
+    """What runs share that are compared with each other: the seed of their original, and the forget set."""
     return run["seed"], str(run["facts"].get("forgotten"))
 
 
@@ -226,7 +254,7 @@ def class_cells(rows):
 
 def caption(rows, floor, runs):
     """Sentences that say what was measured, and how to read the cells."""
-    facts = "; ".join(f"{name}: {' or '.join(values)}" for name in runs[0]["facts"] if (values := facts_of(runs, name)))
+    facts = "; ".join(f"{name}: {' or '.join(values)}" for name in fact_names(runs) if (values := facts_of(runs, name)))
     lines = [f"{facts}; seeds: {', '.join(map(str, sorted({run['seed'] for run in runs})))}."]
     machines = sorted({run["measured_on"] for run in runs if run["measured_on"]})
     reading = ["Mean ± standard deviation over runs."] if any(row["runs"] > 1 for row in rows) else ["One run per row."]
@@ -239,11 +267,7 @@ def caption(rows, floor, runs):
             f"Noise floor: two retrained models have an average gap of {floor:.2f}, and means over {count} runs one of about "
             f"{floor / math.sqrt(count):.2f}. Smaller differences are noise."
         )
-    seeds = {seed for row in rows for seed in row["seeds"]}
-    for row in rows:
-        if missing := sorted(seeds - set(row["seeds"])):
-            lines.append(f"{row['name']} was not measured for seed {', '.join(map(str, missing))}.")
-    return lines
+    return lines + [f"{name} was not measured for seed {', '.join(map(str, missing))}." for name, missing in missing_seeds(rows)]
 
 
 def definitions(rows):
@@ -314,7 +338,9 @@ def main(argv=None):
     rows, floor = summarise(runs, args.by_options)
     if not args.incomplete:
         check_complete(rows)
-    paired = [] if args.by_options else paired_cells(rows, runs, args.against)
+    if args.against is not None and args.against not in (methods := [row["method"] for row in rows]):
+        raise RunError(f"--against {args.against} is not in the table: it has {', '.join(methods)}")
+    paired = [] if args.by_options else paired_cells(rows, runs, args.against or "salun")
     text = markdown(rows, floor, runs, paired)
     write_whole(args.folder / "table.md", lambda partial: partial.write_text(text, encoding="utf-8"))
     write_json(args.folder / "table.json", {"columns": measured_columns(rows), "noise_floor": floor, "rows": rows})

@@ -124,7 +124,9 @@ class Trainer:
                     yield batches if len(splits) > 1 else batches[0]
                 if self.draw is not None and (self.number + 1) % self.save_every == 0:
                     self._draw()
-                if time.monotonic() - saved > CHECKPOINT_SECONDS and self.number + 1 < steps:
+                # Processes have clocks of their own: several save only where nothing is left to reduce, which takes all of them.
+                alone = self.accelerator.num_processes == 1 or not self.log.sums
+                if alone and time.monotonic() - saved > CHECKPOINT_SECONDS and self.number + 1 < steps:
                     self.log.flush()
                     self._save_checkpoint()
                     saved = time.monotonic()

@@ -64,9 +64,12 @@ def parse(argv=None):
 def check(parser, args):
     """Refuse contradictions between the method and other flags before anything loads."""
     if "trainer" not in cli.method_inputs(METHODS[args.method]):
-        ignored = [name for name in ("train_method", "save_every", "micro_batch") if getattr(args, name) is not None]
+        unread = ("train_method", "save_every", "micro_batch", *(name for name in trainer.SETTINGS if name != "batch_size"))
+        ignored = [name for name in unread if getattr(args, name) is not None]
         if ignored:
             parser.error(f"--method {args.method} does not read --{', --'.join(ignored)}")
+    if args.forget_batch_size is not None and "forget" not in cli.method_inputs(METHODS[args.method]):
+        parser.error(f"--method {args.method} does not read --forget_batch_size")
     if args.method in NEEDS_MASK and args.mask_path is None:
         parser.error(f"--method {args.method} needs --mask_path: make a mask with generate_mask.py (without a mask it is --method rl)")
     if args.method in TAKES_NO_MASK and args.mask_path is not None:
@@ -94,13 +97,15 @@ def draw_frame(step, *, loaded, folder, accelerator, seed, guidance_scale):
         sampling.write_png(folder / "samples" / f"step_{step:06d}.png", sampling.grid(torch.cat(rows), columns=6))
 
 
-def generate_split(numbers, name, *, loaded, flags, accelerator):
-    """A Split of --num_images images that the original generates for each of some prompts."""
+def generate_split(numbers, name, *, loaded, flags, run_folder, accelerator):
+    """A Split of --num_images images that the original generates for each of some prompts. Drawing them is not the training's time."""
     texts, facts = [loaded.prompts[number] for number in numbers], loaded.facts
     dataset = facts["concept"].get("dataset") or facts["training"].get("dataset")
     cache = cache_folder(facts["concept"]["data_dir"], dataset in imagesets.OWN, flags["cache_dir"])
     make, _ = latents.generated_moments(loaded.family, texts, flags, facts["parent_sha"], cache, accelerator)
-    return data.Split(make(), torch.tensor(numbers).repeat_interleave(flags["num_images"]), name)
+    with run_folder.paused():
+        moments = make()
+    return data.Split(moments, torch.tensor(numbers).repeat_interleave(flags["num_images"]), name)
 
 
 def weights_of(family):
@@ -153,7 +158,7 @@ def main(argv=None):
         "words": [loaded.family.own_tokens(prompt) for prompt in prompts],
         "ends": [loaded.family.last_positions(prompt) for prompt in prompts],
         "latent_shape": loaded.forget.shape,
-        "generated": functools.partial(generate_split, flags=flags, **same),
+        "generated": functools.partial(generate_split, flags=flags, run_folder=run_folder, **same),
     }
     run_folder.start_clock()
     method(**{name: inputs[name] for name in cli.method_inputs(method)}, **args.options)

@@ -40,11 +40,14 @@ METHODS = {method.__name__: method for method in METHODS}
 NEEDS_MASK = {"salun"}
 TAKES_NO_MASK = {"retrain"}  # starts from fresh weights
 MIX = "one shuffled pass over forget and retain set, not one after the other (default of salun_soft: where the official release does so)"
-FLAGS = {  # of several methods
+FLAGS = {  # of several methods, or what a flag of all scripts means here
     "mix": dict(action=BooleanOptionalAction, help=MIX),
     "gamma": dict(type=non_negative_float, help="weight of the L1 norm at the start, or of the cross-entropy (scrub)"),
     "iu_scale": dict(type=positive_float, help="length of the step along the influence direction"),
     "fisher_samples": dict(type=non_negative_int, help="samples for the Fisher information (0: all)"),
+    "alpha": dict(help="weight of the retain term, forget + alpha * retain; scrub: of the KL on the retain set alone"),
+    "steps": dict(help="sfron: steps on retain batches"),
+    "mask_ratio": dict(help="salun_soft: share of the weights that return to the original at first, falling to 0"),
 }
 PAPER_SPELLINGS = dict(  # of the paper's own repository, and of Unlearn-Sparse, from which it comes
     FT="ft", RL="rl", GA="ga", wfisher="iu", fisher_new="fisher", boundary_expanding="be", boundary_shrink="bs", FT_l1="l1_sparse"

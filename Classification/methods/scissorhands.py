@@ -26,9 +26,10 @@ def scissorhands(
     against the ascent on a forget batch, taken anew in each epoch, is projected onto it. All as in the authors' SHs_cifar10.py, settings
     as in main_0.1_cifar10.sh with --project; the layers' names are a ResNet's, so other models need --trim_layers.
     """
-    chosen = [name for name, _ in model.named_parameters() if any(part in name for part in trim_layers)]
-    if not chosen:
-        raise RunError(f"no layer's name has {' or '.join(trim_layers)} in it: name some by --trim_layers")
+    names = [name for name, _ in model.named_parameters()]
+    if absent := [part for part in trim_layers if not any(part in name for name in names)]:
+        raise RunError(f"no layer's name has {' or '.join(absent)} in it: name parts of {', '.join(names)} by --trim_layers")
+    chosen = [name for name in names if any(part in name for part in trim_layers)]
     size = trainer.settings.forget_batch_size or trainer.settings.batch_size
 
     def sample(*key):

@@ -38,7 +38,7 @@ for seed in ${SEEDS:-$(seq 16)}; do
   try ssd --ssd_alpha auto --ssd_lambda 1
   try bad_teacher --lr 7e-4
   try sfron --lr 0.05 --steps 200 --forget_alpha 25
-  try scissorhands --lr 0.05 --epochs 10 --forget_weight 0.2
+  try scissorhands --lr 0.05 --epochs 10 --trim_layers fc --forget_weight 0.2
   try munba --lr 0.02 --epochs 10
   python evaluate.py --model_path "$R/original" --num_forget 0.1 --retrain_path "$R/retrain" --precision fp32 --save_dir "$R/evaluated_original" --resume
   python evaluate.py --model_path "$R/retrain" "${runs[@]}" --retrain_path "$R/retrain" --precision fp32 --resume

@@ -35,7 +35,7 @@ for seed in ${SEEDS:-1}; do
   python unlearn.py --method ssd          "${forget[@]}" --ssd_alpha auto --ssd_lambda 1 --fisher_samples 0 --save_dir "$R/ssd" --resume
   python unlearn.py --method bad_teacher  "${forget[@]}" --lr 7e-4 --epochs 1 --retain_share 0.3 --save_dir "$R/bad_teacher" --resume
   python unlearn.py --method sfron        "${forget[@]}" --lr 0.05 --steps 200 --forget_alpha 25 --save_dir "$R/sfron" --resume
-  python unlearn.py --method scissorhands "${forget[@]}" --lr 0.05 --epochs 10 --forget_weight 0.2 --save_dir "$R/scissorhands" --resume
+  python unlearn.py --method scissorhands "${forget[@]}" --lr 0.05 --epochs 10 --trim_layers fc --forget_weight 0.2 --save_dir "$R/scissorhands" --resume
   python unlearn.py --method munba        "${forget[@]}" --lr 0.02 --epochs 10 --save_dir "$R/munba" --resume
   python evaluate.py --model_path "$R/original" --num_forget 0.1 --retrain_path "$R/retrain" --mia_redraws 10 --precision fp32 --save_dir "$R/evaluated_original" --resume
   python evaluate.py --model_path "$R"/{retrain,ft,rl,ga,iu,iu_exact,fisher,be,bs,l1_sparse,salun,salun_random,salun_soft,neggrad_plus,neggrad_plus_authors,scrub,scrub_authors,ssd,bad_teacher,sfron,scissorhands,munba} --retrain_path "$R/retrain" --mia_redraws 10 --precision fp32 --resume

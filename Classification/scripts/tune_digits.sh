@@ -37,7 +37,7 @@ for seed in ${SEEDS:-101 102}; do
   n=0; for alpha in auto 95% 99%; do for lambda in 1 5; do n=$((n + 1)); try ssd $n --ssd_alpha $alpha --ssd_lambda $lambda; done; done
   n=0; for lr in 2e-4 3e-4 5e-4 7e-4 1e-3 2e-3;     do n=$((n + 1)); try bad_teacher $n --lr $lr; done
   n=0; for lr in 0.01 0.05 0.1; do for alpha in 25 100; do n=$((n + 1)); try sfron $n --lr $lr --forget_alpha $alpha --steps 200; done; done
-  n=0; for lr in 0.005 0.02 0.05; do for weight in 0.05 0.2; do n=$((n + 1)); try scissorhands $n --lr $lr --forget_weight $weight; done; done
+  n=0; for lr in 0.005 0.02 0.05; do for weight in 0.05 0.2; do n=$((n + 1)); try scissorhands $n --lr $lr --trim_layers fc --forget_weight $weight; done; done
   n=0; for lr in 0.003 0.005 0.01 0.02 0.03 0.05;   do n=$((n + 1)); try munba $n --lr $lr; done
   python evaluate.py --model_path "${runs[@]}" --held_out val --precision fp32 --resume
 done

@@ -175,7 +175,7 @@ def test_wrong_input_of_the_other_scripts(argv, message, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_an_existing_run_is_never_lost(home, tmp_path, capsys):
-    """Mutation: delete the old run in Run.__init__."""
+    """Mutation: delete the old run in RunFolder.__init__; take a finished run of a replaced original for one of the new."""
     folder = tmp_path / "run"
     ok(*unlearn_command(home, folder))
     before = files(folder)
@@ -185,6 +185,14 @@ def test_an_existing_run_is_never_lost(home, tmp_path, capsys):
     assert files(folder) == before
     assert script(*unlearn_command(home, folder, "--resume", "--seed", 5)) != 0 and "other values of seed" in capsys.readouterr().err
     assert script(*unlearn_command(home, folder, "--resume")) == 0 and "finished already" in capsys.readouterr().out
+    recorded = home / "original" / "args.json"
+    text = recorded.read_text()
+    recorded.write_text(text.replace('"started": "2', '"started": "1'))  # another run has taken its place
+    try:
+        assert script(*unlearn_command(home, folder, "--resume")) != 0
+        assert "made from an earlier run than --model_path holds now" in capsys.readouterr().err
+    finally:
+        recorded.write_text(text)
     assert files(folder) == before
     ok(*unlearn_command(home, folder, "--overwrite", "--seed", 5))
     assert files(folder)["model.safetensors"] != before["model.safetensors"]

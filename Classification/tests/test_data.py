@@ -1,5 +1,9 @@
 """Data, forget sets and batches. Each names the mutation that would break it."""
 
+import dataclasses
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +17,21 @@ from cli import RunError
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     return imagesets.load_images("digits", tmp_path_factory.mktemp("digits"))
+
+
+def test_two_first_runs_download_once(tmp_path, monkeypatch):
+    """Mutation: no lock, or look for the file before it alone."""
+    calls, load = [], imagesets.DATASETS["digits"].load
+
+    def slow(*place):
+        calls.append(place)
+        time.sleep(0.3)
+        return load(*place)
+
+    monkeypatch.setitem(imagesets.DATASETS, "digits", dataclasses.replace(imagesets.DATASETS["digits"], load=slow))
+    with ThreadPoolExecutor() as threads:
+        first, second = threads.map(lambda _: imagesets.load_images("digits", tmp_path), range(2))
+    assert len(calls) == 1 and torch.equal(first.x_train, second.x_train)
 
 
 def test_digits_are_decoded_once_and_cached(tmp_path):

@@ -44,7 +44,7 @@ PROMISES = {
     "ssd": ("--ssd_alpha 1.2 --ssd_lambda 0.5", "away"),
     "bad_teacher": ("--lr 0.003 --epochs 4 --batch_size 64 --retain_share 1", "away"),
     "sfron": ("--steps 100", "away"),
-    "scissorhands": ("--lr 0.01 --epochs 3 --batch_size 64", "away"),
+    "scissorhands": ("--lr 0.01 --epochs 3 --batch_size 64 --trim_layers fc", "away"),
     "munba": ("--lr 0.02 --epochs 3", "away"),
 }
 

@@ -164,6 +164,9 @@ def test_u_lira_of_equal_models_is_blind_whatever_their_number(count):
     unlearned, retrained = (centre + draw.standard_normal((count, 2000)) for _ in range(2))
     attack = many.u_lira(unlearned, retrained)
     assert attack["AUC"] == pytest.approx(50, abs=1.5) and attack["TPR"] == pytest.approx(1, abs=0.8)
+    draw = np.random.default_rng(2)
+    for n in (100, 129, 199):  # Mutation: the share above the k-th largest of n, which is k / (n + 1)
+        assert np.mean([many.hit_rate(*draw.standard_normal((2, n))) for _ in range(4000)]) == pytest.approx(0.01, rel=0.08)
     assert many.klom(unlearned, retrained).mean() == pytest.approx(many.klom_floor(count, count), rel=0.2)
     shifted = many.u_lira(unlearned + 2, retrained)
     assert shifted["AUC"] > 80 and shifted["TPR"] > 10
@@ -222,6 +225,10 @@ def test_many_models_and_relearning_from_a_folder_of_runs(runs_of_two, home, tmp
     )
     assert script("relearn", runs_of_two, "--k 120") == 1 and "leaves none of the 120 forget images" in capsys.readouterr().err
     start = ("--model_path", runs_of_two / "original1", "--num_forget 121 --epochs 0 --lr 0.05 --seed 3 --precision fp32")
+    copied = tmp_path / "copied"  # Retrain of another original with the same seed is the same model
+    shutil.copytree(runs_of_two, copied)
+    shutil.copy(copied / "retrain1" / "model.safetensors", copied / "retrain2")
+    assert script("evaluate_many", copied) == 1 and "runs of retrain with the same weights" in capsys.readouterr().err
     for name, message in (("odd", "forget different sets"), ("lonely", "holds one run of ga")):
         shutil.copytree(runs_of_two, tmp_path / name)
         (tmp_path / name / "many.md").unlink()
@@ -248,17 +255,33 @@ def test_what_comes_back_is_compared_with_retrain_seed_by_seed():
 
 @pytest.mark.slow
 def test_a_run_is_measured_against_retrain_image_by_image(runs_of_two, home, capsys):
-    """Mutation: accept another forget set, a run that is no Retrain, or compare Retrain's outputs with themselves."""
+    """Mutation: accept another forget set, a run that is no Retrain, or compare Retrain's outputs with themselves.
+
+    Also: leave a run alone on --resume, however it was measured.
+    """
     start = "--precision fp32 --mia_redraws 3 --model_path"
     ok("evaluate", start, runs_of_two / "ft1", runs_of_two / "retrain1", "--retrain_path", runs_of_two / "retrain1")
     measured = {name: json.loads((runs_of_two / name / "metrics.json").read_text()) for name in ("ft1", "retrain1")}
     assert measured["retrain1"]["agreement"] == 100 and measured["retrain1"]["KL"] == pytest.approx(0, abs=1e-9)
     assert measured["ft1"]["agreement"] < 100 and measured["ft1"]["KL_test"] > 0 and measured["ft1"]["MIA_noise"] >= 0
+    ok("evaluate", start, runs_of_two / "ft1", "--retrain_path", runs_of_two / "retrain1", "--resume")
+    assert "ft1 is measured already" in capsys.readouterr().out
+    assert script("evaluate", start, runs_of_two / "ft1", "--retrain_path", runs_of_two / "retrain2", "--resume --held_out val") == 1
+    assert "measured with other values of held_out, retrain_path: pass --overwrite" in capsys.readouterr().err
     assert script("evaluate", start, runs_of_two / "ft2", "--retrain_path", runs_of_two / "ft1") == 1
     assert "is a run of ft" in capsys.readouterr().err
     ok("unlearn", "--method retrain --num_forget 5 --epochs 0 --lr 1 --model_path", home / "original", "--save_dir", home / "other_retrain")
     assert script("evaluate", start, runs_of_two / "ft2", "--retrain_path", home / "other_retrain") == 1
     assert "forgot another set" in capsys.readouterr().err and not (runs_of_two / "ft2" / "metrics.json").exists()
+
+
+def test_a_part_of_a_class_is_compared_with_unseen_images_of_that_class(home, tmp_path, monkeypatch):
+    """Mutation: compare with all unseen images, unless whole classes are forgotten."""
+    seen = []
+    monkeypatch.setattr(metrics, "two_sample", lambda forget, unseen, seed: seen.append(set(unseen[1].tolist())) or {})
+    for number, flags in enumerate(("--forget_class 8 --num_forget 0.5", "--forget_class 8 3", "--num_forget 0.1")):
+        ok("evaluate", "--model_path", home / "original", flags, "--save_dir", tmp_path / str(number))
+    assert seen == [{8}, {3, 8}, set(range(10))]
 
 
 def test_some_of_the_retain_images_stand_for_all(home, tmp_path, monkeypatch):
@@ -317,15 +340,39 @@ def test_runs_that_do_not_belong_together_make_no_table(name, tmp_path, capsys):
     assert f"runs of seed 2 {table.BELONGS[name]}" in error and "ft/2" in error and "odd" in error and "ft/1" not in error
 
 
+def test_runs_measured_in_different_ways_are_not_averaged(tmp_path, capsys):
+    """Mutation: compare the facts of the first run only; take a mean over the runs that have a metric."""
+    for method in ("retrain", "ft"):
+        for seed in (1, 2):
+            write_run(tmp_path / f"{method}{seed}", method, seed)
+    path = tmp_path / "ft1" / "metrics.json"
+    write_json(path, read_json(path) | {"MIA_noise": 1.0})
+    path = tmp_path / "retrain1" / "metrics.json"
+    write_json(path, read_json(path) | {"MIA_noise": 1.0})
+    ok("table", tmp_path)
+    assert "MIA_noise" not in (tmp_path / "table.md").read_text()
+    for name, value in (("ft2", "all"), ("retrain2", "100 at most")):
+        path = tmp_path / name / "metrics.json"
+        write_json(path, read_json(path) | {"facts": {"data set": "digits", "retain images": value}})
+    assert script("table", tmp_path) == 1 and "retain images is 100 at most and all" in capsys.readouterr().err
+
+
 def test_a_table_with_gaps_is_made_only_where_it_is_asked_for(tmp_path, capsys):
-    """Mutation: compare the number of runs only; count the settings of all methods together."""
+    """Mutation: compare the number of runs only, or the sets of seeds only; count the settings of all methods together."""
     for method, seed in (("retrain", 1), ("retrain", 2), ("ft", 2)):
         write_run(tmp_path / f"{method}{seed}", method, seed)
     assert script("table", tmp_path) == 1 and "ft lacks seed 1: complete the runs" in capsys.readouterr().err
     ok("table", tmp_path, "--incomplete")
     assert "ft was not measured for seed 1." in (tmp_path / "table.md").read_text()
     write_run(tmp_path / "ft1", "ft", 1)
+    write_run(tmp_path / "retrain_again", "retrain", 1)  # for the noise floor
+    write_run(tmp_path / "original", "original", 1)  # from elsewhere, without a seed of its own
     ok("table", tmp_path)
+    for name in ("ga1", "ga2", "ga_again"):
+        write_run(tmp_path / name, "ga", 1 + (name == "ga2"))
+    assert script("table", tmp_path) == 1 and "ft has 1 runs of seed 1, not 2" in capsys.readouterr().err
+    for name in ("ga1", "ga2", "ga_again"):
+        shutil.rmtree(tmp_path / name)
     for seed in (1, 2):
         for lr in (0.1, 0.2):
             write_run(tmp_path / f"rl{seed}_{lr}", "rl", seed, options={"lr": lr})
@@ -333,8 +380,8 @@ def test_a_table_with_gaps_is_made_only_where_it_is_asked_for(tmp_path, capsys):
     assert "ft has 1 settings; rl has 2 settings: complete" in capsys.readouterr().err
 
 
-def test_a_method_is_nearer_only_where_the_paired_interval_excludes_0(tmp_path):
-    """Mutation: the interval of unpaired means; the normal distribution's 1.96."""
+def test_a_method_is_nearer_only_where_the_paired_interval_excludes_0(tmp_path, capsys):
+    """Mutation: the interval of unpaired means; the normal distribution's 1.96; keep the last run of a seed only."""
     gaps = {"salun": (1.0, 5.0, 9.0), "ft": (1.4, 5.5, 9.6), "ga": (0.5, 6.0, 9.0)}
     for seed in range(3):
         write_run(tmp_path / f"retrain{seed}", "retrain", seed)
@@ -347,6 +394,11 @@ def test_a_method_is_nearer_only_where_the_paired_interval_excludes_0(tmp_path):
     text = (tmp_path / "table.md").read_text()
     assert f"| ft | 5.50 | +0.50 | {low:+.2f} to {high:+.2f} | salun |" in text and low > 0
     assert "| ga | 5.17 | +0.17 |" in text and text.count("| undecided |") == 1
+    assert script("table", tmp_path, "--against slaun") == 1 and "--against slaun is not in the table" in capsys.readouterr().err
+    write_run(tmp_path / "again", "ft", 0)  # a second run of a seed is averaged with the first: 50, where Retrain has 50
+    ok("table", tmp_path, "--incomplete")
+    assert "| ft | 5.27 |" in (tmp_path / "table.md").read_text()
+    shutil.rmtree(tmp_path / "again")
     ok("table", tmp_path, "--against ft")
     assert f"| salun | 5.00 | -0.50 | {-high:+.2f} to {-low:+.2f} | salun |" in (tmp_path / "table.md").read_text()
 

@@ -29,7 +29,11 @@ METHODS = {method.__name__: method for method in ALL}
 NEEDS_MASK = {"salun"}
 TAKES_NO_MASK = {"retrain"}  # starts from fresh weights
 EXCLUSIVE = (("alpha", "sum_alpha"), ("forget_weight", "erase_rate"))  # flags that say the same thing in two ways
-FLAGS = {  # of several methods
+FLAGS = {  # of several methods, or what a flag of all scripts means here
+    "alpha": dict(
+        help="weight of the retain term, forget + alpha * retain; both are sums over pixels in ga_retain, sa and sfron, else means"
+    ),
+    "mask_ratio": dict(help="salun_soft: share of the weights that return to the original at first, falling to 0"),
     "forget_weight": dict(type=non_negative_float, help="fixed weight of the forget term"),
     "sum_alpha": dict(type=non_negative_float, help="--alpha of a retain term that is a sum over pixels: the paper repository's"),
     "target_dropout": dict(type=share, help="share of the labels dropped in the prediction for a forgotten class, and in its target"),

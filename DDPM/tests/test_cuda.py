@@ -5,12 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 import benchmark
+import data
 import fake_cuda
 import methods
 import models
+import passes
+import task
 import trainer
 from files import read_tensors
 from helpers import FORGOTTEN, TINY, ok, script
@@ -57,15 +61,27 @@ def test_the_classifier_equals_the_cpu(on_both, home):
     assert same(on_both("train_classifier", flags, home / "data"))
 
 
-def test_half_precision_scales_its_gradients(home, tmp_path):
-    """Mutation: hand the scaler's optimizer fused=True, step without the scaler, or leave out the scale in passes.mean_gradient."""
-    task = ("--model_path", home / "original", "--forget_class", FORGOTTEN, "--device cuda --precision")
+def test_half_precision_scales_its_gradients(home, tmp_path, monkeypatch):
+    """Mutation: hand the scaler's optimizer fused=True, step without the scaler, or leave out the scale in passes.py, of either loss."""
+    flags = ("--model_path", home / "original", "--forget_class", FORGOTTEN, "--device cuda --precision")
     with fake_cuda.installed(fused=True):
         for precision in ("fp16", "fp32"):
-            ok("generate_mask", *task, precision, "--save_dir", tmp_path / precision / "mask")
-            start = ("unlearn", *task, precision, "--steps 2 --lr 1e-3 --batch_size 4 --mask_path", home / "mask")
+            ok("generate_mask", *flags, precision, "--save_dir", tmp_path / precision / "mask")
+            start = ("unlearn", *flags, precision, "--steps 2 --lr 1e-3 --batch_size 4 --mask_path", home / "mask")
             ok(*start, "--save_dir", tmp_path / precision / "run")
     half, full = (read_tensors(tmp_path / precision / "mask" / MASK)[0] for precision in ("fp16", "fp32"))
+    monkeypatch.setattr(passes, "squared_error", lambda *pair: 1e-4 * trainer.squared_error(*pair))  # as small as of larger images
+    with fake_cuda.installed():
+        found = []
+        for precision in ("fp16", "fp32"):
+            AcceleratorState._reset_state(reset_partial_state=True)
+            accelerator = trainer.make_accelerator("cuda", precision)
+            model = task.load_model(home / "original", accelerator)[0]
+            drawn = torch.full((2, 8, 8, 1), 128, dtype=torch.uint8), torch.tensor([0, 1])
+            images = data.Split(*(tensor.to(accelerator.device) for tensor in drawn), torch.arange(2), "retain")
+            found.append(passes.fisher_diagonal(model, images, accelerator, timesteps=10, seed=1))
+    zeros = [sum(int((tensor == 0).sum()) for tensor in fisher.values()) for fisher in found]
+    assert zeros[0] <= zeros[1] + 10
     differing = sum(int(np.unpackbits((half[name] ^ full[name]).numpy()).sum()) for name in full)
     assert 0 < differing < 0.05 * 8 * sum(part.numel() for part in full.values())
     half, full = (read_tensors(tmp_path / precision / "run" / WEIGHTS)[0] for precision in ("fp16", "fp32"))

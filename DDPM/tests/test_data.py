@@ -1,5 +1,9 @@
 """Batches, classes and passes. Each test names the mutation that would break it."""
 
+import dataclasses
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +25,21 @@ def split(count=50):
 
 def stream(**options):
     return data.Stream(split(), **{"batch_size": 16, "seed": 1, "timesteps": 1000} | options)
+
+
+def test_two_first_runs_download_once(tmp_path, monkeypatch):
+    """Mutation: no lock, or look for the file before it alone."""
+    calls, load = [], imagesets.DATASETS["digits"].load
+
+    def slow(*place):
+        calls.append(place)
+        time.sleep(0.3)
+        return load(*place)
+
+    monkeypatch.setitem(imagesets.DATASETS, "digits", dataclasses.replace(imagesets.DATASETS["digits"], load=slow))
+    with ThreadPoolExecutor() as threads:
+        first, second = threads.map(lambda _: imagesets.load_images("digits", tmp_path), range(2))
+    assert len(calls) == 1 and torch.equal(first.x_train, second.x_train)
 
 
 def test_every_image_comes_equally_often():

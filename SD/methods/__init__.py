@@ -27,4 +27,6 @@ METHODS = {method.__name__: method for method in (ga, ga_retain, rl, esd, fmn, s
 NEEDS_MASK = {"salun"}
 TAKES_NO_MASK = {"uce"}  # a closed form: there is no gradient
 NO_CHECKPOINTING = {"uce", "fmn"}  # fmn looks into the forward pass, which gradient checkpointing repeats
-FLAGS = {}  # of several methods, and of no other script
+FLAGS = {  # what a flag of all scripts means here
+    "mask_ratio": dict(help="salun_soft: share of the weights that return to the original at first, falling to 0")
+}

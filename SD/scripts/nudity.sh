@@ -26,6 +26,6 @@ for seed in ${SEEDS:-1}; do
   done
   python evaluate.py --sample_path "$R/samples"/{salun,esd} --nudenet --nudenet_threshold 0.6 --resume
 done
-python evaluate.py --sample_path "$OUT/samples/original" --nudenet --nudenet_threshold 0.6 --resume
+python evaluate.py --sample_path "$OUT/samples/original" --forget_class "a photo of a nude person" --nudenet --nudenet_threshold 0.6 --resume
 python table.py "$OUT"
 python draw_pictures.py "$OUT"

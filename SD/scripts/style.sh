@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Forget a style: van Gogh's, with ESD-x, UCE, concept ablation and SalUn side by side.
 #   STYLE="a pencil sketch" LABEL="pencil sketch" TARGET="a photograph" bash scripts/style.sh --device cuda
-# ESD-x, UCE and concept ablation have their authors' settings (README.md, "Against the authors' code"). SalUn's 200 steps are a guess.
+# ESD-x, UCE and concept ablation have their authors' settings (README.md, "Against the authors' code"), but UCE keeps the prompts named here,
+# where its authors keep a list of artists. SalUn's 200 steps are a guess.
 # Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help.
 # On a GPU of 24 GB: MEMORY=--gradient_checkpointing bash scripts/style.sh
 set -euo pipefail

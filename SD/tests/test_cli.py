@@ -74,6 +74,8 @@ WRONG = {  # name: (flags of unlearn.py, part of the message)
     "salun without a mask": ("--forget_class three", "needs --mask_path"),
     "uce with a mask": ("--method uce --forget_class three --mask_path {home}/mask", "takes no --mask_path"),
     "a flag the method does not read": ("--method ga --forget_class three --alpha 1", "does not read --alpha"),
+    "an optimizer of a closed form": ("--method uce --forget_class three --optimizer sgd --ema 0.9", "does not read --optimizer, --ema"),
+    "a forget batch that none reads": ("--method ca --forget_class three --forget_batch_size 2", "does not read --forget_batch_size"),
     "pictures of a closed form": ("--method uce --forget_class three --save_every 2", "does not read --save_every"),
     "checkpointing attention": ("--method fmn --forget_class three --gradient_checkpointing", "takes no --gradient_checkpointing"),
     "nothing to forget": ("--method rl", "name what to forget"),
@@ -285,7 +287,7 @@ def test_what_has_forgotten_does_not_forget_again(home, unlearn, tmp_path, capsy
 
 @pytest.mark.slow
 def test_an_existing_run_is_never_lost(home, tmp_path, capsys):
-    """Mutation: delete the old run in RunFolder.__init__."""
+    """Mutation: delete the old run in RunFolder.__init__; take a finished run of a replaced original for one of the new."""
     folder = tmp_path / "run"
     ok(*unlearn_command(home, folder))
     before = files(folder)
@@ -295,6 +297,14 @@ def test_an_existing_run_is_never_lost(home, tmp_path, capsys):
     assert files(folder) == before
     assert script(*unlearn_command(home, folder, "--resume --seed 5")) != 0 and "other values of seed" in capsys.readouterr().err
     assert script(*unlearn_command(home, folder, "--resume")) == 0 and "finished already" in capsys.readouterr().out
+    recorded = home / "original" / "args.json"
+    text = recorded.read_text()
+    recorded.write_text(text.replace('"started": "2', '"started": "1'))  # another run has taken its place
+    try:
+        assert script(*unlearn_command(home, folder, "--resume")) != 0
+        assert "made from an earlier run than --model_path holds now" in capsys.readouterr().err
+    finally:
+        recorded.write_text(text)
     assert files(folder) == before
     ok(*unlearn_command(home, folder, "--overwrite --seed 5"))
     assert files(folder)[UNET] != before[UNET]
@@ -424,7 +434,9 @@ def test_two_processes_give_the_result_of_one(home, tmp_path):
 def together(commands, count, folder):
     """Run several scripts one after another in `count` processes, started once: importing takes longer than the runs do."""
     program = folder / "commands.py"
-    lines = ["import sys", f"sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}", "import accelerate, helpers"]
+    lines = ["import sys", f"sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}", "import accelerate, helpers, os, trainer"]
+    clocks = "-1 if os.environ.get('RANK', '0') == '0' else 1e9"  # of processes differ: no exchange may depend on them
+    lines += ["trainer.LOG_STEPS = 2", f"trainer.CHECKPOINT_SECONDS = {clocks}"]
     for command in commands:
         lines.append(f"helpers.ok(*{command.split() + ['--device', 'cpu']!r})")
         lines.append("accelerate.PartialState().wait_for_everyone()")  # as the end of a process would
@@ -438,7 +450,7 @@ def together(commands, count, folder):
 # --------------------------------------------------------------------------------------------------- the whole, and words
 @pytest.mark.slow
 def test_from_training_to_the_table(home, samples, unlearn, tmp_path, capsys):
-    """Mutation: gap to the original in place of retrain."""
+    """Mutation: gap to the original in place of retrain; ask the original for the seed of the others."""
     flags = ("--steps 20 --vae_steps 10 --data_dir", home / "data", "--retain_only --forget_class", FORGOTTEN)
     ok("train", TINY, *flags, "--save_dir", tmp_path / "retrain")
     made = {"retrain": tmp_path / "retrain", "salun": unlearn("salun", "--steps 5 --save_every 2"), "uce": unlearn("uce")}
@@ -466,7 +478,11 @@ def test_from_training_to_the_table(home, samples, unlearn, tmp_path, capsys):
     assert measured["salun"]["RTE"] == pytest.approx((done["seconds"] + done["mask_seconds"]) / 60) and done["mask_seconds"] > 0
     text = (tmp_path / "runs" / "table.md").read_text()
     assert "| salun | 1 |" in text and "collateral damage" in text and "| FID |" not in text and "Better: high" in text
+    path = tmp_path / "runs" / "original" / "metrics.json"
+    path.write_text(path.read_text().replace('"seed": 1,', '"seed": 7,'))  # as an original from elsewhere, which has none of its own
+    ok("table", tmp_path / "runs")
     ok("draw_pictures", tmp_path / "runs")
+    assert "methods.png, 3 before_after_<method>.png" in capsys.readouterr().out
     for name in ("table.png", "methods.png", "before_after_salun.png", "before_after_retrain.png"):
         assert min(Image.open(tmp_path / "runs" / name).size) > 100
     shutil.rmtree(drawn[1] / "samples")
