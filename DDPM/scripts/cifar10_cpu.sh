@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # CIFAR-10 in colour on a CPU: a small U-Net learns six of the ten classes (CLASSES=) and forgets one (CLASS=airplane). About seven hours
-# of two cores with AVX512-BF16. Six of them go to the original and to Retrain, which can be trained side by side: PARTS=original and
-# PARTS=retrain.
+# of two cores with AVX512-BF16. Six of them go to the original and to Retrain, which can be trained side by side, with OMP_NUM_THREADS=1:
+# PARTS=original and PARTS=retrain.
 # PARTS (default: all, in this order):
 #   original, retrain   the two models
 #   search              three rates for every method, on another class of the same original (SEARCH_CLASS=ship)
