@@ -1,6 +1,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 FOLDERS = $(wildcard Classification DDPM SD)
+override FOLDERS := $(patsubst %/,%,$(FOLDERS))
 # The same text in every folder, so that each folder can be copied away alone
 SAME = cli.py files.py run_folder.py masking.py table.py tests/fake_cuda.py tests/test_fake_cuda.py scripts/common.sh scripts/further_flags.py
 JOBS ?= 2

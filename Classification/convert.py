@@ -114,7 +114,7 @@ def read_pickle(path, key=None):
         if stranger:
             what = f"{path} holds a pickled {stranger[1]}, whose loading could run code, and not only tensors"
             raise RunError(f"{what}: where it was made, write torch.save(model.state_dict(), 'weights.pth') and convert that") from error
-        raise RunError(f"{path} is no whole file of torch.save ({' '.join(str(error).split())[:200]})") from error
+        raise RunError(f"{path} is an incomplete or damaged file of torch.save ({' '.join(str(error).split())[:200]})") from error
     return find(content, key, path)
 
 

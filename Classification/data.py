@@ -148,7 +148,7 @@ def read_indices(path):
     try:
         values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.array([int(word) for word in path.read_text().split()])
     except (ValueError, EOFError, OverflowError, MemoryError) as error:
-        raise RunError(f"{path} is no list of indices ({error}): one whole number per line, or a .npy of integers") from error
+        raise RunError(f"{path} is not a list of indices ({error}): one whole number per line, or a .npy of integers") from error
     if not isinstance(values, np.ndarray) or values.ndim != 1 or not len(values) or not np.issubdtype(values.dtype, np.integer):
         raise RunError(f"{path} must hold at least one index, as whole numbers in one dimension")
     rows = torch.from_numpy(values.astype(np.int64))

@@ -32,7 +32,7 @@ SETS = {
     "class": "accuracy on held-out images of the forgotten classes, %. Better: close to Retrain",
     "rest": f"accuracy on the retain set, of which {REST:,} images are drawn if it has more, %. Better: close to Retrain",
 }
-PAIRED = "Minus Retrain of the same seed, with the 95 % interval over seeds. Above 0: more comes back, or was never gone."
+PAIRED = "Minus Retrain of the same seed, with the 95 % confidence interval over seeds. Above 0: more comes back, or was never gone."
 
 
 def parse(argv=None):
@@ -40,7 +40,7 @@ def parse(argv=None):
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that holds the run folders")
     task.add_how_flags(parser)
     parser.add(cli.FORGET, "--k", type=cli.positive_int, default=10, help="forget images that are learned again, drawn by --seed")
-    epochs = "epochs of single images after which to ask (default: 1)"
+    epochs = "epochs of single images after which to ask"
     parser.add(cli.FORGET, "--epochs", type=cli.positive_int, nargs="+", default=[1], metavar="N", help=epochs)
     parser.add_shared("data_dir", "cache_dir", "device", "precision", lr=0.01, seed=1)
     return parser.parse_args(argv)

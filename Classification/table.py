@@ -34,7 +34,9 @@ def parse(argv=None):
     parser.add_argument("--over_classes", action="store_true", help="runs that forget different classes count as runs of one method")
     against = "row that the others are compared with, seed by seed (default: salun)"
     parser.add_argument("--against", metavar="METHOD", help=against)
-    parser.add_argument("--incomplete", action="store_true", help="accept rows that lack seeds or, of --by_options, have fewer settings")
+    parser.add_argument(
+        "--incomplete", action="store_true", help="accept rows with missing seeds and, with --by_options, methods with fewer settings"
+    )
     return parser.parse_args(argv)
 
 
@@ -98,7 +100,7 @@ def check_complete(rows):
     Retrain may have more runs of a seed: they make the noise floor. An original from elsewhere has no seed.
     """
     seeds = seeds_of(rows)
-    lacking = [f"{name} lacks seed {', '.join(map(str, missing))}" for name, missing in missing_seeds(rows) if name != "original"]
+    lacking = [f"{name} lacks seed {', '.join(map(str, missing))}" for name, missing in missing_seeds(rows)]
     unlearned = [row for row in rows if row["method"] not in ("original", "retrain")]
     for seed in seeds:
         counts = {row["name"]: row["seeds"].count(seed) for row in unlearned if seed in row["seeds"]}
@@ -117,7 +119,8 @@ def seeds_of(rows):
 
 def missing_seeds(rows):
     """[(name of a row, seeds that other rows have)]"""
-    return [(row["name"], missing) for row in rows if (missing := sorted(set(seeds_of(rows)) - set(row["seeds"])))]
+    others = [row for row in rows if row["method"] != "original"]  # one from elsewhere has no seed
+    return [(row["name"], missing) for row in others if (missing := sorted(set(seeds_of(rows)) - set(row["seeds"])))]
 
 
 def fact_names(runs):
@@ -200,7 +203,7 @@ def paired_cells(rows, runs, against):
             gap = statistics.fmean(abs(run[name] - statistics.fmean(retrain[name] for retrain in there)) for name in GAP_COLUMNS)
             found.setdefault(run["method"], {}).setdefault(place_of(run), []).append(gap)
     gaps = {method: {place: statistics.fmean(several) for place, several in places.items()} for method, places in found.items()}
-    cells = [["method", "gap per seed", f"minus {against}", "95 % interval", "nearer to retrain"]]
+    cells = [["method", "gap per seed", f"minus {against}", "95 % confidence interval", "nearer to retrain"]]
     for method in (row["method"] for row in rows if row["method"] in gaps and row["method"] not in ("retrain", against)):
         shared = sorted(gaps[method].keys() & gaps.get(against, {}).keys())
         if len(shared) > 2:
@@ -265,7 +268,7 @@ def caption(rows, floor, runs):
         count = next(row["runs"] for row in rows if row["method"] == "retrain")
         lines.append(
             f"Noise floor: two retrained models have an average gap of {floor:.2f}, and means over {count} runs one of about "
-            f"{floor / math.sqrt(count):.2f}. Smaller differences are noise."
+            f"{floor / math.sqrt(count):.2f}. A smaller difference between two rows may be noise."
         )
     return lines + [f"{name} was not measured for seed {', '.join(map(str, missing))}." for name, missing in missing_seeds(rows)]
 
@@ -276,7 +279,7 @@ def definitions(rows):
 
 
 PAIRED = "Gap per seed: mean distance of a run's numbers to those of Retrain of the same seed. A method is nearer where the interval of "
-PAIRED += "the differences excludes 0. One interval of 20 misses by chance."
+PAIRED += "the differences excludes 0. About one interval in 20 misses the true value by chance."
 CLASSES = "Share of each class's samples that the classifier recognises as that class, %. A drop in a retained class is collateral damage."
 
 

@@ -22,7 +22,7 @@ from table import describe
 
 DEVICE_BYTES = 2 * 10**9  # images of up to that many bytes are kept on the device by default
 DATA_ON = dict(choices=("host", "device"), help="where images are kept (default: on the device up to 2 GB, as uint8)")
-EVAL_BATCH_SIZE = dict(type=cli.positive_int, metavar="N", help="images per prediction (default: 1000 of 32 px, fewer that are larger)")
+EVAL_BATCH_SIZE = dict(type=cli.positive_int, metavar="N", help="images per forward pass (default: 1000 at 32 px, fewer for larger images)")
 NORMALISE = (
     "how images in [0, 1] are scaled: data (mean and standard deviation of the training images), imagenet (those of ImageNet), none "
 )

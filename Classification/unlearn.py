@@ -42,7 +42,7 @@ def parse(argv=None):
     optimizer = "optimizer (default of these settings: the method's authors', else the original's)"
     choices = {"optimizer": dict(choices=trainer.OPTIMIZERS, help=optimizer)}
     schedule = "(default: constant; sfron: cosine; retrain: the original's)"
-    choices["schedule"] = dict(choices=trainer.SCHEDULES, help=f"learning rate over the run {schedule}")
+    choices["schedule"] = dict(choices=trainer.SCHEDULES, help=f"learning-rate schedule {schedule}")
     parser.add_shared(*SETTINGS, options=choices)
     augment = "the original's random crops and flips, while unlearning too (default: the method's authors', else yes)"
     parser.add(cli.METHOD, "--augment", action=argparse.BooleanOptionalAction, help=augment)

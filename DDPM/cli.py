@@ -39,7 +39,7 @@ def run(main, argv=None):
     except AlreadyDone as done:
         print(done)
     except KeyboardInterrupt:
-        sys.exit("interrupted; a script that has --resume goes on with it")
+        sys.exit("interrupted: to continue, repeat the command with --resume, where the script has it")
     except Exception as error:
         text = f"error: {sentence(error)}"
         sys.exit(text if os.environ.get("RANK", "0") == "0" else 1)
@@ -82,7 +82,7 @@ def sentence(error):
     handle, path = tempfile.mkstemp(prefix="salun-", suffix=".log")
     with open(handle, "w", errors="replace") as file:
         traceback.print_exception(error, file=file)
-    return f"unforeseen {type(error).__name__}, {what}; please report it with {path}"
+    return f"unexpected {type(error).__name__}: {what}; please report it and attach {path}"
 
 
 def check_launch():
@@ -151,9 +151,9 @@ FLAGS = {  # name: (group, other spellings, options of add_argument)
     "optimizer": (METHOD, [], dict(help="optimizer")),
     "momentum": (METHOD, [], dict(type=share, help="momentum of sgd")),
     "weight_decay": (METHOD, [], dict(type=non_negative_float, help="weight decay")),
-    "schedule": (METHOD, [], dict(help="learning rate over the run")),
-    "grad_clip": (METHOD, [], dict(type=non_negative_float, help="largest norm of the gradient (0: any)")),
-    "ema": (METHOD, [], dict(type=share, help="decay of the averaged weights, which are saved (0: the last ones are)")),
+    "schedule": (METHOD, [], dict(help="learning-rate schedule")),
+    "grad_clip": (METHOD, [], dict(type=non_negative_float, help="clip the gradient to this norm (0: no clipping)")),
+    "ema": (METHOD, [], dict(type=share, help="EMA decay; the averaged weights are saved (0: the last weights)")),
     "save_dir": (RUN, [], dict(type=Path, metavar="RUN", help="run folder to write")),
     "seed": (RUN, [], dict(type=seed, help="seed of initialisation, order, augmentation and noise")),
     "device": (RUN, [], dict(type=device, choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")),

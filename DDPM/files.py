@@ -133,7 +133,7 @@ def parse_json(text, path):
     try:
         return checked(json.loads(text), path)
     except (ValueError, TypeError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise RunError(f"{path} is not whole JSON ({error}): make the run again") from error
+        raise RunError(f"{path} is incomplete or damaged JSON ({error}): make the run again") from error
 
 
 def read_json(path):
@@ -167,7 +167,7 @@ def read_tensors(path):
         with safetensors.safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, Record(file.metadata() or {}, path)
     except safetensors.SafetensorError as error:
-        raise RunError(f"{path} is not a whole safetensors file ({error})") from error
+        raise RunError(f"{path} is an incomplete or damaged safetensors file ({error})") from error
 
 
 def conversion(path):

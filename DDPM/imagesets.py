@@ -232,7 +232,7 @@ def load_images(dataset, data_dir, image_size=None, device="cpu", cache_dir=None
     arrays = read_cache(cache, stamp)
     if arrays is None:
         if own and not data_dir.is_dir():
-            raise RunError(f"--data_dir {data_dir} is no folder")
+            raise RunError(f"--data_dir {data_dir} is not a folder")
         data_dir.mkdir(parents=True, exist_ok=True)
         with one_at_a_time(folder):
             arrays = read_cache(cache, stamp) or make_cache(dataset, data_dir, size, stamp, cache)  # another run may have made it meanwhile
@@ -264,11 +264,11 @@ def read_cache(cache, stamp):
         return None
     try:
         if not zipfile.is_zipfile(cache):
-            raise zipfile.BadZipFile("it is no archive, or cut off")
+            raise zipfile.BadZipFile("it is not an archive, or cut off")
         with np.load(cache, allow_pickle=False) as file:
             return dict(file) if str(file.get("stamp", "")) == stamp else None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise RunError(f"{cache} is not a whole .npz file ({error}): remove it and it is made again") from error
+        raise RunError(f"{cache} is an incomplete or damaged .npz file ({error}): remove it and it is made again") from error
 
 
 def check_arrays(cache, arrays):

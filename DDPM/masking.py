@@ -175,7 +175,7 @@ def load(path, parameters, facts):
     path = path / "mask.safetensors" if path.is_dir() else path
     packed, metadata = read_tensors(path)
     if metadata.get("kind") != "saliency mask":
-        raise RunError(f"{path} is no mask: make one with generate_mask.py")
+        raise RunError(f"{path} is not a mask: make one with generate_mask.py")
     try:
         shapes = {name: tuple(shape) for name, shape in json.loads(metadata["shapes"]).items()}
         mask_ratio, seconds = float(metadata["mask_ratio"]), float(metadata["seconds"])

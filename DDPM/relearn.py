@@ -4,8 +4,8 @@
 
 Trains an unlearned model on --num_images images of the forgotten classes, drawn by --seed, as it was trained before: noise-prediction
 loss, classes dropped for guidance. The run keeps its method's name: draw from it with sample.py, measure with evaluate.py, and compare it
-in a table of its own with Retrain, relearned in the same way. A low UA beside a high one of Retrain says that the class was hidden, not
-forgotten.
+in a table of its own with Retrain, relearned in the same way. A UA clearly below Retrain's, beyond the spread over seeds, suggests that
+the class was hidden and not forgotten.
 """
 
 import torch

@@ -20,8 +20,8 @@ TRAINING += ("class_dropout", "ema", "grad_clip")  # what a run remembers of its
 NEWER = ("data_sha", "with_test", "only_class", "loss")  # and what runs of earlier versions do not tell
 
 WEIGHTS = dict(choices=("ema", "last"), default="ema", help="averaged weights, or the last ones, which the official release starts from")
-WITH_TEST = dict(action="store_true", help="the test images are training images too, as in the official release's STL-10")
-ONLY_CLASS = dict(nargs="+", metavar="CLASS", help="use these classes alone, by name or number, for a small data set of two or more")
+WITH_TEST = dict(action="store_true", help="train on the test images too, as in the official release's STL-10")
+ONLY_CLASS = dict(nargs="+", metavar="CLASS", help="use only these classes, two or more, by name or number")
 
 
 def refuse_release(parser, argv, instead):
@@ -128,7 +128,7 @@ def load_task(model_path, forget_class, accelerator, data_dir=None, cache_dir=No
     """
     folder, recorded = read_run(model_path, "train")
     if recorded["method"] != "original":
-        raise RunError(f"{folder} is no original model: it was trained with --retain_only")
+        raise RunError(f"{folder} is not an original model: it was trained with --retain_only")
     training = {name: recorded[name] for name in TRAINING} | {name: recorded.get(name) for name in NEWER}
     data_dir = data_dir or moved(training["data_dir"], recorded, folder)
     images = data_of(training, data_dir, accelerator, cache_dir)

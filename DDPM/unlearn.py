@@ -48,7 +48,7 @@ def parse(argv=None):
             parser.error(f"--{one} and --{other} set the same weight: pass one of them")
     if "sum_alpha" in args.options and args.alpha and args.alpha < SMALL_ALPHA:
         release = f"if {args.alpha:g} is the paper repository's, a weight of sums over pixels, write --sum_alpha {args.alpha:g}"
-        parser.error(f"--alpha {args.alpha:g} hardly holds the retain set back, as both terms are means here: {release}")
+        parser.error(f"--alpha {args.alpha:g} gives the retain set hardly any weight, because both terms are means here: {release}")
     if args.method in NEEDS_MASK and args.mask_path is None:
         parser.error(f"--method {args.method} needs --mask_path: make a mask with generate_mask.py (without a mask it is --method rl)")
     if args.method in TAKES_NO_MASK and args.mask_path is not None:

@@ -34,7 +34,7 @@ def results():
             row = rows[method]
             figures = ", ".join(f"{name.replace('_', ' ')} {cell(row, name)}" for name in columns)
             shown = task if method == "original" else ""
-            name = f"{method} (best baseline)" if method == best else method
+            name = f"{method} (baseline with the smallest gap)" if method == best else method
             lines.append(f"| {shown} | {name} | {row['runs']} | {figures} | {row['average_gap']:.2f} |")
     return "\n".join(lines) + "\n"
 
@@ -51,9 +51,9 @@ def schematic(path):
     change = np.where(mask, draw.normal(size=(12, 12)), 0)
     figure, axes = pyplot.subplots(1, 3, figsize=(10, 3.9))
     panels = (
-        (saliency, "viridis", "1. Saliency\n|gradient of the loss on the forget set|", "every weight of the model"),
-        (mask, "gray", "2. Mask\nthe half with the largest gradients", "white: salient, may change\nblack: frozen, bit by bit"),
-        (change, "RdBu", "3. Unlearn\nchange of the salient weights only", "forget set: another label\nretain set: its own label"),
+        (saliency, "viridis", "1. Saliency\n|gradient|, forget set", "every weight of the model"),
+        (mask, "gray", "2. Mask\nthe largest half", "white: salient, may change\nblack: frozen, bit by bit"),
+        (change, "RdBu", "3. Unlearn\nonly salient weights change", "forget set: another label\nretain set: its own label"),
     )
     for axis, (values, colors, title, below) in zip(axes, panels, strict=True):
         axis.imshow(values, cmap=colors, interpolation="nearest")

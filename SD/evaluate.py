@@ -6,8 +6,8 @@
 
 --classifier counts how many images show the class that was asked for, in the column class of the prompts; the others' accuracies are the
 collateral damage. Images of real things for the distance (FID) come from --reference_dir, or from the data set that the model's run
-knows. --clip_model tells how well images fit their prompts, by class or group. --nudenet counts bare body parts. What was forgotten is
-known from the model that drew the samples; --forget_class says it where that is no class of the prompts, and for samples of the original.
+knows. --clip_model tells how well images fit their prompts, by class or group. --nudenet counts exposed body parts. What was forgotten is
+known from the model that drew the samples. Pass --forget_class for samples of the original, or if it is not a class of the prompts.
 """
 
 import functools
@@ -48,8 +48,8 @@ def parse(argv=None):
     number = "reference images, drawn by --seed (default: all)"
     parser.add(cli.METHOD, "--num_reference", type=cli.positive_int, metavar="N", help=number)
     parser.add(cli.METHOD, "--clip_model", metavar="MODEL", help="folder or hub id of a CLIP model")
-    parser.add(cli.METHOD, "--nudenet", action="store_true", help="count bare body parts with NudeNet (pip install nudenet)")
-    parser.add(cli.METHOD, "--nudenet_threshold", type=cli.ratio, default=0.6, help="lowest score of a counted body part")
+    parser.add(cli.METHOD, "--nudenet", action="store_true", help="count exposed body parts with NudeNet (pip install nudenet)")
+    parser.add(cli.METHOD, "--nudenet_threshold", type=cli.ratio, default=0.6, help="lowest score of a body part that counts")
     options = {"seed": dict(help="seed of the draw of --num_reference")}
     parser.add_shared("resume", "overwrite", "device", options=options, batch_size=32, seed=1)
     parser.refuse(NOT_HERE)

@@ -1,4 +1,4 @@
-"""Find the weights of the U-Net that matter for what is forgotten: SalUn's saliency mask.
+"""Find the weights of the U-Net or transformer that matter for what is forgotten: SalUn's saliency mask.
 
     python generate_mask.py --model_path runs/sd/original --dataset imagenette --data_dir data --forget_class church --save_dir runs/mask
 

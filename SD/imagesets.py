@@ -176,7 +176,7 @@ def load_captions(data_dir, size):
                 raise RunError(f"{table} lacks the column {' and '.join(missing)}; it has {', '.join(reader.fieldnames or ['none'])[:300]}")
             rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise RunError(f"{table} is no csv file in UTF-8 ({error}): save it again as one") from error
+        raise RunError(f"{table} is not a csv file in UTF-8 ({error}): save it again as one") from error
     odd = next((number for number, row in enumerate(rows, start=1) if None in row or None in row.values()), None)
     if odd is not None:
         raise RunError(f"row {odd} of {table} has other columns than the header: put captions with commas in double quotes")
@@ -191,7 +191,7 @@ def load_images(folder, size):
     """All images below a folder, of no class. Raises RunError if there is none."""
     found = list_images(folder) if folder.is_dir() else []
     if not found:
-        raise RunError(f"{folder} is no folder of images" if not folder.is_dir() else f"{folder} holds no images")
+        raise RunError(f"{folder} is not a folder of images" if not folder.is_dir() else f"{folder} holds no images")
     return Pictures(found, size)
 
 
@@ -205,7 +205,7 @@ def load(name, data_dir, size):
     if name not in DATASETS or not 0 < size <= 8192:  # a run's args.json may say so
         raise RunError(f"there are no images {str(name)[:60]!r} at {size} px: known are {', '.join(DATASETS)}, of up to 8192 px")
     if name in ("folder", "captions") and not data_dir.is_dir():
-        raise RunError(f"--data_dir {data_dir} is no folder")
+        raise RunError(f"--data_dir {data_dir} is not a folder")
     found = DATASETS[name](data_dir, size)
     odd = next((text for text in (*found.classes, *found.captions) if not is_utf8(text)), None)
     if odd is not None:

@@ -194,7 +194,9 @@ def open_clip(source, device):
         advice = "name a folder saved by CLIPModel and CLIPProcessor, or a hub id such as openai/clip-vit-large-patch14"
         raise RunError(f"CLIP could not be loaded from {source} ({' '.join(str(error).split())[:200]}): {advice}") from error
     if loaded["missing_keys"]:  # transformers would draw them at random and go on
-        raise RunError(f"{source} is no whole CLIP model: it lacks {sorted(loaded['missing_keys'])[0]}; name one with image and text parts")
+        raise RunError(
+            f"{source} is an incomplete CLIP model: it lacks {sorted(loaded['missing_keys'])[0]}; name one with image and text parts"
+        )
     known, wanted = len(processor.tokenizer), model.config.text_config.vocab_size
     if known != wanted:  # without a tokenizer's files transformers makes an empty one and goes on
         raise RunError(f"the tokenizer of {source} knows {known} tokens, its model {wanted}: save the CLIPProcessor there too")

@@ -85,7 +85,7 @@ def open_pipeline(source, config=None, variant=None, dtype="fp32"):
     if path.exists() and not (path / "model_index.json").is_file():
         lora = any(path.glob("*lora*.safetensors")) or (path / "adapter_config.json").is_file()
         more = f". LoRA weights alone are no model: {FUSE}" if lora else ""
-        raise RunError(f"{path} is no pipeline: it holds no model_index.json, which a diffusers folder has{more}")
+        raise RunError(f"{path} is not a pipeline: it holds no model_index.json, which a diffusers folder has{more}")
     if not path.exists():
         if path.is_absolute() or len(path.parts) != 2 or path.parts[0] in (".", "..", "runs"):
             raise RunError(f"{source} does not exist, and is no name of a model on the hub (owner/name) either")
@@ -138,7 +138,7 @@ def check_index(folder, source):
 
 
 def variant_of(name):
-    """The variant in the name of a weight file, "" for none; None where the name is no weight file's."""
+    """The variant in the name of a weight file, "" for none; None where the name is not a weight file's."""
     found = re.fullmatch(NAME, name)
     return found and (found["a"] or found["b"] or found["c"] or "")
 
@@ -217,7 +217,7 @@ def check_told(told, name, source):
     if any(".base_layer." in tensor or "lora_" in tensor for _, tensor in odd):
         raise RunError(f"{source} was saved with a LoRA in its {name} that is not fused: {FUSE}")
     for fault, tensor in odd:
-        raise RunError(f"{source} is no whole pipeline: its {name} {fault} tensor {tensor}; make or fetch it again")
+        raise RunError(f"{source} is an incomplete pipeline: its {name} {fault} tensor {tensor}; make or fetch it again")
 
 
 def ready(pipeline, source, original=None, dtype="fp32"):

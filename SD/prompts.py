@@ -82,7 +82,7 @@ def read_csv(path):
     except UnicodeDecodeError as error:
         raise RunError(f"{path} is not UTF-8 (byte {error.start}): save it again as UTF-8") from error
     except csv.Error as error:
-        raise RunError(f"{path}, line {line}: this is not whole csv ({error}); check the double quotes from there on") from error
+        raise RunError(f"{path}, line {line}: this is not valid csv ({error}); check the double quotes from there on") from error
     except RunError as error:
         raise RunError(f"{path}, line {line}: {error}") from error
     if not rows:

@@ -4,7 +4,8 @@
 
 Trains the U-Net of an unlearned model on --num_images of the images that it forgot, drawn by --seed, each under its own prompt, as train.py
 does. The run keeps its method's name: draw from it with generate_images.py, measure it with evaluate.py, and compare it in a table of its
-own with Retrain, relearned in the same way. A low UA beside a high one of Retrain says that the concept was hidden, not forgotten.
+own with Retrain, relearned in the same way. A UA clearly below Retrain's, beyond the spread over seeds, suggests
+that the concept was hidden and not forgotten.
 """
 
 from pathlib import Path

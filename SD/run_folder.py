@@ -50,7 +50,7 @@ def read_run(path, *kinds):
     if Path(path).is_file():
         read_tensors(path)
     if not (folder / "args.json").is_file():
-        raise RunError(f"{folder} is no run folder: it holds no args.json")
+        raise RunError(f"{folder} is not a run folder: it holds no args.json")
     if not (folder / "done.json").is_file():
         raise RunError(f"the run in {folder} did not finish: run its command again with --resume")
     recorded = read_json(folder / "args.json")
@@ -115,7 +115,7 @@ def check_apart(args):
         target = Path(save_dir).resolve()
         for name, source, folder in paths_read(args):
             if lies_in(source.resolve(), target) or ((folder / "args.json").is_file() and lies_in(target, folder.resolve())):
-                raise RunError(f"--save_dir {save_dir} is, holds or lies in what --{name} {source} reads: name another --save_dir")
+                raise RunError(f"--save_dir {save_dir} overlaps with --{name} {source}: name another --save_dir")
 
 
 def sources(args):
@@ -182,7 +182,7 @@ class RunFolder:
                 self._known = recorded
                 self._check_same(vars(self.args))
         elif self.folder.exists() and (not self.folder.is_dir() or any(name[0] != "." for name in os.listdir(self.folder))):
-            raise RunError(f"--save_dir {self.folder} exists and is no run folder: name a new or empty folder")
+            raise RunError(f"--save_dir {self.folder} exists and is not a run folder: name a new or empty folder")
 
     def _lock(self):
         """Hold the run folder until this process ends, or raise RunError with the host and the process that do."""
@@ -220,7 +220,7 @@ class RunFolder:
         then, now = self._known.get("sources", {}), sources(self.args)  # earlier versions do not tell
         if replaced := [name for name in now if name in then and then[name] != now[name]]:
             what = " and ".join(f"--{name}" for name in replaced)
-            raise RunError(f"{self.folder} was made from an earlier run than {what} holds now: pass --overwrite to make it again")
+            raise RunError(f"the run at {what} has been replaced since {self.folder} was made: pass --overwrite to make it again")
 
     def start_clock(self):
         self._clock = time.monotonic()

@@ -202,7 +202,7 @@ def load(path, config=None):
     for model, either in ESSENTIAL.items():
         if not either & names:
             lacks = f"it has no {model} in the original layout ({sorted(either)[-1]})"
-            raise RunError(f"{path} is no checkpoint of Stable Diffusion 1.x, 2.x or XL: {lacks}")
+            raise RunError(f"{path} is not a checkpoint of Stable Diffusion 1.x, 2.x or XL: {lacks}")
     xl = any(name.startswith(XL_1) for name in names)
     kind = KINDS["StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"]
     source = "the hub" if config is None else config
@@ -247,16 +247,16 @@ def contents(path):
             with safetensors.safe_open(path, "pt") as file:
                 return set(file.keys()), file.metadata() or {}
         except safetensors.SafetensorError as error:
-            raise RunError(f"{path} is not a whole safetensors file ({error}): fetch it again") from error
+            raise RunError(f"{path} is an incomplete or damaged safetensors file ({error}): fetch it again") from error
     if path.suffix not in (".ckpt", ".pt"):
-        raise RunError(f"{path} is no single file of weights: its name must end in .safetensors, .ckpt or .pt")
+        raise RunError(f"{path} is not a single file of weights: its name must end in .safetensors, .ckpt or .pt")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         refused = "damaged or holds more than tensors, which could run code and is refused"
         raise RunError(f"{path} is {refused}: take the model as .safetensors") from error
     except DAMAGE as error:
-        raise RunError(f"{path} is not a whole file of torch.save ({type(error).__name__}): fetch it again") from error
+        raise RunError(f"{path} is an incomplete or damaged file of torch.save ({type(error).__name__}): fetch it again") from error
     for _ in range(3):  # not without end: a table may hold itself
         tensors = tensors["state_dict"] if isinstance(tensors, dict) and "state_dict" in tensors else tensors
     return {name for name in tensors if torch.is_tensor(tensors[name])} if isinstance(tensors, dict) else set(), {}

@@ -39,7 +39,7 @@ def load_task(model_path, flags, accelerator, needs=("forget", "retain"), varian
     """
     family, recorded = pipelines.open_pipeline(model_path, variant=variant, dtype=dtype)
     if originals_only and recorded and (recorded["kind"] != "train" or recorded["method"] != "original"):
-        raise RunError(f"{model_path} is no original model (to forget more, start from the original and forget everything together)")
+        raise RunError(f"{model_path} is not an original model (to forget more, start from the original and forget everything together)")
     trainer.prepare(family.model, accelerator)
     shas = {"vae": models.sha(family.pipeline.vae), "model": models.sha(family.model, *family.frozen)}
     concept = concepts.of_classes if flags["forget_class"] else concepts.of_prompts

@@ -68,7 +68,7 @@ def parse(argv=None):
     if args.from_scratch and (args.variant or args.model_config):
         parser.error("--variant and --model_config go with --model_path: --from_scratch builds a model of its own")
     if args.weights_dtype != "fp32" and (args.from_scratch or args.ema):
-        parser.error("--weights_dtype fp32 alone goes with --from_scratch and with --ema")
+        parser.error("--from_scratch and --ema need --weights_dtype fp32")
     if args.retain_only != bool(args.forget_class):
         parser.error("--retain_only and --forget_class belong together: name the classes to leave out")
     if args.retain_only and args.dataset == "captions":

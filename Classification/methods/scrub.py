@@ -8,11 +8,13 @@ from passes import predict_logits
 from trainer import cross_entropy
 
 TEMPERATURE = 4.0  # of the distillation, as in the authors' code
-RUNAWAY = 1e3  # a batch's mean KL * T^2 beyond this, where logits are hundreds apart, is no classifier's answer any more
+RUNAWAY = 1e3  # a batch's mean KL * T^2 beyond this, where logits are hundreds apart, is not a classifier's answer any more
 FLAGS = {
     "ascent_epochs": dict(type=non_negative_int, help="number of first epochs that also push the forget set away"),
     "decay_epochs": dict(type=non_negative_int, nargs="*", metavar="E", help="epochs after which the learning rate falls to a tenth"),
-    "rewind": dict(action="store_true", help="SCRUB+R: end in the epoch whose forget error is nearest to that on validation images"),
+    "rewind": dict(
+        action="store_true", help="SCRUB+R: keep the weights of the epoch whose error on the forget set is nearest to the validation error"
+    ),
 }
 # large_scale_unlearning.ipynb
 TRAINING = {"batch_size": 128, "forget_batch_size": 32, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "augment": False}
@@ -49,7 +51,7 @@ def scrub(
                 pushed = divergence(batch)
                 trainer.step(forget=-pushed)
             if (reached := float(trainer.accelerator.reduce(pushed.detach(), "mean"))) > RUNAWAY:
-                raise RunError(f"the ascent ran away, to a KL of {reached:.0f}: lower --lr or --ascent_epochs. No weights were written")
+                raise RunError(f"the ascent diverged, to a KL of {reached:.0f}: lower --lr or --ascent_epochs. No weights were written")
         for batch in trainer.batches(retain):
             trainer.step(retain=alpha * divergence(batch), cross_entropy=gamma * cross_entropy(model, batch))
         if rewind:

@@ -11,10 +11,10 @@ from trainer import cross_entropy
 
 LARGEST_NORM = 7.0  # of the gradient of a forget step
 FLAGS = {
-    "forget_every": dict(type=positive_int, help="retain steps for one forget step"),
+    "forget_every": dict(type=positive_int, help="take one forget step every N retain steps"),
     "forget_alpha": dict(type=positive_float, help="weight of the forget loss in the first step; it falls to 0 along a cosine"),
-    "adapt": dict(type=non_negative_float, help="lambda: a sample's forget loss is weighted by its inverse to this power"),
-    "fisher_ratio": dict(type=non_negative_float, help="gamma: forget steps move a weight where I_f / I_r is at least this"),
+    "adapt": dict(type=non_negative_float, help="lambda: each forget sample is weighted by its loss to the power -lambda"),
+    "fisher_ratio": dict(type=non_negative_float, help="gamma: forget steps move only weights whose I_f / I_r is at least this"),
 }
 TRAINING = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "batch_size": 128, "schedule": "cosine"}  # unlearn/sfron.py
 

@@ -20,12 +20,17 @@ OUT=${OUT:-runs/evidence}
 DATA_DIR=${DATA_DIR:-data}
 CLASS=${CLASS:-3}
 PARTS=${PARTS:-search search50 search_class random10 random50 class floor}
-TRIES=${TRIES:-8}
+TRIES=${TRIES:-8}  # 2, 4, 6 or 8
 PRECISION=${PRECISION:-bf16}
 KNOWN="ft rl bs l1_sparse scrub salun salun_soft ga iu be neggrad_plus ssd bad_teacher sfron scissorhands munba"
 for name in ${METHODS:-}; do
   [[ " $KNOWN " == *" $name "* ]] || { echo "error: METHODS=$name is none of $KNOWN" >&2; exit 1; }
 done
+[[ -z ${METHODS:-} || " $METHODS " =~ \ (ft|rl|bs|l1_sparse|scrub|salun|salun_soft|neggrad_plus)\  ]] || {
+  echo "error: METHODS must name one of ft rl bs l1_sparse scrub salun salun_soft neggrad_plus: every part has these" >&2
+  exit 1
+}
+[[ $TRIES =~ ^[2468]$ ]] || { echo "error: TRIES=$TRIES must be 2, 4, 6 or 8" >&2; exit 1; }
 FIRST="0.003 0.006 0.013 0.025"
 MIXED="0.013 0.025 0.05 0.1"
 
@@ -112,17 +117,18 @@ masks() {
   done
 }
 
-for part in $PARTS; do
-  case $part in
-    search*) seeds=${SEARCH_SEEDS:-101 102} ;;
-    random10) seeds=${SEEDS:-1 2 3 4 5 6 7 8 9 10} ;;
-    random50 | class) seeds=${SEEDS:-1 2 3 4 5} ;;
-    floor) seeds=1 ;;
-    *)
-      echo "error: no part $part" >&2
-      exit 1
-      ;;
+seeds_of() {
+  case $1 in
+    search*) echo "${SEARCH_SEEDS:-101 102}" ;;
+    random10) echo "${SEEDS:-1 2 3 4 5 6 7 8 9 10}" ;;
+    random50 | class) echo "${SEEDS:-1 2 3 4 5}" ;;
+    floor) echo 1 ;;
+    *) echo "error: no part $1" >&2; return 1 ;;
   esac
+}
+
+for part in $PARTS; do
+  seeds=$(seeds_of "$part")
   for s in $seeds; do
     case $part in
       search)
@@ -209,6 +215,6 @@ for part in $PARTS; do
       python table.py "$OUT/$part"
       ;;
   esac
-  if [[ $part == random* || $part == class ]]; then python relearn.py "$OUT/$part" --k 100 --epochs 1 5 --precision "$PRECISION"; fi
-  if [[ $part == random50 || $part == class ]]; then python evaluate_many.py "$OUT/$part" --precision "$PRECISION"; fi
+  if [[ $part =~ ^(random10|random50|class)$ ]]; then python relearn.py "$OUT/$part" --k 100 --epochs 1 5 --precision "$PRECISION"; fi
+  if [[ $part =~ ^(random50|class)$ && $(seeds_of $part) == *\ * ]]; then python evaluate_many.py "$OUT/$part" --precision "$PRECISION"; fi
 done

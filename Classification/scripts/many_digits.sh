@@ -44,5 +44,5 @@ for seed in ${SEEDS:-$(seq 16)}; do
   python evaluate.py --model_path "$R/retrain" "${runs[@]}" --retrain_path "$R/retrain" --precision fp32 --resume
 done
 python table.py "$OUT"
-python evaluate_many.py "$OUT" --precision fp32
 python relearn.py "$OUT" --precision fp32
+python evaluate_many.py "$OUT" --precision fp32

@@ -76,22 +76,22 @@ WRONG = {  # name: (flags of unlearn.py, part of the message)
     "more than there is": ("--method ft --num_forget 5000", "more than the 1294 samples"),
     "missing index file": ("--method ft --forget_indices {tmp}/none.txt", "none.txt"),
     "missing model": (f"{FT} --model_path {{tmp}}/none", "does not exist"),
-    "a folder that is no run": (f"{FT} --model_path {{home}}/data", "no run folder"),
+    "a folder that is no run": (f"{FT} --model_path {{home}}/data", "is not a run folder"),
     "a mask as a model": (f"{FT} --model_path {{home}}/mask", "is a run of kind mask"),
     "mask of another forget set": ("--num_forget 61 --mask_path {home}/mask", "another forget set"),
     "missing mask": ("--num_forget 60 --mask_path {tmp}/none", "does not exist"),
-    "a model as a mask": ("--num_forget 60 --mask_path {home}/original/model.safetensors", "is no mask"),
+    "a model as a mask": ("--num_forget 60 --mask_path {home}/original/model.safetensors", "is not a mask"),
     "a loss that explodes": (f"{FT} --lr 1e30 --epochs 3", "lower --lr"),
     "no CUDA": (f"{FT} --device cuda", "no CUDA device"),
 }
 BROKEN = {  # name: (run to copy, its file to break, how, part of the message)
     "unfinished model": ("original", "done.json", Path.unlink, "did not finish"),
-    "truncated weights": ("original", "model.safetensors", truncate, "not a whole safetensors file"),
+    "truncated weights": ("original", "model.safetensors", truncate, "an incomplete or damaged safetensors file"),
     "pickled weights": ("original", "model.safetensors", pickle_over, "is a pickle"),
     "weights with NaN": ("original", "model.safetensors", nan_weights, "NaN or infinite values in fc.weight"),
     "weights of another shape": ("original", "args.json", other_size, "belongs to another model"),
-    "torn args.json": ("original", "args.json", truncate, "not whole JSON"),
-    "truncated mask": ("mask", "mask.safetensors", truncate, "not a whole safetensors file"),
+    "torn args.json": ("original", "args.json", truncate, "incomplete or damaged JSON"),
+    "truncated mask": ("mask", "mask.safetensors", truncate, "an incomplete or damaged safetensors file"),
 }
 
 
@@ -151,7 +151,7 @@ def test_a_pickle_and_other_data_are_refused(home, tmp_path, capsys):
         (("train", "--dataset", "mnist"), "invalid choice"),
         (("train", "--image_size", 16), "--image_size is for"),
         (("train", "--val_fraction", 1), "must be in [0, 1)"),
-        (("train", "--dataset", "folder", "--data_dir", "/nonexistent"), "is no folder"),
+        (("train", "--dataset", "folder", "--data_dir", "/nonexistent"), "is not a folder"),
         (("generate_mask", "--num_forget", 60), "--model_path"),
         (("generate_mask", "--num_forget", 60, "--model_path", "a", "--mask_kind", "noise"), "invalid choice: 'noise'"),
         (("generate_mask", "--num_forget", 60, "--model_path", "a", "--mask_kind", "random"), "random needs --seed"),
@@ -190,7 +190,7 @@ def test_an_existing_run_is_never_lost(home, tmp_path, capsys):
     recorded.write_text(text.replace('"started": "2', '"started": "1'))  # another run has taken its place
     try:
         assert script(*unlearn_command(home, folder, "--resume")) != 0
-        assert "made from an earlier run than --model_path holds now" in capsys.readouterr().err
+        assert "the run at --model_path has been replaced since" in capsys.readouterr().err
     finally:
         recorded.write_text(text)
     assert files(folder) == before
@@ -432,7 +432,7 @@ def test_a_flag_that_no_command_takes_is_refused_before_anything_runs(tmp_path):
     """Breaks if further_flags.py leaves such a flag out without a word."""
     assert "no command of this script takes --limits 40" in dry_run("own_data.sh", tmp_path, "--limits", "40")
     assert "takes EPOCHS=many: argument --epochs" in dry_run("own_data.sh", tmp_path, EPOCHS="many")
-    assert "40 is no flag" in dry_run("own_data.sh", tmp_path, "40") and not list(tmp_path.iterdir())
+    assert "40 is not a flag" in dry_run("own_data.sh", tmp_path, "40") and not list(tmp_path.iterdir())
 
 
 def test_the_commands_of_a_script_are_as_they_stand_where_the_user_asks_for_nothing_else(tmp_path):
@@ -511,7 +511,7 @@ def test_a_run_is_not_written_over_what_it_reads(name, home, tmp_path, capsys, m
         for flags in ((), ("--overwrite",)):
             assert script(*command, save_dir, *flags) != 0
             errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-            assert len(errors) == 1 and "is, holds or lies in what --" in errors[0]
+            assert len(errors) == 1 and "overlaps with --" in errors[0]
     assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()} == before
 
 
@@ -522,4 +522,4 @@ def test_a_run_does_not_hold_what_it_reads(home, tmp_path, capsys):
     shutil.copytree(home / "original", tmp_path / "run" / "samples")
     command = ("generate_mask", "--num_forget", NUM_FORGET)
     assert script(*command, "--model_path", tmp_path / "run" / "samples", "--save_dir", tmp_path / "run", "--overwrite") != 0
-    assert "is, holds or lies in what --model_path" in capsys.readouterr().err and (tmp_path / "run" / "samples" / "done.json").is_file()
+    assert "overlaps with --model_path" in capsys.readouterr().err and (tmp_path / "run" / "samples" / "done.json").is_file()

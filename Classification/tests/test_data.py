@@ -101,7 +101,7 @@ def test_impossible_forget_sets_are_refused(digits, flags, message):
 
 @pytest.mark.parametrize(
     "text, message",
-    [("1 2 x", "no list of indices"), ("", "at least one index"), ("4 4", "twice"), ("99999", "not among"), ("-1", "not among")],
+    [("1 2 x", "is not a list of indices"), ("", "at least one index"), ("4 4", "twice"), ("99999", "not among"), ("-1", "not among")],
 )
 def test_bad_index_files_are_refused(digits, tmp_path, text, message):
     """Mutation: skip indices that are out of range."""
@@ -278,7 +278,7 @@ def test_nothing_is_written_among_own_images(tmp_path, monkeypatch):
     imagesets.load_images("digits", tmp_path / "data", cache_dir=tmp_path / "other")
     assert (tmp_path / "other" / "digits.npz").is_file() and not list((tmp_path / "data").iterdir())
     (tmp_path / "data" / "digits.npz").write_bytes((tmp_path / "other" / "digits.npz").read_bytes()[:100])
-    with pytest.raises(RunError, match="data/digits.npz is not a whole"):
+    with pytest.raises(RunError, match="data/digits.npz is an incomplete or damaged"):
         imagesets.load_images("digits", tmp_path / "data", cache_dir=tmp_path / "other")
     with pytest.raises(RunError, match="is a file: name a folder"):
         imagesets.load_images("folder", tmp_path / "a", 8, cache_dir=kept[0])
@@ -294,14 +294,14 @@ def test_bad_folders_and_caches_are_refused(tmp_path):
         ("one", "two class folders"),
         ("bad", "torn.jpg cannot be read"),
         ("empty", "no valid file for the classes dog"),
-        ("absent", "is no folder"),
+        ("absent", "is not a folder"),
     ):
         with pytest.raises((RunError, OSError), match=message):
             imagesets.load_images("folder", tmp_path / name, 8)
     imagesets.load_images("digits", tmp_path)
     whole = (tmp_path / "digits.npz").read_bytes()
     (tmp_path / "digits.npz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(RunError, match="not a whole .npz"):
+    with pytest.raises(RunError, match="incomplete or damaged .npz"):
         imagesets.load_images("digits", tmp_path)
     np.savez(
         tmp_path / "digits.npz",

@@ -306,7 +306,7 @@ def test_what_nobody_foresaw_is_one_sentence_and_a_log(tmp_path, monkeypatch, ca
     with pytest.raises(SystemExit) as stop:
         cli.run(main)
     (log,) = tmp_path.iterdir()
-    assert str(stop.value.code).startswith("error: unforeseen KeyError, 'surprise'") and str(log) in stop.value.code
+    assert str(stop.value.code).startswith("error: unexpected KeyError: 'surprise'") and str(log) in stop.value.code
     assert "in main" in log.read_text()
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit) as stop:
@@ -318,7 +318,7 @@ def test_what_nobody_foresaw_is_one_sentence_and_a_log(tmp_path, monkeypatch, ca
 
 
 def test_too_little_memory_says_what_to_lower():
-    """Mutation: report it as unforeseen."""
+    """Mutation: report it as unexpected."""
     assert "lower --batch_size" in cli.sentence(torch.OutOfMemoryError("CUDA out of memory"))
 
 

@@ -360,7 +360,7 @@ def test_an_ascent_that_runs_away_ends_in_a_sentence(unlearn, home, tmp_path, ca
     """Mutation: look for NaN alone: the KL is finite, and huge."""
     flags = "--method scrub --num_forget 60 --lr 50 --epochs 3 --precision fp32"
     assert script("unlearn", flags, "--model_path", home / "original", "--save_dir", tmp_path / "run") == 1
-    assert "the ascent ran away, to a KL of" in capsys.readouterr().err and not (tmp_path / "run" / "model.safetensors").exists()
+    assert "the ascent diverged, to a KL of" in capsys.readouterr().err and not (tmp_path / "run" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("spelling, ours", [("wfisher", "iu_scale"), ("FT_prune", "gamma"), ("fisher_new", "noise_scale")])

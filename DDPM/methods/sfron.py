@@ -8,8 +8,10 @@ from trainer import denoising_loss, drop_labels, noisy_images, predict_noise, sq
 
 FLAGS = {
     "forget_alpha": dict(type=non_negative_float, help="weight of the ascent at first; it falls to 0 by half a cosine"),
-    "adaptive": dict(type=non_negative_float, help="power of a forget sample's loss that its weight is divided by"),
-    "fisher_ratio": dict(type=non_negative_float, help="least ratio of forget to retain Fisher at which the ascent moves a weight"),
+    "adaptive": dict(type=non_negative_float, help="lambda: each forget sample is weighted by its loss to the power -lambda"),
+    "fisher_ratio": dict(
+        type=non_negative_float, help="gamma: the ascent moves only weights whose forget-to-retain Fisher ratio is at least this"
+    ),
 }
 
 

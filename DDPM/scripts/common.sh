@@ -24,6 +24,8 @@ for name in OUT DATA_DIR DATA MODEL CLASSIFIER CLIP PROMPTS FORGET_DIR; do  # al
   fi
 done
 
+[[ -z ${OUT:-} ]] || OUT=${OUT%/}
+
 step=0
 total=0
 plan=${NOTE_COMMANDS:-}

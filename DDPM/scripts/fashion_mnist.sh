@@ -12,7 +12,7 @@ CLASS=${CLASS:-1}
 
 for seed in ${SEEDS:-1}; do
   O=$OUT/seed$seed
-  R=$O/class$CLASS
+  R=$OUT/class$CLASS/seed$seed
   forget=(--model_path "$O/original" --forget_class "$CLASS" --batch_size 64 --seed "$seed")
   python train.py --dataset fashion_mnist --data_dir "$DATA_DIR" --arch unet48 --steps 2000 --batch_size 64 --lr 8e-4 --schedule linear --ema 0.999 --seed "$seed" --save_every 1000 --save_dir "$O/original" --resume
   python train_classifier.py --dataset fashion_mnist --data_dir "$DATA_DIR" --arch cnn --lr 1e-3 --head_lr_factor 1 --epochs 5 --batch_size 128 --schedule linear --weight_decay 0 --seed "$seed" --save_dir "$O/classifier" --resume
@@ -33,5 +33,5 @@ for seed in ${SEEDS:-1}; do
   python sample.py --model_path "$O/original" "$R"/{retrain,ga,ga_retain,rl,esd,salun,salun_random,salun_layerwise,salun_soft,erasediff,scissorhands} --classes "$CLASS" "x$CLASS" --num_per_class 100 40 --steps 20 --cond_scale 2 --batch_size 230 --precision auto --seed "$seed" --save_dir "$R/samples"/{original,retrain,ga,ga_retain,rl,esd,salun,salun_random,salun_layerwise,salun_soft,erasediff,scissorhands} --resume
   python evaluate.py --sample_path "$R/samples"/{original,retrain,ga,ga_retain,rl,esd,salun,salun_random,salun_layerwise,salun_soft,erasediff,scissorhands} --forget_class "$CLASS" --classifier "$O/classifier" --features classifier --num_reference 5000 --resume
 done
-python table.py "$OUT"
-python draw_pictures.py "$OUT"
+python table.py "$OUT/class$CLASS"
+python draw_pictures.py "$OUT/class$CLASS"

@@ -75,12 +75,12 @@ WRONG = {  # name: (flags of unlearn.py, part of the message)
     "resume and overwrite": (f"{RL} --resume --overwrite", "contradict"),
     "negative learning rate": (f"{RL} --lr -1", "must be a positive number"),
     "missing model": (f"{RL} --model_path {{tmp}}/none", "does not exist"),
-    "a folder that is no run": (f"{RL} --model_path {{home}}/data", "no run folder"),
+    "a folder that is no run": (f"{RL} --model_path {{home}}/data", "is not a run folder"),
     "a mask as a model": (f"{RL} --model_path {{home}}/mask", "is a run of kind mask"),
     "a classifier as a model": (f"{RL} --model_path {{home}}/classifier", "is a run of kind classifier"),
     "mask of another class": ("--forget_class 4 --mask_path {home}/mask", "another forget set"),
     "missing mask": ("--forget_class 3 --mask_path {tmp}/none", "does not exist"),
-    "a model as a mask": ("--forget_class 3 --mask_path {home}/original/model.safetensors", "is no mask"),
+    "a model as a mask": ("--forget_class 3 --mask_path {home}/original/model.safetensors", "is not a mask"),
     "the release's alpha": (f"{RL} --alpha 1e-3", "write --sum_alpha 0.001"),
     "alpha in two ways": (f"{RL} --alpha 1 --sum_alpha 1e-3", "--alpha and --sum_alpha set the same weight"),
     "a fixed and an adaptive weight": (
@@ -95,14 +95,14 @@ WRONG = {  # name: (flags of unlearn.py, part of the message)
 }
 BROKEN = {  # name: (run to copy, its file to break, how, part of the message)
     "unfinished model": ("original", "done.json", Path.unlink, "did not finish"),
-    "truncated weights": ("original", "model.safetensors", truncate, "not a whole safetensors file"),
+    "truncated weights": ("original", "model.safetensors", truncate, "an incomplete or damaged safetensors file"),
     "pickled weights": ("original", "model.safetensors", pickle_over, "is a pickle"),
     "weights with NaN": ("original", "model.safetensors", nan_weights, "NaN or infinite values in conv_in.bias"),
     "another image size": ("original", "args.json", change_args(image_size=16), "another image size"),
     "another class count": ("original", "args.json", change_args(num_classes=7), "other classes"),
     "weights of another U-Net": ("original", "args.json", change_args(arch="unet32"), "belongs to another model"),
-    "torn args.json": ("original", "args.json", truncate, "not whole JSON"),
-    "truncated mask": ("mask", "mask.safetensors", truncate, "not a whole safetensors file"),
+    "torn args.json": ("original", "args.json", truncate, "incomplete or damaged JSON"),
+    "truncated mask": ("mask", "mask.safetensors", truncate, "an incomplete or damaged safetensors file"),
 }
 
 
@@ -144,7 +144,7 @@ OTHERS = {  # name: (command, part of the message)
     "forget without retrain": ("train --dataset digits --forget_class 3 --save_dir {tmp}/run", "belong together"),
     "size of a fixed data set": ("train --dataset digits --image_size 16 --save_dir {tmp}/run", "--image_size is for"),
     "a U-Net too deep": ("train --dataset digits --arch unet128_deep --data_dir {home}/data --save_dir {tmp}/run", "do not allow"),
-    "no data": ("train --dataset folder --data_dir {tmp}/none --save_dir {tmp}/run", "is no folder"),
+    "no data": ("train --dataset folder --data_dir {tmp}/none --save_dir {tmp}/run", "is not a folder"),
     "random mask without a seed": (
         "generate_mask --model_path {home}/original --forget_class 3 --mask_kind random --save_dir {tmp}/run",
         "random needs --seed",
@@ -283,7 +283,7 @@ def test_an_existing_run_is_never_lost(home, tmp_path, capsys):
     recorded.write_text(text.replace('"started": "2', '"started": "1'))  # another run has taken its place
     try:
         assert script(*unlearn_command(home, folder, "--resume")) != 0
-        assert "made from an earlier run than --model_path holds now" in capsys.readouterr().err
+        assert "the run at --model_path has been replaced since" in capsys.readouterr().err
     finally:
         recorded.write_text(text)
     assert files(folder) == before
@@ -647,7 +647,7 @@ def test_a_run_is_not_written_over_what_it_reads(name, home, tmp_path, capsys, m
         for flags in ((), ("--overwrite",)):
             assert script(*command, save_dir, *flags) != 0
             errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-            assert len(errors) == 1 and "is, holds or lies in what --" in errors[0]
+            assert len(errors) == 1 and "overlaps with --" in errors[0]
     assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()} == before
 
 
@@ -658,4 +658,4 @@ def test_a_run_does_not_hold_what_it_reads(home, tmp_path, capsys):
     shutil.copytree(home / "original", tmp_path / "run" / "samples")
     command = ("generate_mask", "--forget_class", FORGOTTEN)
     assert script(*command, "--model_path", tmp_path / "run" / "samples", "--save_dir", tmp_path / "run", "--overwrite") != 0
-    assert "is, holds or lies in what --model_path" in capsys.readouterr().err and (tmp_path / "run" / "samples" / "done.json").is_file()
+    assert "overlaps with --model_path" in capsys.readouterr().err and (tmp_path / "run" / "samples" / "done.json").is_file()

@@ -33,10 +33,12 @@ def groups(words):
     for word in words:
         if word.startswith("--"):
             found.append(word.split("=", 1))
+            if found[-1][0] == "--overwrite":
+                sys.exit("error: a script continues what is there: to begin again, remove the folder or name another OUT")
         elif found:
             found[-1].append(word)
         else:
-            sys.exit(f"error: {word} is no flag: this script takes variables before `bash` and flags after its name")
+            sys.exit(f"error: {word} is not a flag: this script takes variables before `bash` and flags after its name")
     return found
 
 

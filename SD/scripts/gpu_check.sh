@@ -52,7 +52,7 @@ for on in logs:
 END
 for precision in fp32 bf16; do
   for part in sd-mask sd-masked sd-dense; do
-    printf '{"check": "Stable Diffusion v1'"'"'s U-Net, %s, %s", "figures": %s}\n' "$part" "$precision" \
-      "$(python benchmark.py --part $part --folder "$R/benchmark" --device "$DEVICE" --precision "$precision" --divide "${DIVIDE:-1}" | tail -n 1)"
+    figures=$(python benchmark.py --part $part --folder "$R/benchmark" --device "$DEVICE" --precision "$precision" --divide "${DIVIDE:-1}" | tail -n 1)
+    printf '{"check": "Stable Diffusion v1'"'"'s U-Net, %s, %s", "figures": %s}\n' "$part" "$precision" "$figures"
   done
 done

@@ -16,6 +16,9 @@ CLASS=${CLASS:-church}
 MODEL=${MODEL:-CompVis/stable-diffusion-v1-4}
 CLASSIFIER=${CLASSIFIER:-resnet50}
 METHODS=${METHODS:-esd fmn salun}
+for name in $METHODS; do
+  [[ " ga ga_retain rl esd fmn salun salun_soft uce ca " == *" $name "* ]] || { echo "error: there is no method $name" >&2; exit 1; }
+done
 
 for class in ${CLASSES:-${CLASS// /_}}; do  # imagenette_table.sh sets CLASSES
   for seed in ${SEEDS:-1}; do

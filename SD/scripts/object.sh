@@ -13,6 +13,7 @@ OUT=${OUT:-runs/object/$CLASS}
 MODEL=${MODEL:-CompVis/stable-diffusion-v1-4}
 CLIP=${CLIP:-openai/clip-vit-large-patch14}
 KEEP=${KEEP:-a photo of a horse}
+grep -q ",$CLASS$" prompt_lists/objects.csv || { echo "error: prompt_lists/objects.csv has no class $CLASS: add prompts for it" >&2; exit 1; }
 
 for seed in ${SEEDS:-1}; do
   R=$OUT/seed$seed

@@ -13,6 +13,7 @@ TARGET=${TARGET:-a painting}
 OUT=${OUT:-runs/style}
 MODEL=${MODEL:-CompVis/stable-diffusion-v1-4}
 CLIP=${CLIP:-openai/clip-vit-large-patch14}
+grep -q ",$LABEL$" prompt_lists/styles.csv || { echo "error: prompt_lists/styles.csv has no class $LABEL: add prompts for it" >&2; exit 1; }
 
 for seed in ${SEEDS:-1}; do
   R=$OUT/seed$seed

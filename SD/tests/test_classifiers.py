@@ -204,7 +204,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path, monkeypatch, capsys):
         "other.pth": "belongs to another model",
         "short.pth": "damaged",
         "empty.pth": "damaged",
-        "text.safetensors": "not a whole safetensors file",
+        "text.safetensors": "an incomplete or damaged safetensors file",
         "absent.pth": "does not exist",
         "absent.safetensors": "does not exist",
     }

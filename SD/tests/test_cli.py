@@ -90,19 +90,19 @@ WRONG = {  # name: (flags of unlearn.py, part of the message)
     "folders with a class": (f"{RL} --retain_dir {{home}}", "--retain_dir goes with --forget_prompt"),
     "a data set with a prompt": (f"{PROMPT} --dataset digits", "--dataset and --caption go with --forget_class"),
     "a caption without a place": (f"{RL} --caption three", "UTF-8 with one {{}}"),
-    "a missing folder": (f"{PROMPT} --forget_dir {{tmp}}/none", "is no folder of images"),
+    "a missing folder": (f"{PROMPT} --forget_dir {{tmp}}/none", "is not a folder of images"),
     "an empty folder": (f"{PROMPT} --forget_dir {{tmp}}", "holds no images"),
     "a folder without classes": (f"{RL} --dataset folder --data_dir {{tmp}}", "at least two class folders"),
     "resume and overwrite": (f"{RL} --resume --overwrite", "contradict"),
     "negative learning rate": (f"{RL} --lr -1", "must be a positive number"),
     "missing model": (f"{RL} --model_path {{tmp}}/none", "does not exist"),
-    "a folder that is no pipeline": (f"{RL} --model_path {{home}}/data", "is no pipeline: it holds no model_index.json"),
+    "a folder that is not a pipeline": (f"{RL} --model_path {{home}}/data", "is not a pipeline: it holds no model_index.json"),
     "a mask as a model": (f"{RL} --model_path {{home}}/mask", "is a run of kind mask"),
     "a bare pipeline without its data": (f"{RL} --model_path {{home}}/original/model", "name the classes' images by --dataset"),
     "a picture as a model": (f"{RL} --model_path {{home}}/original/args.json", "args.json"),
     "mask of another class": ("--forget_class four --mask_path {home}/mask", "another forget set"),
     "missing mask": ("--forget_class three --mask_path {tmp}/none", "does not exist"),
-    "weights as a mask": ("--forget_class three --mask_path {home}/classifier/model.safetensors", "is no mask"),
+    "weights as a mask": ("--forget_class three --mask_path {home}/classifier/model.safetensors", "is not a mask"),
     "a loss that explodes": ("--method ga --forget_class three --lr 1e30 --steps 40", "lower --lr"),
     "half precision on a CPU": (f"{RL} --precision fp16 --device cpu", "fp16 needs a GPU"),
     "no CUDA": (f"{RL} --device cuda", "no CUDA device"),
@@ -114,8 +114,8 @@ BROKEN = {  # name: (run to copy, its file to break, how, part of the message)
     "weights with NaN": ("original", UNET, nan_weights, "NaN or infinite values in UNet2DConditionModel's conv_in.bias"),
     "weights of another shape": ("original", "model/unet/config.json", other_widths, "cannot be opened as a pipeline"),
     "torn config": ("original", "model/vae/config.json", truncate, "cannot be opened as a pipeline"),
-    "torn args.json": ("original", "args.json", truncate, "not whole JSON"),
-    "truncated mask": ("mask", "mask.safetensors", truncate, "not a whole safetensors file"),
+    "torn args.json": ("original", "args.json", truncate, "incomplete or damaged JSON"),
+    "truncated mask": ("mask", "mask.safetensors", truncate, "an incomplete or damaged safetensors file"),
 }
 
 
@@ -302,7 +302,7 @@ def test_an_existing_run_is_never_lost(home, tmp_path, capsys):
     recorded.write_text(text.replace('"started": "2', '"started": "1'))  # another run has taken its place
     try:
         assert script(*unlearn_command(home, folder, "--resume")) != 0
-        assert "made from an earlier run than --model_path holds now" in capsys.readouterr().err
+        assert "the run at --model_path has been replaced since" in capsys.readouterr().err
     finally:
         recorded.write_text(text)
     assert files(folder) == before
@@ -700,7 +700,7 @@ def test_a_run_is_not_written_over_what_it_reads(name, home, tmp_path, capsys, m
         for flags in ((), ("--overwrite",)):
             assert script(*command, save_dir, *flags) != 0
             errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-            assert len(errors) == 1 and "is, holds or lies in what --" in errors[0]
+            assert len(errors) == 1 and "overlaps with --" in errors[0]
     assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()} == before
 
 
@@ -711,4 +711,4 @@ def test_a_run_does_not_hold_what_it_reads(home, tmp_path, capsys):
     shutil.copytree(home / "original", tmp_path / "run" / "samples")
     command = ("generate_mask", "--forget_class", FORGOTTEN)
     assert script(*command, "--model_path", tmp_path / "run" / "samples", "--save_dir", tmp_path / "run", "--overwrite") != 0
-    assert "is, holds or lies in what --model_path" in capsys.readouterr().err and (tmp_path / "run" / "samples" / "done.json").is_file()
+    assert "overlaps with --model_path" in capsys.readouterr().err and (tmp_path / "run" / "samples" / "done.json").is_file()

@@ -295,7 +295,7 @@ def test_pipes_are_not_waited_for(tmp_path, capsys):
     with pytest.raises(RunError, match="holds no images"):
         imagesets.load_images(tmp_path, 16)
     os.mkfifo(tmp_path / "model.ckpt")
-    with pytest.raises(RunError, match="is no pipeline"):
+    with pytest.raises(RunError, match="is not a pipeline"):
         pipelines.open_pipeline(tmp_path / "model.ckpt")
 
 
@@ -304,14 +304,14 @@ def test_a_checkpoint_that_holds_itself_is_refused(tmp_path):
     table = {}
     table["state_dict"] = table
     torch.save(table, tmp_path / "x.ckpt")
-    with pytest.raises(RunError, match="is no checkpoint of Stable Diffusion"):
+    with pytest.raises(RunError, match="is not a checkpoint of Stable Diffusion"):
         pipelines.open_pipeline(tmp_path / "x.ckpt")
 
 
 TABLES = {  # name: (bytes of metadata.csv, part of the message)
-    "latin-1": ("file_name,text\nx.png,café\n".encode("latin-1"), "no csv file in UTF-8"),
-    "utf-16": ("file_name,text\nx.png,cat\n".encode("utf-16"), "no csv file in UTF-8"),
-    "a long field": (b"file_name,text\nx.png," + b"a" * 200_000 + b"\n", "no csv file in UTF-8"),
+    "latin-1": ("file_name,text\nx.png,café\n".encode("latin-1"), "is not a csv file in UTF-8"),
+    "utf-16": ("file_name,text\nx.png,cat\n".encode("utf-16"), "is not a csv file in UTF-8"),
+    "a long field": (b"file_name,text\nx.png," + b"a" * 200_000 + b"\n", "is not a csv file in UTF-8"),
     "a short row": (b"text,file_name\na cat\n", "row 1 of"),
     "a caption too few": (b"file_name,text\nx.png,a\nx.png\n", "row 2 of"),
     "a comma": (b"file_name,text\nx.png,a cat, sitting\n", "row 1 of"),

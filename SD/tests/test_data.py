@@ -211,7 +211,7 @@ def test_the_cache_equals_no_cache_and_knows_what_it_is_of(home, tmp_path, folde
     with pytest.raises(RunError, match="is not the cache it should be"):
         encode()
     mine.write_bytes(mine.read_bytes()[:100])
-    with pytest.raises(RunError, match="not a whole safetensors file"):
+    with pytest.raises(RunError, match="an incomplete or damaged safetensors file"):
         encode()
 
 

@@ -311,7 +311,7 @@ def test_adapters_that_are_not_fused_are_refused(original, family, tmp_path):
     (tmp_path / "lora").mkdir()
     write_tensors(tmp_path / "lora" / "pytorch_lora_weights.safetensors", {"unet.lora_A.weight": torch.ones(1)})
     refused(tmp_path / "lora", "LoRA weights alone are no model: fuse its LoRA by")
-    refused(tmp_path / "lora" / "pytorch_lora_weights.safetensors", "is no checkpoint of Stable Diffusion")
+    refused(tmp_path / "lora" / "pytorch_lora_weights.safetensors", "is not a checkpoint of Stable Diffusion")
     refused(tmp_path / "lora" / "pytorch_lora_weights.safetensors", "leave out --variant", variant="fp16")
 
 

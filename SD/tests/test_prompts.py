@@ -112,10 +112,10 @@ REFUSED = {
     "case_number twice": (f"{HEADER}\n5,a,1\n6,b,2\n 5,c,3\n", "line 4: the case_number '5' is that of line 2"),
     "cells missing": (f"{HEADER}\n0,a,1\n1,b\n", "line 3: 2 cells stand under a header of 3"),
     "cells left over": (f'{HEADER}\n0,"a\nb",1\n1,c, d,2\n', "line 4: 4 cells"),
-    "open quote": (f'{HEADER}\n0,a,1\n1,"b,2\n2,c,3\n', "line 3: this is not whole csv"),
-    "text after a quote": (f'{HEADER}\n0,"a" b,1\n', "line 2: this is not whole csv"),
+    "open quote": (f'{HEADER}\n0,a,1\n1,"b,2\n2,c,3\n', "line 3: this is not valid csv"),
+    "text after a quote": (f'{HEADER}\n0,"a" b,1\n', "line 2: this is not valid csv"),
     "endless field": (f"{HEADER}\n0,{'a' * 200_000},1\n", "field larger than field limit"),
-    "open quote in the header": ('case_number,"prompt\n', "line 1: this is not whole csv"),
+    "open quote in the header": ('case_number,"prompt\n', "line 1: this is not valid csv"),
 }
 
 

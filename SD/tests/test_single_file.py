@@ -282,11 +282,11 @@ def refused(path, config, match):
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
 def test_truncated_files(share, home, tmp_path):
     """Mutation: drop SafetensorError, UnpicklingError or one class of DAMAGE."""
-    refused(cut(home / "one.safetensors", tmp_path / "cut.safetensors", share), home, "not a whole safetensors file")
+    refused(cut(home / "one.safetensors", tmp_path / "cut.safetensors", share), home, "an incomplete or damaged safetensors file")
     tensors, _ = read_tensors(home / "one.safetensors")
     for zipped in (True, False):
         torch.save(tensors, tmp_path / "one.ckpt", _use_new_zipfile_serialization=zipped)
-        refused(cut(tmp_path / "one.ckpt", tmp_path / "cut.ckpt", share), home, "not a whole|damaged")
+        refused(cut(tmp_path / "one.ckpt", tmp_path / "cut.ckpt", share), home, "damaged")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -316,9 +316,9 @@ def test_foreign_files(home, tmp_path):
         refused(tmp_path / "part.safetensors", home, f"has no {model}")
     for number, content in enumerate(({"conv.weight": torch.zeros(3)}, [torch.zeros(3)], torch.zeros(3), {"state_dict": None})):
         torch.save(content, tmp_path / f"{number}.ckpt")
-        refused(tmp_path / f"{number}.ckpt", home, "is no checkpoint of Stable Diffusion")
+        refused(tmp_path / f"{number}.ckpt", home, "is not a checkpoint of Stable Diffusion")
     (tmp_path / "text.ckpt").write_text("version https://git-lfs.github.com/spec/v1\n")
-    refused(tmp_path / "text.ckpt", home, "damaged|not a whole")
+    refused(tmp_path / "text.ckpt", home, "damaged")
     (tmp_path / "text.bin").write_text("hello")
     refused(tmp_path / "text.bin", home, "must end in")
     refused(tmp_path / "none.safetensors", home, "does not exist")
