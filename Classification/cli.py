@@ -41,8 +41,10 @@ def run(main, argv=None):
     except KeyboardInterrupt:
         sys.exit("interrupted: to continue, repeat the command with --resume, where the script has it")
     except Exception as error:
-        text = f"error: {sentence(error)}"
-        sys.exit(text if os.environ.get("RANK", "0") == "0" else 1)
+        text, rank = f"error: {sentence(error)}", os.environ.get("RANK", "0")
+        if rank != "0" and not isinstance(error, RunError):  # a RunError is the same on all
+            print(f"process {rank}: {text}", file=sys.stderr)
+        sys.exit(text if rank == "0" else 1)
 
 
 def for_each(items, measure, last=lambda: None):

@@ -56,6 +56,10 @@ def prepare(model, accelerator):
     On several GPUs, BatchNorm takes its statistics over all of them (PyTorch cannot on CPUs).
     """
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        norms = {type(module) for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+        if other := norms - {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}:
+            names = ", ".join(sorted(kind.__name__ for kind in other))
+            raise RunError(f"the network has {names}, which PyTorch would replace by a plain BatchNorm on several GPUs: use one")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(accelerator.device)
     # Autocast begins and ends with each forward pass. In a region around several passes, PyTorch before 2.11 reuses a weight's cast that
@@ -188,7 +192,7 @@ class Trainer:
         optimizer = {f"{i}.{key}": value for i, values in state.items() for key, value in values.items() if value is not None}
         groups = {"model": self.model.state_dict(), "optimizer": optimizer}
         groups |= {} if self.extra is None else {"extra": self.extra.state_dict()}
-        self.run_folder.checkpoint(groups, epoch=self.epoch + 1, step=self.steps_done)
+        self.run_folder.checkpoint(groups, epoch=self.epoch + 1, step=self.steps_done, scaler=self.scaler.state_dict())
 
     def _load_checkpoint(self):
         """Return the epoch and step to continue at: those of the last checkpoint on --resume, else (0, 0)."""
@@ -201,6 +205,8 @@ class Trainer:
             self.extra.load_state_dict(groups["extra"])
         self.salient.gather(dict(self.model.named_parameters()))
         load_optimizer(self.optimizer, groups.get("optimizer", {}))
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
         self.run_folder.continue_from(state)
         return state["epoch"], state["step"]
 

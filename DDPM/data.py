@@ -244,6 +244,8 @@ def whole_pass(split, batch_size, seed, timesteps, number=0, rank=0, world=1):
     places = torch.randperm(count, generator=draw) + torch.rand(count, generator=draw).double()
     t = (timesteps * places / count).long().clamp_max(timesteps - 1)
     for positions in torch.arange(count).tensor_split(world)[rank].split(batch_size):
+        if not len(positions):  # fewer images than processes
+            continue
         part = split.take(positions)
         images = to_float(part.images)
         noise = torch.stack([torch.randn(images.shape[1:], generator=make_generator("noise", seed, number, int(i))) for i in positions])

@@ -18,6 +18,7 @@ import data
 import sampling
 import task
 import trainer
+from cli import RunError
 from files import file_sha, read_json
 from run_folder import RunFolder, check_apart
 
@@ -100,6 +101,9 @@ def draw_from(args, run_folder, accelerator):
     options["clip"] = not args.no_clip
     sampling.draw_files(model, keys, samples, accelerator, null=classes.null, **options)
     accelerator.wait_for_everyone()
+    for key in keys if accelerator.is_main_process else ():  # another process may have stopped
+        if not (samples / sampling.file_name(*key)).is_file():
+            raise RunError(f"{samples / sampling.file_name(*key)} was not drawn: run the same command with --resume")
     run_folder.finish(f"{len(keys):,} images, {run_folder.seconds():.0f} s", seconds=run_folder.seconds(), images=len(keys))
 
 

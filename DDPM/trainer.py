@@ -227,7 +227,7 @@ class Trainer:
         optimizer = {f"{i}.{key}": value for i, values in state.items() for key, value in values.items() if value is not None}
         average = {str(i): tensor for i, tensor in enumerate(self.average.shadow_params)} if self.average is not None else {}
         groups = {"model": self.model.state_dict(), "optimizer": optimizer, "average": average}
-        self.run_folder.checkpoint(groups, step=self.number + 1)
+        self.run_folder.checkpoint(groups, step=self.number + 1, scaler=self.scaler.state_dict())
 
     def _load_checkpoint(self):
         """Return the step to continue at: that of the last checkpoint on --resume, else 0."""
@@ -242,6 +242,8 @@ class Trainer:
                 self.average.shadow_params[int(i)].copy_(tensor)
             self.average.optimization_step = state["step"]
         load_optimizer(self.optimizer, groups.get("optimizer", {}))
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
         self.run_folder.continue_from(state)
         return state["step"]
 

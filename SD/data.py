@@ -207,6 +207,8 @@ def whole_pass(split, batch_size, seed, timesteps, device, number=0, rank=0, wor
     places = torch.randperm(count, generator=draw) + torch.rand(count, generator=draw).double()
     t = (timesteps * places / count).long().clamp_max(timesteps - 1)
     for positions in torch.arange(count).tensor_split(world)[rank].split(batch_size):
+        if not len(positions):  # fewer images than processes
+            continue
         draws = [torch.randn(2, *split.shape, generator=make_generator("noise", seed, number, int(i))) for i in positions]
         noise, normal = to_device(torch.stack(draws), device).unbind(1)
         yield split.load(positions, normal), to_device(split.labels[positions], device), to_device(t[positions], device), noise

@@ -121,6 +121,7 @@ def draw_files(family, rows, folder, accelerator, args):
                 conditions = embeddings[[texts.index(row.prompt) for row, _ in some]]
                 seeds = [seed_of(row, k) for row, k in some]
                 options = {"steps": args.steps, "guidance_scale": guidance_scale, "size": size, "sampler": args.sampler}
+                options["compiled"] = args.compile
                 images = sampling.draw(family, conditions, embeddings.empty(len(some)), seeds, accelerator, **options)
                 for (row, k), image in zip(some, images, strict=True):
                     sampling.write_png(folder / prompts.file_name(row, k), image)

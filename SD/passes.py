@@ -14,11 +14,11 @@ from trainer import squared_error
 
 
 @contextlib.contextmanager
-def without_autocast(model):
+def without_autocast(model, compiled=False):
     """While entered, the model's forward pass is its class's own, without the autocast that prepare() gave it and not compiled."""
     prepared = model.__dict__.pop("forward", None)
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("default" if compiled else "force_eager"):
             yield
     finally:
         if prepared is not None:
@@ -61,8 +61,8 @@ def mean_gradient(family, split, embeddings, accelerator, *, guidance_scale, pas
         gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad / scale for name, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)
     if accelerator.num_processes > 1:
-        whole = {name: accelerator.reduce(tensor.to(accelerator.device), "sum") for name, tensor in gradient.items()}
-        gradient = {name: whole.pop(name).to(tensor.device) for name, tensor in gradient.items()}
+        for tensor in gradient.values():  # one at a time, in place: they may lie in a file
+            tensor.copy_(accelerator.reduce(tensor.to(accelerator.device), "sum"))
     return gradient
 
 

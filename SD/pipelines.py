@@ -227,11 +227,22 @@ def ready(pipeline, source, original=None, dtype="fp32"):
     family.check(source)
     with quiet():  # diffusers warns of .to(), which leaves no module in float32
         for part in (family.model, *family.frozen):
-            part.to(torch.float32 if part is pipeline.vae else models.DTYPES[dtype]).eval().requires_grad_(False)
+            cast(part, torch.float32 if part is pipeline.vae else models.DTYPES[dtype]).eval().requires_grad_(False)
     check_parts(family, source)
     family.model.requires_grad_(True)
     pipeline.set_progress_bar_config(disable=True)
     return family
+
+
+def cast(part, dtype):
+    """A part in dtype; in float16, what its class keeps in float32 stays there (T5's wo)."""
+    kept = set(getattr(part, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else ()
+    if not kept:
+        return part.to(dtype)
+    for name, tensor in (*part.named_parameters(), *part.named_buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(torch.float32 if kept & set(name.split(".")) else dtype)
+    return part
 
 
 def check_parts(model, source):

@@ -226,16 +226,22 @@ class RunFolder:
         self._clock = time.monotonic()
 
     def seconds(self):
-        """Seconds since start_clock(), with those before the checkpoint that was resumed. What a GPU has still queued is waited for."""
+        """Seconds since start_clock(), with those before the checkpoint that was resumed."""
+        self._wait()
+        return self.seconds_before + time.monotonic() - self._clock
+
+    def _wait(self):
+        """Until a GPU has done what is queued."""
         if self.accelerator.device.type == "cuda":
             torch.cuda.synchronize()
-        return self.seconds_before + time.monotonic() - self._clock
 
     @contextlib.contextmanager
     def paused(self):
         """Time that is not counted: pictures drawn while a model trains."""
+        self._wait()
         start = time.monotonic()
         yield
+        self._wait()
         self._clock += time.monotonic() - start
 
     def begin(self, **facts):
@@ -251,6 +257,9 @@ class RunFolder:
             raise AlreadyDone(f"{self.folder} is finished already")
         remove_leftovers(self.folder)
         if self._known is not None:
+            then = str(self._known.get("computed_on", here.device.type)).split(":")[0]
+            if self._known.get("mask_path") and then != here.device.type:  # the optimizer's state has the order of the weights in memory
+                raise RunError(f"cannot resume {self.folder} on {here.device.type}: with a mask, it goes on only on {then}, where it began")
             return self._check_same(facts)
         for name in WRITTEN.split():  # args.json is replaced last: a folder without it would be no run folder
             path = self.folder / name

@@ -45,8 +45,39 @@ def without_encoders(family):
         parts.update(encoders)
 
 
+@contextlib.contextmanager
+def precise_decoder(vae, wanted):
+    """While entered, and where it is wanted, the VAE decodes in float32: XL's overflows in float16."""
+    decode = vae.decode
+
+    def decoded(latents, *args, **options):
+        with torch.autocast(latents.device.type, enabled=False):
+            return decode(latents.float(), *args, **options)
+
+    if wanted:
+        vae.decode = decoded
+    try:
+        yield
+    finally:
+        vae.__dict__.pop("decode", None)
+
+
 @torch.no_grad()
-def draw(family, embeddings, empty, seeds, accelerator, *, steps, guidance_scale, size, sampler=None, latents=False, autocast=True):
+def draw(
+    family,
+    embeddings,
+    empty,
+    seeds,
+    accelerator,
+    *,
+    steps,
+    guidance_scale,
+    size,
+    sampler=None,
+    latents=False,
+    autocast=True,
+    compiled=False,
+):
     """Draw one image for each seed in one batch. embeddings, empty: of the prompts, and as many of the empty one; size: (width, height).
 
     guidance_scale is Stable Diffusion's s: f(null) + s * (f(c) - f(null)); at most 1 means none. sampler: None is the family's. Returns
@@ -61,7 +92,14 @@ def draw(family, embeddings, empty, seeds, accelerator, *, steps, guidance_scale
     try:
         # One autocast for U-Net and VAE, which casts each weight once for all steps: nothing here takes gradients
         half = accelerator.autocast() if autocast else contextlib.nullcontext()
-        with without_encoders(family), without_autocast(family.model), half, torch.random.fork_rng(devices=[]):
+        half_vae = autocast and accelerator.mixed_precision == "fp16"
+        with (
+            without_encoders(family),
+            without_autocast(family.model, compiled),
+            half,
+            precise_decoder(pipeline.vae, half_vae),
+            torch.random.fork_rng(devices=[]),
+        ):
             drawn = pipeline(**conditions, **options, generator=generators).images
     except (IndexError, ValueError) as error:
         raise RunError(f"the sampler {sampler} cannot draw in {steps} steps of {size[0]} x {size[1]} px ({error}): take others") from error

@@ -195,7 +195,7 @@ class Trainer:
         optimizer = {f"{i}.{key}": value for i, values in state.items() for key, value in values.items() if value is not None}
         average = {str(i): tensor for i, tensor in enumerate(self.average.shadow_params)} if self.average is not None else {}
         groups = {"model": self.model.state_dict(), "optimizer": optimizer, "average": average, "leaves": self._finer_leaves()}
-        self.run_folder.checkpoint(groups, step=self.offset + self.number + 1)
+        self.run_folder.checkpoint(groups, step=self.offset + self.number + 1, scaler=self.scaler.state_dict())
 
     def _finer_leaves(self):
         """{name: leaf} of weights in half precision, which round what the leaf has."""
@@ -217,6 +217,8 @@ class Trainer:
                 self.average.shadow_params[int(i)].copy_(tensor)
             self.average.optimization_step = state["step"] - self.offset
         load_optimizer(self.optimizer, groups.get("optimizer", {}))
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
         self.run_folder.continue_from(state)
         return state["step"] - self.offset
 

@@ -53,7 +53,12 @@ def scissorhands(
 def trimmed(model, gradient, chosen, sparsity, seed):
     """{name: weights}, new where |theta * gradient| is among the largest 1 - sparsity of the model, in `chosen` and outside BatchNorm."""
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    norms = {f"{name}.{part}" for name, m in model.named_modules() if isinstance(m, torch.nn.BatchNorm2d) for part in ("weight", "bias")}
+    norms = {
+        f"{name}.{part}"
+        for name, m in model.named_modules()
+        if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)
+        for part in ("weight", "bias")
+    }
     total = sum(parameter.numel() for parameter in parameters.values())
     salient = largest({name: parameter * gradient[name] for name, parameter in parameters.items()}, total - math.floor(sparsity * total))
     new = dict(parameters)

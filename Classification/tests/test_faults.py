@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ import trainer
 from conftest import ROOT
 from files import read_json, read_tensors, write_json, write_tensors
 from helpers import NUM_FORGET, TINY, ok, script, words
+from run_folder import RunFolder
 
 FT = f"--method ft --epochs 1 --precision fp32 --num_forget {NUM_FORGET}"
 
@@ -296,7 +298,7 @@ def test_edited_records_end_in_one_sentence(name, home, tmp_path, capsys):
 
 
 def test_what_nobody_foresaw_is_one_sentence_and_a_log(tmp_path, monkeypatch, capsys):
-    """Mutation: let it through; print it on every process."""
+    """Mutation: let it through; exit with it on every process; say nothing of it on another one."""
 
     def main(argv):
         raise KeyError("surprise")
@@ -311,10 +313,56 @@ def test_what_nobody_foresaw_is_one_sentence_and_a_log(tmp_path, monkeypatch, ca
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit) as stop:
         cli.run(main)
-    assert stop.value.code == 1
+    assert stop.value.code == 1 and "process 1: error: unexpected KeyError" in capsys.readouterr().err
     monkeypatch.setenv("SALUN_DEBUG", "1")
     with pytest.raises(KeyError):
         cli.run(main)
+
+
+def test_what_a_gpu_has_queued_is_not_taken_for_a_pause(monkeypatch):
+    """Mutation: begin or end a pause without waiting."""
+    now, queued = [0.0], [0.0]
+
+    def wait():
+        now[0], queued[0] = now[0] + queued[0], 0.0
+
+    monkeypatch.setattr("run_folder.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(torch.cuda, "synchronize", wait)
+    folder = RunFolder.__new__(RunFolder)
+    folder.accelerator, folder.seconds_before = SimpleNamespace(device=torch.device("cuda")), 0.0
+    folder.start_clock()
+    queued[0] = 1.0  # of training
+    with folder.paused():
+        queued[0] = 4.0  # of drawing
+    queued[0] = 2.0
+    assert folder.seconds() == 3.0
+
+
+def test_a_masked_run_goes_on_only_on_its_kind_of_device(home, tmp_path, capsys):
+    """The optimizer's state has the order of the weights in memory. Mutation: compare the flags only."""
+    flags = (
+        "--method salun --epochs 1 --mask_path",
+        home / "mask",
+        "--model_path",
+        home / "original",
+        f"--num_forget {NUM_FORGET} --save_dir",
+    )
+    ok("unlearn", *flags, tmp_path / "run")
+    (tmp_path / "run" / "done.json").unlink()
+    path = tmp_path / "run" / "args.json"
+    write_json(path, read_json(path) | {"computed_on": "cuda:0"})
+    assert script("unlearn", *flags, tmp_path / "run", "--resume") == 1 and "it goes on only on cuda" in one_error(capsys)
+
+
+def test_a_batch_norm_that_several_gpus_would_replace_is_refused():
+    """timm's holds the activation. Mutation: convert whatever is a BatchNorm."""
+
+    class WithActivation(torch.nn.BatchNorm2d):
+        pass
+
+    several = SimpleNamespace(num_processes=2, device=torch.device("cuda"))
+    with pytest.raises(cli.RunError, match="the network has WithActivation"):
+        trainer.prepare(torch.nn.Sequential(WithActivation(3)), several)
 
 
 def test_too_little_memory_says_what_to_lower():

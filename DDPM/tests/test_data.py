@@ -81,7 +81,8 @@ def test_timesteps_are_antithetic():
 
 
 def test_a_whole_pass_sees_each_image_once_at_spread_timesteps():
-    """Mutation: torch.randint for the timesteps."""
+    """Mutation: torch.randint for the timesteps; a batch of nothing for a process that has no image."""
+    assert not list(data.whole_pass(split().take(torch.arange(2)), 8, 1, 1000, rank=2, world=3))
 
     def together(**options):
         return [torch.cat(parts) for parts in zip(*data.whole_pass(split(), 8, 1, 1000, **options), strict=True)]

@@ -40,7 +40,8 @@ def esd(
     esd_sd.py of 2025 the original draws it, and t is the sampler's. Its eta counts from eps_o(x_t | c), so that 2 there is 1 here.
     --train_method xattn is ESD-x, noxattn ESD-u, selfattn and full are the paper's other two.
     """
-    teacher = copy.deepcopy(model).eval().requires_grad_(False)
+    shared = {id(p): p for name, p in model.named_parameters() if trainer.mask is not None and not trainer.mask[name].any()}
+    teacher = copy.deepcopy(model, shared).eval().requires_grad_(False)  # what stays frozen is there once
     for batch in trainer.steps(steps, lr, prompts_alone(forgotten, latent_shape, "forget")):
         conditions, empty = embeddings[batch.labels], embeddings.empty(len(batch.labels))
         options = {"guidance_scale": sample_guidance_scale, "steps": sample_steps}

@@ -173,12 +173,13 @@ def test_streams_follow_from_seed_and_step():
 
 
 def test_a_pass_weighs_every_image_once():
-    """Mutation: drop the last batch, or draw timesteps anew."""
+    """Mutation: drop the last batch, or draw timesteps anew; a batch of nothing for a process that has no image."""
     split = data.Split(torch.randn(11, 8, 4, 4), torch.arange(11), "forget")
     one, two = ([part for rank in range(world) for part in data.whole_pass(split, 4, 1, 1000, "cpu", 0, rank, world)] for world in (1, 2))
     for a, b in zip(zip(*one, strict=True), zip(*two, strict=True), strict=True):
         assert torch.equal(torch.cat(a), torch.cat(b))
     assert torch.cat([part[1] for part in one]).tolist() == list(range(11))
+    assert not list(data.whole_pass(split, 4, 1, 1000, "cpu", 0, 12, 13))
     t = torch.cat([part[2] for part in one]).sort().values
     assert all(int(value) // (1000 / 11) >= place - 1e-6 for place, value in enumerate(t.tolist()))
 

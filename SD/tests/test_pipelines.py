@@ -9,6 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+import transformers
 
 import models
 import pipelines
@@ -331,3 +332,22 @@ def test_latents_are_never_clipped(sampler, family):
     other.scheduler.set_timesteps(10)
     stepped = other.scheduler.step(torch.zeros(1, 4, 8, 8), 901, torch.full((1, 4, 8, 8), 9.0)).pred_original_sample
     assert stepped.max() > 9
+
+
+def test_float16_leaves_in_float32_what_the_libraries_do():
+    """T5's wo, and the VAE while it decodes. Mutation: cast all of a part; decode under autocast."""
+    shape = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 10}
+    for dtype, kept in ((torch.float16, torch.float32), (torch.bfloat16, torch.bfloat16)):
+        encoder = pipelines.cast(transformers.T5EncoderModel(transformers.T5Config(**shape)), dtype)
+        kinds = {name.split(".")[-2]: parameter.dtype for name, parameter in encoder.named_parameters()}
+        assert kinds.pop("wo") == kept and set(kinds.values()) == {dtype}
+
+    class Decoder:
+        def decode(self, latents):
+            return latents.dtype, torch.is_autocast_enabled("cpu")
+
+    vae = Decoder()
+    with torch.autocast("cpu", torch.bfloat16):
+        with sampling.precise_decoder(vae, True):
+            assert vae.decode(torch.zeros(1, dtype=torch.bfloat16)) == (torch.float32, False)
+        assert vae.decode(torch.zeros(1, dtype=torch.bfloat16)) == (torch.bfloat16, True)
