@@ -31,6 +31,8 @@ def parse(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that holds the run folders")
     parser.add_argument("--by_options", action="store_true", help="a row for every setting of a method's flags, to choose hyper-parameters")
+    best = "of each method only the setting with the smallest average gap on these very runs, into best.md"
+    parser.add_argument("--best", action="store_true", help=best)
     parser.add_argument("--over_classes", action="store_true", help="runs that forget different classes count as runs of one method")
     against = "row that the others are compared with, seed by seed (default: salun)"
     parser.add_argument("--against", metavar="METHOD", help=against)
@@ -136,8 +138,7 @@ def summarise(runs, by_options):
     """Return (rows of table.json, noise floor or None): mean, sd (0 for one run) and gap to Retrain of each metric."""
     settings = {}
     for run in runs:
-        options = " ".join(f"--{name} {value}" for name, value in run["options"].items() if value is not None)
-        settings.setdefault((run["method"], options), []).append(run)
+        settings.setdefault((run["method"], options_of(run)), []).append(run)
     labels = [method for method, _ in settings]
     several = sorted({method for method in labels if labels.count(method) > 1})
     if several and not by_options:
@@ -170,6 +171,19 @@ def summarise(runs, by_options):
     plain = {label: label.split(" (")[0] for label in labels}  # a run under a control mask follows its method
     rows.sort(key=lambda row: (order.index(plain[row["method"]]), row["method"] not in METHODS, row["average_gap"] or 0))
     return rows, noise_floor(retrain)
+
+
+def options_of(run):
+    return " ".join(f"--{name} {value}" for name, value in run["options"].items() if value is not None)
+
+
+def best_settings(runs):
+    """The runs of each method's setting with the smallest average gap. RunError without Retrain."""
+    rows, _ = summarise(runs, by_options=True)
+    if any(row["average_gap"] is None for row in rows):
+        raise RunError("--best needs a run of retrain: no gap tells which setting is the best")
+    best = {row["method"]: row["options"] for row in sorted(rows, key=lambda row: -row["average_gap"])}
+    return [run for run in runs if options_of(run) == best[run["method"]]]
 
 
 def noise_floor(retrain):
@@ -338,16 +352,19 @@ def plot(rows, floor, path):
 def main(argv=None):
     args = parse(argv)
     runs = collect(args.folder, args.over_classes)
+    if args.best:
+        runs = best_settings(runs)
     rows, floor = summarise(runs, args.by_options)
     if not args.incomplete:
         check_complete(rows)
     if args.against is not None and args.against not in (methods := [row["method"] for row in rows]):
         raise RunError(f"--against {args.against} is not in the table: it has {', '.join(methods)}")
     paired = [] if args.by_options else paired_cells(rows, runs, args.against or "salun")
+    name = "best" if args.best else "table"
     text = markdown(rows, floor, runs, paired)
-    write_whole(args.folder / "table.md", lambda partial: partial.write_text(text, encoding="utf-8"))
-    write_json(args.folder / "table.json", {"columns": measured_columns(rows), "noise_floor": floor, "rows": rows})
-    plot(rows, floor, args.folder / "table.png")
+    write_whole(args.folder / f"{name}.md", lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_json(args.folder / f"{name}.json", {"columns": measured_columns(rows), "noise_floor": floor, "rows": rows})
+    plot(rows, floor, args.folder / f"{name}.png")
     print("\n".join([*aligned(table_cells(rows)), "", *caption(rows, floor, runs)]))
     if class_cells(rows):
         print("\n".join(["", CLASSES, *aligned(class_cells(rows))]))
@@ -355,7 +372,7 @@ def main(argv=None):
         print("\n".join(["", *aligned(more_cells(rows))]))
     if paired:
         print("\n".join(["", PAIRED, *aligned(paired)]))
-    print("\n".join(["", *definitions(rows), f"written: {args.folder.resolve()}/table.md, table.json, table.png"]))
+    print("\n".join(["", *definitions(rows), f"written: {args.folder.resolve()}/{name}.md, {name}.json, {name}.png"]))
 
 
 if __name__ == "__main__":

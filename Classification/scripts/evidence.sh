@@ -5,6 +5,7 @@
 #   search        10 % forgotten: eight settings for every method, for other kinds of masks and for other shares of weights in them
 #   search50      50 % forgotten, search_class: one class forgotten: eight settings for the methods that matter most
 #   random10      10 % forgotten, another set in each run, with the settings that the search chose
+#   masks10       10 % forgotten: RL and SalUn under five masks, at six rates each
 #   random50      50 % forgotten, the same set in all runs; class: one class forgotten
 #   floor         three models retrained without the set that seed 1 of random10 forgets: the noise of a single model
 # The search has seeds of its own (SEARCH_SEEDS=), 101 and 102, the other parts 1 to 10 or 1 to 5 (SEEDS=). A seed has its own original in
@@ -19,7 +20,7 @@ source "$(dirname "$0")/common.sh"
 OUT=${OUT:-runs/evidence}
 DATA_DIR=${DATA_DIR:-data}
 CLASS=${CLASS:-3}
-PARTS=${PARTS:-search search50 search_class random10 random50 class floor}
+PARTS=${PARTS:-search search50 search_class random10 masks10 random50 class floor}
 TRIES=${TRIES:-8}  # 2, 4, 6 or 8
 PRECISION=${PRECISION:-bf16}
 KNOWN="ft rl bs l1_sparse scrub salun salun_soft ga iu be neggrad_plus ssd bad_teacher sfron scissorhands munba"
@@ -121,7 +122,7 @@ seeds_of() {
   case $1 in
     search*) echo "${SEARCH_SEEDS:-101 102}" ;;
     random10) echo "${SEEDS:-1 2 3 4 5 6 7 8 9 10}" ;;
-    random50 | class) echo "${SEEDS:-1 2 3 4 5}" ;;
+    masks10 | random50 | class) echo "${SEEDS:-1 2 3 4 5}" ;;
     floor) echo 1 ;;
     *) echo "error: no part $1" >&2; return 1 ;;
   esac
@@ -173,6 +174,16 @@ for part in $PARTS; do
           run salun_${ratio% *} salun --lr ${ratio#* } --epochs 1 --mix --mask_path "$R/mask_${ratio% *}" --setting "ratio ${ratio% *}"
         done
         ;;
+      masks10)
+        begin "$s" --num_forget 0.1 --split_seed "$s"
+        grid rl rl --lr "0.018 0.025 0.035 0.05 0.07 0.1" --epochs 1 --mix
+        for kind in saliency random layerwise magnitude; do
+          mask $kind --mask_ratio 0.5 --mask_kind $kind
+          grid salun_$kind salun --lr "0.018 0.025 0.035 0.05 0.07 0.1" --epochs 1 --mix --mask_path "$R/mask_$kind"
+        done
+        mask least_salient --mask_ratio 0.5 --mask_kind least_salient
+        grid salun_least_salient salun --lr "0.035 0.05 0.07 0.1 0.14 0.2" --epochs 1 --mix --mask_path "$R/mask_least_salient"
+        ;;
       random50)
         begin "$s" --num_forget 0.5 --split_seed 1
         run ft ft --lr 0.08 --epochs 1
@@ -207,9 +218,10 @@ for part in $PARTS; do
 done
 for part in $PARTS; do
   case $part in
-    search*)
+    search* | masks10)
       python table.py "$OUT/$part" --by_options
       python draw_rates.py "$OUT/$part"
+      if [[ $part == masks10 ]]; then python table.py "$OUT/$part" --best; fi
       ;;
     *)
       python table.py "$OUT/$part"

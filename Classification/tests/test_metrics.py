@@ -378,6 +378,11 @@ def test_a_table_with_gaps_is_made_only_where_it_is_asked_for(tmp_path, capsys):
             write_run(tmp_path / f"rl{seed}_{lr}", "rl", seed, options={"lr": lr})
     assert script("table", tmp_path, "--by_options") == 1
     assert "ft has 1 settings; rl has 2 settings: complete" in capsys.readouterr().err
+    for path in tmp_path.glob("rl*_0.1/metrics.json"):
+        write_json(path, read_json(path) | dict.fromkeys(metrics.GAP_COLUMNS, 60.0))
+    ok("table", tmp_path, "--best")  # Mutation: keep the first setting, or the worst
+    (row,) = [row for row in read_json(tmp_path / "best.json")["rows"] if row["method"] == "rl"]
+    assert row["options"] == "--lr 0.2" and row["average_gap"] == 0 and row["runs"] == 2
 
 
 def test_a_method_is_nearer_only_where_the_paired_interval_excludes_0(tmp_path, capsys):
