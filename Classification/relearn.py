@@ -103,6 +103,8 @@ def train(model, split, lr, batch_size):
         torch.nn.functional.cross_entropy(model(images), labels).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+    if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+        raise RunError(f"relearning diverged at --lr {lr:g}: pass a lower one")
 
 
 def compare(measured, keys):
