@@ -82,7 +82,10 @@ def relearn(loaded, k, epochs, lr, seed):
 
     def ask(stage, model):
         for name, split in sets.items():
-            measured[stage, name] = metrics.accuracy(passes.predict_logits(model, split), split.labels.cpu())
+            try:
+                measured[stage, name] = metrics.accuracy(passes.predict_logits(model, split), split.labels.cpu())
+            except RunError as error:
+                raise error if stage == "before" else RunError(f"relearning diverged at --lr {lr:g}: pass a lower one") from error
 
     ask("before", loaded.model)
     once = copy.deepcopy(loaded.model)
@@ -103,8 +106,6 @@ def train(model, split, lr, batch_size):
         torch.nn.functional.cross_entropy(model(images), labels).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
-        raise RunError(f"relearning diverged at --lr {lr:g}: pass a lower one")
 
 
 def compare(measured, keys):
