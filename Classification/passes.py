@@ -58,11 +58,11 @@ def mean_gradient(model, split, accelerator, batch_size=256):
 
 
 @contextlib.contextmanager
-def without_autocast(model):
-    """While entered, the model's forward pass is its class's own, without the autocast that prepare() gave it and not compiled."""
+def without_autocast(model, compiled=False):
+    """While entered, the model's forward pass is its class's own, without the autocast that prepare() gave it, nor compiled unless asked."""
     prepared = model.__dict__.pop("forward", None)
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("default" if compiled else "force_eager"):
             yield
     finally:
         if prepared is not None:
