@@ -59,7 +59,7 @@ def mean_gradient(model, split, accelerator, batch_size=256):
 
 @contextlib.contextmanager
 def without_autocast(model, compiled=False):
-    """While entered, the model's forward pass is its class's own, without the autocast that prepare() gave it, nor compiled unless asked."""
+    """While entered, the model's forward pass is its class's own, without prepare()'s autocast, nor compiled unless asked."""
     prepared = model.__dict__.pop("forward", None)
     try:
         with torch.compiler.set_stance("default" if compiled else "force_eager"):
