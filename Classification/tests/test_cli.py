@@ -198,7 +198,7 @@ def test_an_existing_run_is_never_lost(home, tmp_path, capsys):
     assert files(folder)["model.safetensors"] != before["model.safetensors"]
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "love.txt").write_text("keep")
-    assert script(*unlearn_command(home, tmp_path / "letters", "--overwrite")) != 0 and "no run folder" in capsys.readouterr().err
+    assert script(*unlearn_command(home, tmp_path / "letters", "--overwrite")) != 0 and "is not a run folder" in capsys.readouterr().err
     assert (tmp_path / "letters" / "love.txt").read_text() == "keep"
 
 
