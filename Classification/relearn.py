@@ -85,7 +85,9 @@ def relearn(loaded, k, epochs, lr, seed):
             try:
                 measured[stage, name] = metrics.accuracy(passes.predict_logits(model, split), split.labels.cpu())
             except RunError as error:
-                raise error if stage == "before" else RunError(f"relearning diverged at --lr {lr:g}: pass a lower one") from error
+                if stage == "before":
+                    raise
+                raise RunError(f"relearning diverged at --lr {lr:g}: pass a lower one") from error
 
     ask("before", loaded.model)
     once = copy.deepcopy(loaded.model)

@@ -92,12 +92,8 @@ def add_concept_flags(parser):
     number = {"type": models.sampling_steps, "metavar": "N"}
     parser.add(cli.FORGET, "--generation_steps", **number, default=50, help="sampling steps of generated images")
     scale = {"type": cli.non_negative_float, "metavar": "S"}
-    parser.add(
-        cli.FORGET,
-        "--generation_guidance_scale",
-        **scale,
-        help="guidance scale of generated images, 1: none (default: 7.5, SD 3: 7, FLUX: see README)",
-    )
+    generation_scale = "guidance scale of generated images, 1: none (default: the family's, 7.5 for Stable Diffusion 1.x)"
+    parser.add(cli.FORGET, "--generation_guidance_scale", **scale, help=generation_scale)
 
 
 def concept_flags(args):
