@@ -8,6 +8,7 @@ What was forgotten is known from the model that drew the samples. For samples of
 The reference images are the data set's training images of the retained classes.
 """
 
+import hashlib
 import re
 import tempfile
 from pathlib import Path
@@ -149,7 +150,8 @@ def measure_samples(folder, recorded, images, *, args, accelerator, classifier, 
     result |= {"reference_images": len(reference), "reference_sha": data.forget_sha(reference.indices)}
     result |= metrics.forgetting(metrics.classify(classifier, samples), labels, classes.forgotten, classes.names)
     options = {"extractor": extractor, "weights": args.inception_weights, "cuda": accelerator.device.type == "cuda"}
-    cached = {"cache": cache, "cache_name": f"reference-{result['reference_sha']}"}
+    content = hashlib.sha256(np.ascontiguousarray(reference.images.cpu())).hexdigest()  # other data have images at the same positions
+    cached = {"cache": cache, "cache_name": f"reference-{content}"}
     result |= metrics.fidelity(samples[of_retained], reference.images, **options, **cached)
     if model["method"] != "original" and "relearned_images" not in model.get("options", {}):
         result["RTE"] = (done["seconds"] + done.get("mask_seconds", 0.0)) / 60
@@ -184,7 +186,10 @@ def write_metrics(folder, sample_folder, recorded, measured, classifier_args):
     if "relearned_images" in (options := model.get("options", {})):
         facts["relearned"] = "{relearned_images} forgotten images, {steps} steps, lr {lr:g}".format(**options)
     picture = {"sample_path": str(sample_folder), "classes": model["classes"]}
-    write_json(folder / "metrics.json", describe(model, training["seed"], facts) | measured | picture)
+    row = describe(model, training["seed"], facts)
+    if recorded.get("weights") == "last":  # no repetition of a run whose averaged weights were drawn from
+        row["options"] = row["options"] | {"weights": "last"}
+    write_json(folder / "metrics.json", row | measured | picture)
     return "  ".join(f"{name} {measured[name]:.2f}" for name in metrics.COLUMNS if name in measured)
 
 

@@ -82,15 +82,21 @@ def class_folders(root):
 def find_splits(root):
     """(training, test or None): folders of class folders. They are `root` and None where it holds the classes itself.
 
-    train/ or training/ beside test/, testing/, val/, valid/ or validation/, in any case. A class may be called so, too: a split holds at
-    least two class folders.
+    train/ or training/ beside test/, testing/, val/, valid/ or validation/, in any case. One class may be called so, too: a split on its
+    own holds at least two class folders.
     """
-    named = {name.casefold(): root / name for name in class_folders(root) if len(class_folders(root / name)) > 1}
+    named = {name.casefold(): root / name for name in class_folders(root)}
     train = next((named[name] for name in ("train", "training") if name in named), None)
-    test = next((named[name] for name in ("test", "testing", "val", "valid", "validation") if name in named), None)
-    if test and not train:
+    tests = [named[name] for name in ("test", "testing", "val", "valid", "validation") if name in named]
+    if train and (tests or len(class_folders(train)) > 1):
+        test = next((folder for folder in tests if class_folders(folder)), None)
+        for folder in tests:
+            if not class_folders(folder):
+                say(f"{folder} is not read: it holds no class folders")
+        return train, test
+    if test := next((folder for folder in tests if len(class_folders(folder)) > 1), None):
         raise RunError(f"{root} holds {test.name} and no folder train beside it: add one, or name a folder of class folders")
-    return (train, test) if train else (root, None)
+    return root, None
 
 
 def read_folder(root, allow_empty=False):
@@ -146,9 +152,12 @@ def open_image(path):
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
-            if upright.mode[0] != "I":
+            if upright.mode[0] not in "IF":
                 return upright
-            return Image.fromarray((np.asarray(upright, np.float64) / 257).round().clip(0, 255).astype(np.uint8))  # 16 bits of grey
+            grey = np.asarray(upright, np.float64)
+            if upright.mode == "F" or (upright.mode == "I" and not (grey.min() >= 0 and 256 <= grey.max() <= 65535)):
+                raise ValueError(f"its numbers, {grey.min():g} to {grey.max():g}, are neither of 8 nor of 16 bits")
+            return Image.fromarray((grey / 257).round().clip(0, 255).astype(np.uint8))  # 16 bits
     except damage as error:
         raise RunError(f"{path} cannot be read as an image ({error}): repair or remove it") from error
 
@@ -228,7 +237,7 @@ def load_images(dataset, data_dir, image_size=None, device="cpu", cache_dir=None
     own = dataset == "folder"
     name, folder = f"folder_{size}.npz" if own else f"{dataset}.npz", cache_folder(data_dir, own, cache_dir)
     cache = (data_dir if (data_dir / name).is_file() and not own else folder) / name
-    stamp = folder_stamp(data_dir) if own else ""
+    stamp = folder_stamp(data_dir) if own else None
     arrays = read_cache(cache, stamp)
     if arrays is None:
         if own and not data_dir.is_dir():
@@ -250,7 +259,7 @@ def load_images(dataset, data_dir, image_size=None, device="cpu", cache_dir=None
 def make_cache(dataset, data_dir, size, stamp, cache):
     """{name: array} of a data set, downloaded if need be, which are kept in the file `cache`."""
     names = ("x_train", "y_train", "x_test", "y_test", "classes")
-    arrays = dict(zip(names, DATASETS[dataset].load(data_dir, size), strict=True)) | {"stamp": stamp}
+    arrays = dict(zip(names, DATASETS[dataset].load(data_dir, size), strict=True)) | ({"stamp": stamp} if stamp else {})
     if writable(cache.parent):
         write_whole(cache, lambda partial: np.savez(partial.open("wb"), **arrays))
     else:
@@ -259,14 +268,14 @@ def make_cache(dataset, data_dir, size, stamp, cache):
 
 
 def read_cache(cache, stamp):
-    """{name: array} of a .npz file; None where there is none, or one of another stamp."""
+    """{name: array} of a .npz file; None where there is none, or one of another stamp (stamp None: as it is)."""
     if not cache.is_file():
         return None
     try:
         if not zipfile.is_zipfile(cache):
             raise zipfile.BadZipFile("it is not an archive, or cut off")
         with np.load(cache, allow_pickle=False) as file:
-            return dict(file) if str(file.get("stamp", "")) == stamp else None
+            return dict(file) if stamp is None or str(file.get("stamp", "")) == stamp else None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RunError(f"{cache} is an incomplete or damaged .npz file ({error}): remove it and it is made again") from error
 
@@ -293,8 +302,15 @@ def content_sha(arrays):
 
 
 def folder_stamp(data_dir):
-    """Names, sizes and times of all images below a folder, hashed: a changed folder is decoded again."""
-    found = (os.path.join(folder, file) for folder, _, files in os.walk(data_dir, followlinks=True) for file in files)
-    paths = [path for path in found if path.lower().endswith(IMAGE_ENDINGS)]
+    """Names, sizes and times of all images below a folder, hashed: a changed folder is decoded again.
+
+    Raises RunError for a link to a folder that holds the link: its images would count forty times.
+    """
+    paths = []
+    for folder, inner, files in os.walk(data_dir, followlinks=True):
+        for link in filter(os.path.islink, (os.path.join(folder, name) for name in inner)):
+            if os.path.commonpath([os.path.realpath(folder), target := os.path.realpath(link)]) == target:
+                raise RunError(f"{link} is a link to a folder that holds it: remove it")
+        paths += [os.path.join(folder, file) for file in files if file.lower().endswith(IMAGE_ENDINGS)]
     rows = sorted((os.path.relpath(path, data_dir), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths)
     return hashlib.sha256(repr(rows).encode()).hexdigest()

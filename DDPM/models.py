@@ -5,6 +5,8 @@ class, stands for no class (classifier-free guidance, Ho & Salimans 2022).
 """
 
 import functools
+import inspect
+import json
 import pickle
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 from torch import nn
 
 from cli import RunError
-from files import check_finite, check_shapes, read_tensors
+from files import check_finite, check_shapes, read_json, read_tensors
 
 TIMESTEPS = 1000
 NOISE = {"num_train_timesteps": TIMESTEPS, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}  # Ho et al. 2020
@@ -143,10 +145,44 @@ def build_classifier(arch, num_classes, channels, seed):
 
 def load_weights(model, path):
     """Load model.safetensors into a model. Raises RunError when they do not fit or are not finite."""
-    tensors, _ = read_tensors(path)
-    check_shapes(path, *({name: tuple(tensor.shape) for name, tensor in state.items()} for state in (tensors, model.state_dict())))
+    (tensors, _), own, embedding = read_tensors(path), model.state_dict(), "class_embedding.weight"
+    if embedding in own and len(tensors.get(embedding, ())) != len(own[embedding]):
+        needed = f"the U-Net of these data needs classes + 1 embeddings, the last one null: {len(own[embedding])}"
+        raise RunError(f"{path} has {len(tensors.get(embedding, ()))} class embeddings: {needed}")
+    check_shapes(path, *({name: tuple(tensor.shape) for name, tensor in state.items()} for state in (tensors, own)))
     check_finite(tensors, path)
     model.load_state_dict(tensors)
+
+
+def load_start(unet, path):
+    """Load the weights that train.py starts from: of a run folder, a .safetensors file, or a diffusers folder (a pipeline's or its unet).
+
+    Raises RunError as load_weights() does, and for a diffusers folder that makes another function of the same weights.
+    """
+    file = "diffusion_pytorch_model.safetensors"
+    folder = path.parent if path.name == file else path / "unet" if (path / "unet").is_dir() else path
+    if not (folder / "config.json").is_file():
+        return load_weights(unet, path / "model.safetensors" if path.is_dir() else path)
+    config = json.loads(json.dumps(dict(unet.config)))  # lists for tuples, as in the file
+    defaults = {name: parameter.default for name, parameter in inspect.signature(type(unet)).parameters.items()}
+    # Not compared: what load_weights() tells better, what changes nothing in a U-Net like ours, and dropout, which is --arch's
+    apart = ("num_class_embeds", "time_embedding_dim", "sample_size", "num_train_timesteps", "dropout")
+    expected = {name: config[name] for name in defaults if name not in apart}
+    check_config(folder / "config.json", json.loads(json.dumps(defaults)), expected, "this --arch has")
+    scheduler = folder.resolve().parent / "scheduler" / "scheduler_config.json"
+    if scheduler.is_file():
+        unsaid = {"prediction_type": "epsilon", "trained_betas": None, "rescale_betas_zero_snr": False}  # by earlier versions of diffusers
+        check_config(scheduler, unsaid, NOISE | unsaid, "models here are trained with")
+    load_weights(unet, folder / file)
+
+
+def check_config(path, defaults, expected, where):
+    """Raise RunError unless a diffusers config has the values `expected`. defaults: of what it does not name."""
+    found = defaults | read_json(path)
+    differing = [f"{name} is {found.get(name)}, where {where} {value}" for name, value in expected.items() if found.get(name) != value]
+    if differing:
+        more = f", and {len(differing) - 1} more differ" if len(differing) > 1 else ""
+        raise RunError(f"{path} describes a model that computes something else: {differing[0]}{more}")
 
 
 def read_weights(path):

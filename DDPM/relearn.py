@@ -25,6 +25,7 @@ from trainer import denoising_loss, drop_labels
 def parse(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_shared("data_dir", "cache_dir", required=["save_dir", "model_path"])
+    parser.add(cli.DATA, "--weights", **task.WEIGHTS)
     number = "images of the forgotten classes to train on"
     parser.add(cli.FORGET, "--num_images", type=cli.positive_int, default=10, metavar="K", help=number)
     parser.add_shared("resume", "overwrite", "device", "precision", steps=50, lr=1e-4, batch_size=128, seed=1)
@@ -37,10 +38,12 @@ def main(argv=None):
     run_folder = RunFolder(args, accelerator)
 
     # The model, and some of what it has forgotten
-    model, file, recorded = task.load_model(args.model_path, accelerator)
+    model, file, recorded = task.load_model(args.model_path, accelerator, args.weights)
     origin = recorded["training"] if recorded["kind"] == "unlearn" else recorded
     if not recorded["forgotten"]:
         raise RunError(f"{file.parent} has forgotten nothing: name a run of unlearn.py, or of train.py --retain_only")
+    if "relearned_images" in recorded.get("options", {}):
+        raise RunError(f"{file.parent} was relearned already: name the run of unlearn.py that it came from")
     data_dir = args.data_dir or moved(origin["data_dir"], recorded, file.parent)
     images = task.data_of(origin, data_dir, accelerator, args.cache_dir)
     classes = data.Classes(recorded["classes"], tuple(recorded["forgotten"]))
@@ -55,6 +58,8 @@ def main(argv=None):
     facts |= {"training": {name: origin.get(name) for name in (*task.TRAINING, *task.NEWER)}, "mask_path": None, "mask_info": {}}
     facts |= {name: recorded[name] for name in ("mask_path", "mask_info", "setting") if name in recorded}  # a row of its own
     facts["options"] = {"relearned_images": args.num_images, "steps": args.steps, "lr": args.lr}
+    if args.weights == "last":  # no repetition of a run that started from averaged weights
+        facts["options"]["relearned_weights"] = "last"
     run_folder.begin(kind="unlearn", relearned_sha=file_sha(file), **facts)
 
     # Train

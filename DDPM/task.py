@@ -17,7 +17,7 @@ from run_folder import moved, read_run
 
 TRAINING = ("dataset", "data_dir", "image_size", "limit", "seed", "steps", "batch_size", "lr", "schedule", "optimizer", "weight_decay")
 TRAINING += ("class_dropout", "ema", "grad_clip")  # what a run remembers of its original's training
-NEWER = ("data_sha", "with_test", "only_class", "loss")  # and what runs of earlier versions do not tell
+NEWER = ("data_sha", "with_test", "only_class", "loss", "model_path")  # and what runs of earlier versions do not tell
 
 WEIGHTS = dict(choices=("ema", "last"), default="ema", help="averaged weights, or the last ones, which the official release starts from")
 WITH_TEST = dict(action="store_true", help="train on the test images too, as in the official release's STL-10")

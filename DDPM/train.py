@@ -34,7 +34,9 @@ SETTINGS = ("batch_size", "optimizer", "weight_decay", "schedule", "grad_clip", 
 
 def parse(argv=None):
     parser = cli.Parser(__doc__)
-    parser.add_shared("model_path", "cache_dir", "forget_class", required=["save_dir"], data_dir="data")
+    start = "weights to start from: a run folder, a .safetensors file with the names of diffusers' UNet2DModel, or a diffusers folder "
+    own = {"model_path": dict(metavar="PATH", help=start + "(a pipeline, or its unet); classes + 1 embeddings, the last one null")}
+    parser.add_shared("model_path", "cache_dir", "forget_class", required=["save_dir"], options=own, data_dir="data")
     parser.add(cli.DATA, "--dataset", choices=imagesets.DATASETS, default="cifar10", help="data set")
     parser.add(cli.DATA, "--arch", choices=models.UNETS, default="unet128", help="U-Net (models.py says what each is)")
     parser.add(cli.DATA, "--with_test", **task.WITH_TEST)
@@ -71,7 +73,7 @@ def main(argv=None):
     shape = {"arch": args.arch, **task.shape_of(images)}
     model = models.build_unet(**shape, seed=args.seed)
     if args.model_path is not None:
-        models.load_weights(model, args.model_path / "model.safetensors" if args.model_path.is_dir() else args.model_path)
+        models.load_start(model, args.model_path)
     model = trainer.prepare(model, accelerator)
     if args.compile:
         model.compile()

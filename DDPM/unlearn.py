@@ -63,15 +63,18 @@ def main(argv=None):
 
     # The original model, the forget and the retain set, the mask
     loaded = task.load_task(args.model_path, args.forget_class, accelerator, args.data_dir, args.cache_dir, args.weights)
-    model, trained = loaded.model, loaded.training
+    model, trained, method = loaded.model, loaded.training, METHODS[args.method]
     if args.compile:
         model.compile()
     targets = data.targets(loaded.classes, args.target_class)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     mask, mask_info = masking.load(args.mask_path, before, loaded.facts) if args.mask_path else (None, {})
-    if args.method == "retrain" and not trained["steps"] and None in (args.steps, args.lr):
-        raise RunError(f"{args.model_path} was trained for 0 steps here: pass the --steps and --lr that Retrain is to be trained with")
-    run_folder.begin(kind="unlearn", **loaded.facts, mask_info=mask_info)
+    if args.method == "retrain" and (trained["model_path"] or not trained["steps"]) and None in (args.steps, args.lr):
+        how = f"was trained for {trained['steps']} steps here" + f", from {trained['model_path']}" * bool(trained["model_path"])
+        raise RunError(f"{args.model_path} {how}: pass the --steps and --lr that Retrain is to be trained with, from random weights")
+    settings = cli.training_settings(args, method, trained, trainer.SETTINGS) | {"flip": imagesets.DATASETS[trained["dataset"]].flip}
+    own = {name: trained[name] if value is None else value for name, value in args.options.items() if name in ("steps", "lr")}
+    run_folder.begin(kind="unlearn", **loaded.facts, mask_info=mask_info, settings=settings | own)  # whoever set them
 
     # Unlearn. A method is handed what its signature names, and nothing else
     same = {"accelerator": accelerator, "seed": args.seed}
@@ -79,10 +82,7 @@ def main(argv=None):
     frame = functools.partial(sampling.draw_step, model=model, folder=run_folder.folder, **rows, **same)
     if args.save_every:
         frame(0)
-    method = METHODS[args.method]
     pictures = {"save_every": args.save_every, "draw": frame if args.save_every else None}
-    settings = cli.training_settings(args, method, trained, trainer.SETTINGS)
-    settings["flip"] = imagesets.DATASETS[trained["dataset"]].flip
     loop = trainer.Trainer(model, run_folder, mask=mask, **same, **pictures, **settings)
     inputs = {"model": model, "forget": loaded.forget, "retain": loaded.retain, "trainer": loop, "classes": loaded.classes}
     fresh = functools.partial(models.build_unet, **loaded.facts["architecture"], seed=args.seed)

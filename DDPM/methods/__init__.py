@@ -36,5 +36,9 @@ FLAGS = {  # of several methods, or what a flag of all scripts means here
     "mask_ratio": dict(help="salun_soft: share of the weights that return to the original at first, falling to 0"),
     "forget_weight": dict(type=non_negative_float, help="fixed weight of the forget term"),
     "sum_alpha": dict(type=non_negative_float, help="--alpha of a retain term that is a sum over pixels: the paper repository's"),
-    "target_dropout": dict(type=share, help="share of the labels dropped in the prediction for a forgotten class, and in its target"),
+    "target_dropout": dict(
+        type=share,
+        help="share of the labels dropped in the prediction for a forgotten class, and in its target; "
+        "with 0 the target is predicted without the U-Net's dropout too",
+    ),
 }

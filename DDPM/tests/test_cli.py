@@ -1,5 +1,6 @@
 """The scripts from the outside: wrong input, kills, several processes, written commands. Each test names a mutation that breaks it."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -15,12 +16,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DModel
 from PIL import Image
 
 import draw_pictures
+import evaluate
+import metrics
+import models
+import trainer
+from cli import RunError
 from conftest import ROOT
 from files import file_sha, read_tensors, write_json, write_tensors
-from helpers import FORGOTTEN, TINY, ok, script, words
+from helpers import FORGOTTEN, TINY, cpu, ok, script, words
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -292,19 +299,31 @@ def test_an_existing_run_is_never_lost(home, tmp_path, capsys):
 
 
 # ------------------------------------------------------------------------------------------------- kills and processes
-def interrupted(argv, folder, ready):
-    """Start a script that keeps a checkpoint after every step, and kill -9 it once ready(folder) is true."""
-    name, *flags = map(str, argv)
-    code = f"import helpers, trainer, cli, {name}; trainer.CHECKPOINT_SECONDS = -1; trainer.LOG_STEPS = 1; cli.run({name}.main)"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *flags], env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline and not ready(folder):
+def interrupted(argv, folder, ready, fresh=False):
+    """Start a script that keeps a checkpoint after every step, and kill -9 it once ready(folder) is true.
+
+    fresh: in a new process, as a user would. Else in a fork of this one, which has imported everything already.
+    """
+    (name, *flags), said = map(str, argv), folder.with_suffix(".stderr")
+    if fresh:
+        code = f"import helpers, trainer, cli, {name}; trainer.CHECKPOINT_SECONDS = -1; trainer.LOG_STEPS = 1; cli.run({name}.main)"
+        to_file = [(os.POSIX_SPAWN_OPEN, 2, said, os.O_WRONLY | os.O_CREAT, 0o600)]
+        pid = os.posix_spawn(sys.executable, [sys.executable, "-c", code, *flags], ENVIRONMENT, file_actions=to_file)
+    elif not (pid := os.fork()):
+        try:
+            sys.stdout = sys.stderr = said.open("w", buffering=1)
+            trainer.CHECKPOINT_SECONDS, trainer.LOG_STEPS = -1, 1
+            script(name, *flags)
+        finally:
+            os._exit(0)
+    deadline, ended, status = time.monotonic() + 120, 0, 0
+    while not ended and time.monotonic() < deadline and not ready(folder):
         time.sleep(0.002)
-    assert process.poll() is None, process.stderr.read().decode()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+        ended, status = os.waitpid(pid, os.WNOHANG)
+    if not ended:
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, said.read_text()
 
 
 def past(step):
@@ -320,30 +339,30 @@ def test_training_resumes_to_the_same_bytes_after_a_kill(home, tmp_path):
     """Mutation: do not restore the optimizer, the EMA, or the step."""
 
     def command(folder, *more):
-        return words("train", TINY, "--steps 60 --optimizer adamw --save_every 20 --data_dir", home / "data", "--save_dir", folder, *more)
+        return words("train", TINY, "--steps 30 --optimizer adamw --save_every 10 --data_dir", home / "data", "--save_dir", folder, *more)
 
     ok(*command(tmp_path / "whole"))
-    interrupted(command(tmp_path / "cut"), tmp_path / "cut", past(25))
+    interrupted(command(tmp_path / "cut"), tmp_path / "cut", past(12), fresh=True)
     state = json.loads(read_tensors(tmp_path / "cut" / "checkpoint.safetensors")[1]["state"])
-    assert 0 < state["step"] < 60 and not (tmp_path / "cut" / "done.json").exists()
+    assert 0 < state["step"] < 30 and not (tmp_path / "cut" / "done.json").exists()
     ok(*command(tmp_path / "cut", "--resume"))
     whole, cut = files(tmp_path / "whole"), files(tmp_path / "cut")
-    assert set(whole) == set(cut) and {"samples/step_000020.png", "samples/step_000060.png"} < set(cut)
+    assert set(whole) == set(cut) and {"samples/step_000010.png", "samples/step_000030.png"} < set(cut)
     assert all(whole[name] == cut[name] for name in whole if name.startswith(("model", "samples")))
-    assert json.loads(cut["done.json"])["images_seen"] == json.loads(whole["done.json"])["images_seen"] == 60 * 32
+    assert json.loads(cut["done.json"])["images_seen"] == json.loads(whole["done.json"])["images_seen"] == 30 * 32
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["salun", "salun_soft", "sa", "sfron"])
 def test_unlearning_resumes_to_the_same_bytes_after_a_kill(method, home, tmp_path):
     """Mutation: theta_o from the checkpoint; average the weights after every update, of which sfron makes two in a step."""
-    extra = {"sa": "--replay 2 --replay_steps 9 --fisher_timesteps 4 --ewc 1e-4", "sfron": "--ema 0.9"}
+    extra = {"sa": "--replay 2 --replay_steps 9 --fisher_timesteps 4 --ewc 1e-4", "sfron": "--ema 0.9 --batch_size 100"}
 
     def command(folder, *more):
-        return unlearn_command(home, folder, "--steps 40", extra.get(method, ""), *more, method=method)
+        return unlearn_command(home, folder, "--steps 20", extra.get(method, ""), *more, method=method)
 
     ok(*command(tmp_path / "whole"))
-    interrupted(command(tmp_path / "cut"), tmp_path / "cut", past(10))
+    interrupted(command(tmp_path / "cut"), tmp_path / "cut", past(5))
     assert script(*command(tmp_path / "cut", "--lr", 0.5, "--resume")) != 0  # another flag than before is refused
     ok(*command(tmp_path / "cut", "--resume"))
     assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
@@ -368,11 +387,13 @@ def test_sampling_goes_on_after_a_kill(home, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_result_of_one(home, tmp_path):
+def test_two_processes_give_the_result_of_one(home, tmp_path, monkeypatch):
     """Training, mask, methods with one and with several gradients per step, generated samples and Fisher, samples and their evaluation.
 
     Mutation: batch.mean without its weight, or no average_gradients.
     """
+    monkeypatch.setattr(trainer, "LOG_STEPS", 2)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
     results, single = {}, tmp_path / "1"
     for count in (1, 2):
         base = tmp_path / str(count)
@@ -388,7 +409,10 @@ def test_two_processes_give_the_result_of_one(home, tmp_path):
             f"sample --model_path {single}/original --num_per_class 3 --steps 4 --batch_size 7 --precision fp32 --save_dir {base}/samples",
             f"evaluate --sample_path {base}/samples --classifier {home}/classifier --features classifier --forget_class 3",
         ]
-        together(commands, count, tmp_path)
+        for command in commands if count == 1 else ():
+            ok(*command.split(), "--device cpu")
+        if count == 2:
+            together(commands, tmp_path)
         names = ("original", "salun", "erasediff", "sfron", "sa")
         results[count] = {name: read_tensors(base / name / "model.safetensors")[0] for name in names}
         results[count]["mask"] = read_tensors(base / "mask" / "mask.safetensors")[0]
@@ -407,8 +431,8 @@ def test_two_processes_give_the_result_of_one(home, tmp_path):
     assert numbers[0]["feature_distance"] == pytest.approx(numbers[1]["feature_distance"], rel=0.02)
 
 
-def together(commands, count, folder):
-    """Run several scripts one after another in `count` processes, started once: importing takes longer than the runs do."""
+def together(commands, folder):
+    """Run several scripts one after another in two processes, started once: importing takes longer than the runs do."""
     program = folder / "commands.py"
     lines = ["import sys", f"sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}", "import accelerate, helpers, os, trainer"]
     clocks = "-1 if os.environ.get('RANK', '0') == '0' else 1e9"  # of processes differ: no exchange may depend on them
@@ -418,25 +442,37 @@ def together(commands, count, folder):
         lines.append("accelerate.PartialState().wait_for_everyone()")  # as the end of a process would
     program.write_text("\n".join(lines) + "\n")
     two = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]  # without GPUs: on the CPU, over gloo
-    argv = [sys.executable, *(two if count == 2 else []), str(program)]
-    done = subprocess.run(argv, env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *two, str(program)], env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 # --------------------------------------------------------------------------------------------------- the whole, and words
 def test_from_training_to_the_table(home, samples, unlearn, tmp_path, capsys):
-    """Mutation: gap to the original in place of retrain; refuse a table whose original has more samples of the forgotten class."""
-    models = {
+    """Mutation: gap to the original in place of retrain; refuse a table whose original has more samples of the forgotten class; record
+    the flags as settings; do not tell samples of the last weights from others.
+    """
+    runs = {
         "retrain": unlearn("retrain", "--steps 20"),
         "salun": unlearn("salun", "--steps 5 --save_every 2"),
         "ga": unlearn("ga", "--steps 2"),
     }
-    assert Image.open(models["salun"] / "fading.gif").n_frames == 3
-    assert sorted(path.name for path in (models["salun"] / "samples").iterdir()) == [f"step_{step:06d}.png" for step in (0, 2, 4)]
-    drawn = [tmp_path / "runs" / name for name in models]
+    settings = {name: json.loads((folder / "args.json").read_text())["settings"] for name, folder in runs.items()}
+    as_trained = {
+        "steps": 20,
+        "lr": 3e-3,
+        "schedule": "linear",
+        "ema": 0.9,
+        "optimizer": "adam",
+        "batch_size": 32,
+        "forget_batch_size": None,
+    }
+    assert as_trained.items() <= settings["retrain"].items() and settings["ga"]["ema"] == 0 and settings["ga"]["lr"] == 1e-6
+    assert Image.open(runs["salun"] / "fading.gif").n_frames == 3
+    assert sorted(path.name for path in (runs["salun"] / "samples").iterdir()) == [f"step_{step:06d}.png" for step in (0, 2, 4)]
+    drawn = [tmp_path / "runs" / name for name in runs]
     classes = ("--classes", FORGOTTEN, f"x{FORGOTTEN} --num_per_class 2 3")  # fewer of the forgotten than of the original's shared samples
-    ok("sample", "--model_path", *models.values(), *classes, "--steps 5 --batch_size 30 --save_dir", *drawn)
+    ok("sample", "--model_path", *runs.values(), *classes, "--weights last --steps 5 --batch_size 30 --save_dir", *drawn)
     measure = ("evaluate", "--features classifier --num_reference 300 --classifier", home / "classifier", "--sample_path")
     ok(*measure, *drawn)
     ok(*measure, samples, "--forget_class", FORGOTTEN, "--save_dir", tmp_path / "runs" / "original")
@@ -450,12 +486,12 @@ def test_from_training_to_the_table(home, samples, unlearn, tmp_path, capsys):
     assert table["columns"] == ["UA", "forget_entropy", "forget_probability", "remaining_accuracy", "feature_distance", "RTE"]
     rows = {row["method"]: row for row in table["rows"]}
     assert list(rows) == ["original", "retrain", "ga", "salun"]
-    measured = {name: json.loads((tmp_path / "runs" / name / "metrics.json").read_text()) for name in models}
-    assert measured["salun"]["reference_images"] == 300
+    measured = {name: json.loads((tmp_path / "runs" / name / "metrics.json").read_text()) for name in runs}
+    assert measured["salun"]["reference_images"] == 300 and measured["salun"]["options"]["weights"] == "last"
     gaps = [abs(measured["salun"][name] - measured["retrain"][name]) for name in ("UA", "remaining_accuracy")]
     assert rows["salun"]["UA"] == pytest.approx({"mean": measured["salun"]["UA"], "sd": 0.0, "gap": gaps[0]})
     assert rows["salun"]["average_gap"] == pytest.approx(np.mean(gaps)) and rows["retrain"]["average_gap"] == 0
-    done = json.loads((models["salun"] / "done.json").read_text())
+    done = json.loads((runs["salun"] / "done.json").read_text())
     assert measured["salun"]["RTE"] == pytest.approx((done["seconds"] + done["mask_seconds"]) / 60) and done["mask_seconds"] > 0
     text = (tmp_path / "runs" / "table.md").read_text()
     assert "| salun | 1 |" in text and "collateral damage" in text and "FID" not in text.replace("not a FID", "").replace("as in FID", "")
@@ -479,6 +515,68 @@ def test_before_and_after_shows_what_is_in_the_files(samples, tmp_path):
     assert np.array_equal(above[:31], first[:31]) and (below == 255).all()  # the frame begins on the last row
     frame = np.asarray(Image.open(tmp_path / "p.png").convert("RGB")).astype(int)[top + strip : top + 2 * strip, margin - 3 : margin - 1]
     assert (frame[..., 0] - frame[..., 1] > 100).all()
+
+
+def test_other_images_at_the_same_positions_are_another_reference(home, samples, tmp_path):
+    """Mutation: cache the features of the reference images under their positions alone."""
+    flags = words("--features classifier --forget_class 3 --classifier", home / "classifier", "--sample_path", samples)
+    accelerator, args = cpu(), evaluate.parse([str(word) for word in flags])
+    [(folder, recorded, images)] = evaluate.load_samples(args.sample_path, None, accelerator)
+    classifier, its = evaluate.load_classifier(args.classifier, accelerator)
+    known = {"classifier": classifier, "classifier_args": its, "extractor": metrics.register_features(classifier), "args": args}
+    found = []
+    for x, cache in ((images.x_train, "a"), (255 - images.x_train, "a"), (255 - images.x_train, "b")):
+        these = dataclasses.replace(images, x_train=x)
+        found.append(evaluate.measure_samples(folder, recorded, these, accelerator=accelerator, cache=tmp_path / cache, **known))
+    distances = [measured["feature_distance"] for measured in found]
+    assert distances[0] != distances[1] == distances[2]
+
+
+def change_json(path, **changes):
+    write_json(path, json.loads(path.read_text()) | changes)
+
+
+OTHER_DIFFUSERS = {  # name: (file to change, changes, part of the message)
+    "heads": ("unet/config.json", {"attention_head_dim": 8}, "attention_head_dim is 8, where this --arch has None"),
+    "embedding of t": ("unet/config.json", {"freq_shift": 1, "flip_sin_to_cos": False}, "and 1 more differ"),
+    "betas": ("scheduler/scheduler_config.json", {"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule is squaredcos_cap_v2"),
+    "prediction": ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "prediction_type is v_prediction"),
+    "timesteps": ("scheduler/scheduler_config.json", {"num_train_timesteps": 4000}, "num_train_timesteps is 4000"),
+}
+
+
+def test_a_diffusers_folder_there_and_back(home, tmp_path, monkeypatch):
+    """By the lines of the README. Mutation: compare the shapes only; take a missing attention_head_dim for None; ask for all names."""
+    [lines] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    cpu()
+    exec(lines.replace("runs/c10/salun", str(home / "original")))
+    there = UNet2DModel.from_pretrained("pipe/unet").eval()
+    config, scheduler = (json.loads(Path("pipe", path).read_text()) for path in ("unet/config.json", "scheduler/scheduler_config.json"))
+    older = {name: value for name, value in config.items() if name not in ("add_attention", "resnet_time_scale_shift")}
+    write_json(Path("pipe/unet/config.json"), older | {"dropout": 0.5, "sample_size": 32, "time_embedding_dim": 32})
+    write_json(Path("pipe/scheduler/scheduler_config.json"), {name: scheduler[name] for name in models.NOISE})
+    x, t = torch.randn(4, 1, 8, 8), torch.tensor([3, 200, 600, 999])
+    for path in ("pipe", "pipe/unet", "pipe/unet/diffusion_pytorch_model.safetensors"):
+        own = models.build_unet("tiny", 10, 1, 8, seed=1).eval()
+        models.load_start(own, Path(path))
+        with torch.no_grad():
+            assert torch.equal(own(x, t, class_labels=t % 10).sample, there(x, t, class_labels=t % 10).sample)
+    ok("train", TINY, "--data_dir", home / "data", "--model_path pipe --steps 0 --save_dir run")
+    assert file_sha(tmp_path / "run" / "model.safetensors") == file_sha(home / "original" / "model.safetensors")
+    for path, changes, message in OTHER_DIFFUSERS.values():
+        shutil.copytree("pipe", "other", dirs_exist_ok=True)
+        change_json(Path("other", path), **changes)
+        for start in ("other", "other/unet", "other/unet/diffusion_pytorch_model.safetensors"):
+            with pytest.raises(RunError, match=message):
+                models.load_start(own, Path(start))
+    write_json(Path("pipe/unet/config.json"), {name: value for name, value in config.items() if name != "attention_head_dim"})
+    with pytest.raises(RunError, match="attention_head_dim is 8"):
+        models.load_start(own, Path("pipe"))
+    for embeddings in (None, 10):
+        UNet2DModel.from_config(config | {"num_class_embeds": embeddings}).save_pretrained(f"classes{embeddings}")
+        with pytest.raises(RunError, match=f"has {embeddings or 0} class embeddings: .* classes \\+ 1 embeddings, the last one null: 11"):
+            models.load_start(own, Path(f"classes{embeddings}"))
 
 
 def test_weights_from_elsewhere_become_an_original(home, tmp_path):
@@ -546,7 +644,7 @@ def test_what_the_readme_says_that_you_can_bring(tmp_path):
         assert found["forgotten"] == [label] and found["classes"] == names and found["num_forgotten"] == 3
     assert files(tmp_path / "my photos") == before
     arrays = {f"x_{part}": np.zeros((6, 8, 8, 1), np.uint8) for part in ("train", "test")} | {"classes": ["a b", "c"]}
-    np.savez(tmp_path / "cifar10.npz", y_train=[0, 1] * 3, y_test=[0, 1] * 3, **arrays)
+    np.savez(tmp_path / "cifar10.npz", y_train=[0, 1] * 3, y_test=[0, 1] * 3, stamp="of another program", **arrays)
     ok("train", tiny, "--dataset cifar10 --data_dir", tmp_path, "--save_dir", tmp_path / "arrays")
     found = json.loads((tmp_path / "arrays" / "args.json").read_text())
     assert found["classes"] == ["a b", "c"] and found["architecture"]["channels"] == 1 and found["architecture"]["image_size"] == 8
@@ -608,13 +706,20 @@ def test_tables_in_the_readme_are_those_that_were_measured():
 
 @pytest.mark.slow
 def test_retrain_of_weights_from_elsewhere_asks_how_long(home, tmp_path, capsys):
-    """Breaks if Retrain takes over the 0 steps that train.py --model_path records: its net would be untrained."""
+    """Breaks if Retrain takes over the few steps that train.py --model_path records: its net would be untrained."""
     start = ("--data_dir", home / "data", "--model_path", home / "original" / "model.safetensors")
-    ok("train", TINY, *start, "--steps 0 --save_dir", tmp_path / "original")
-    command = ("unlearn", "--method retrain --forget_class 3 --model_path", tmp_path / "original", "--save_dir", tmp_path / "retrain")
-    for flags in ("", "--steps 2", "--lr 0.01"):
-        assert script(*command, flags) != 0 and not (tmp_path / "retrain").exists()
-        assert "was trained for 0 steps here" in capsys.readouterr().err
+    for steps in (0, 3):
+        ok("train", TINY, *start, "--steps", steps, "--save_dir", tmp_path / str(steps))
+        command = (
+            "unlearn",
+            "--method retrain --forget_class 3 --model_path",
+            tmp_path / str(steps),
+            "--save_dir",
+            tmp_path / f"re{steps}",
+        )
+        for flags in ("", "--steps 2", "--lr 0.01"):
+            assert script(*command, flags) != 0 and not (tmp_path / f"re{steps}").exists()
+            assert f"was trained for {steps} steps here, from {start[-1]}: pass" in capsys.readouterr().err
     ok(*command, "--steps 2 --lr 0.01")
 
 

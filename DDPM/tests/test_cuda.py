@@ -22,6 +22,7 @@ from helpers import FORGOTTEN, TINY, ok, script
 pytestmark = pytest.mark.slow
 MASK, WEIGHTS = "mask.safetensors", "model.safetensors"
 SHORT = {"esd": "--draw_steps 3", "sa": "--replay 2 --replay_steps 4 --fisher_timesteps 2 --ewc 1e-4"}
+SHORT |= {"sfron": "--batch_size 200"}  # of its passes over all images
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_unlearning_equals_the_cpu(name, on_both, home):
     """Mutation: leave the mask on the CPU, or make a new tensor without device=."""
     mask = () if name in methods.TAKES_NO_MASK else ("--mask_path", home / "mask")
     start = ("--method", name, "--model_path", home / "original", "--forget_class", FORGOTTEN, *mask)
-    assert same(on_both("unlearn", *start, "--steps 3", SHORT.get(name, ""), "--batch_size 16 --precision fp32"))
+    assert same(on_both("unlearn", *start, "--steps 3 --batch_size 16 --precision fp32", SHORT.get(name, "")))
 
 
 @pytest.mark.parametrize("flags", ["--sampler ddim --eta 1", "--sampler ddpm --cond_scale 0 --precision bf16"])

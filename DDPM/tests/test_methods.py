@@ -464,15 +464,6 @@ def test_fisher_is_the_mean_square_of_single_gradients(load, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------- training, autocast
-@pytest.mark.slow
-def test_ema_is_what_is_saved(tmp_path, home):
-    """Mutation: save the last weights."""
-    for ema in ("0", "0.9"):
-        ok("train", TINY, "--steps 30 --ema", ema, "--data_dir", home / "data", "--save_dir", tmp_path / ema)
-    last, average = (read_tensors(tmp_path / ema / "model.safetensors")[0] for ema in ("0", "0.9"))
-    assert any(not torch.equal(last[name], average[name]) for name in last)
-
-
 def test_dropout_follows_from_the_seed(tmp_path, home):
     """Mutation: leave the global generator as it is."""
     for name in ("first", "second"):

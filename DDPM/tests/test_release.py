@@ -42,9 +42,10 @@ def test_the_release_samples_with_noise_without_clipping_and_stretches(load, mon
 
 @pytest.mark.slow
 def test_the_last_weights_are_kept_and_can_be_started_from(home, unlearn, tmp_path):
-    """Mutation: save the averaged weights twice; take the mask's sha from model.safetensors."""
-    average, last = (read_tensors(home / "original" / f"{name}.safetensors")[0] for name in ("model", "last"))
-    ok("train", TINY, "--ema 0 --data_dir", home / "data", "--save_dir", tmp_path / "raw")
+    """Mutation: save the averaged weights twice, or the last ones; take the mask's sha from model.safetensors."""
+    for name, flags in (("averaged", ""), ("raw", "--ema 0")):
+        ok("train", TINY, flags, "--steps 20 --data_dir", home / "data", "--save_dir", tmp_path / name)
+    average, last = (read_tensors(tmp_path / "averaged" / f"{name}.safetensors")[0] for name in ("model", "last"))
     raw = read_tensors(tmp_path / "raw" / "model.safetensors")[0]
     assert not (tmp_path / "raw" / "last.safetensors").exists()
     assert all(torch.equal(last[name], raw[name]) for name in raw) and any(not torch.equal(average[name], raw[name]) for name in raw)
@@ -131,7 +132,9 @@ def test_the_judge_is_the_releases(home, tmp_path):
 
 @pytest.mark.slow
 def test_relearning_brings_the_class_back_on_a_few_of_its_images(unlearn, tmp_path, home, load, capsys, monkeypatch):
-    """Mutation: retained images; the whole forget set; another method's name, or that of the method under a saliency mask."""
+    """Mutation: retained images; the whole forget set; another method's name, or that of the method under a saliency mask; leave
+    --weights out of load_model; relearn twice.
+    """
     from test_methods import loss
 
     ok(
@@ -143,7 +146,7 @@ def test_relearning_brings_the_class_back_on_a_few_of_its_images(unlearn, tmp_pa
         "--save_dir",
         tmp_path / "m",
     )
-    unlearned, seen, stream = unlearn("ga", "--steps 10 --lr 1e-3 --mask_path", tmp_path / "m"), [], data.Stream
+    unlearned, seen, stream = unlearn("ga", "--steps 10 --lr 1e-3 --ema 0.5 --mask_path", tmp_path / "m"), [], data.Stream
     command = ("relearn", "--precision fp32 --batch_size 16 --lr 1e-3 --steps 30 --model_path", unlearned)
     with monkeypatch.context() as patch:
         patch.setattr(data, "Stream", lambda split, **options: seen.append(split) or stream(split, **options))
@@ -156,6 +159,11 @@ def test_relearning_brings_the_class_back_on_a_few_of_its_images(unlearn, tmp_pa
     assert recorded["parent_sha"] == read_json(unlearned / "args.json")["parent_sha"]
     assert script(*command, "--num_images 156 --save_dir", tmp_path / "no") != 0
     assert "more than the 155 images of the forgotten classes" in capsys.readouterr().err and not (tmp_path / "no").exists()
+    ok(*command, "--steps 0 --weights last --save_dir", tmp_path / "last")
+    assert file_sha(tmp_path / "last" / "model.safetensors") == file_sha(unlearned / "last.safetensors")
+    assert read_json(tmp_path / "last" / "args.json")["options"]["relearned_weights"] == "last"
+    assert script(*command[:-1], tmp_path / "again", "--save_dir", tmp_path / "no") != 0
+    assert "was relearned already" in capsys.readouterr().err and not (tmp_path / "no").exists()
     ok("sample", "--num_per_class 3 --steps 3 --model_path", tmp_path / "again", "--save_dir", tmp_path / "s")
     ok("evaluate", "--features classifier --num_reference 50 --classifier", home / "classifier", "--sample_path", tmp_path / "s")
     measured = read_json(tmp_path / "s" / "metrics.json")
