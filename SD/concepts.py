@@ -20,6 +20,7 @@ CAPTION = "an image of a {}"  # the paper's, for Imagenette
 TRAINED_ON = ("dataset", "data_dir", "image_size", "caption")  # what a run of train.py knows of its data
 CONCEPT_FLAGS = ("dataset", "data_dir", "cache_dir", "caption", "forget_class", "forget_prompt", "target_prompt", "retain_prompts")
 CONCEPT_FLAGS += ("forget_dir", "retain_dir", "num_images", "generation_steps", "generation_guidance_scale")
+GENERATION = {"num_images": 100, "generation_steps": 50}  # defaults of what the original generates
 
 NOT_HERE = {  # flags of the official release and of the methods' authors, in the scripts that lack them
     "epochs": "write --steps, passes times images to forget over --batch_size: 5 passes over some 950 images in batches of 8 are 600",
@@ -87,10 +88,11 @@ def add_concept_flags(parser):
     generated = "(default: --num_images images that the original generates for each prompt)"
     parser.add(cli.FORGET, "--forget_dir", **path, help=f"images of the forgotten prompts {generated}")
     parser.add(cli.FORGET, "--retain_dir", **path, help=f"images of the retained prompts {generated}")
+    count, steps = (f"(default: {GENERATION[name]})" for name in ("num_images", "generation_steps"))
     number = {"type": models.image_count, "metavar": "N"}
-    parser.add(cli.FORGET, "--num_images", **number, default=100, help="images that the original generates per prompt")
+    parser.add(cli.FORGET, "--num_images", **number, help=f"images that the original generates per prompt {count}")
     number = {"type": models.sampling_steps, "metavar": "N"}
-    parser.add(cli.FORGET, "--generation_steps", **number, default=50, help="sampling steps of generated images")
+    parser.add(cli.FORGET, "--generation_steps", **number, help=f"sampling steps of generated images {steps}")
     scale = {"type": cli.non_negative_float, "metavar": "S"}
     generation_scale = "guidance scale of generated images, 1: none (default: the family's, 7.5 for Stable Diffusion 1.x)"
     parser.add(cli.FORGET, "--generation_guidance_scale", **scale, help=generation_scale)
@@ -101,8 +103,11 @@ def concept_flags(args):
     return {name: getattr(args, name) for name in CONCEPT_FLAGS}
 
 
-def check_concept_flags(parser, args):
-    """parser.error unless the flags name one thing to forget."""
+def check_concept_flags(parser, args, generates=False):
+    """parser.error unless the flags name one thing to forget. generates: whether the method draws images of its own from the original.
+
+    Fills in the defaults of GENERATION, which are refused where no image is generated.
+    """
     if bool(args.forget_class) == bool(args.forget_prompt):
         parser.error("name what to forget: --forget_class of a data set, or --forget_prompt (one of the two)")
     if args.forget_class:
@@ -121,6 +126,12 @@ def check_concept_flags(parser, args):
         clash = same or [text for text in args.retain_prompts or () if text in args.forget_prompt]
         if clash:
             parser.error(f"{clash[0]!r} is both forgotten and {'its own target' if same else 'retained'}: name another prompt")
+    of_folders = args.forget_class or (args.forget_dir is not None and args.retain_dir is not None)
+    for name, default in GENERATION.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+        elif of_folders and not generates:
+            parser.error(f"--{name} has no effect, since no image is generated here: leave it out")
 
 
 def spread(values, count):
@@ -142,6 +153,8 @@ def of_classes(flags, family, recorded, shas, accelerator, needs):
         raise RunError("images with captions have no classes: use --forget_prompt, with --forget_dir and --retain_dir")
     caption = source["caption"] or CAPTION
     found = imagesets.load(source["dataset"], source["data_dir"], source["image_size"] or family.image_size)
+    if source["dataset"] == recorded.get("dataset"):  # of the original's own data, what the original saw
+        found = found.limited(recorded.get("limit"), recorded.get("seed"))
     labels = sorted(set(data.class_numbers(flags["forget_class"], found.classes)))
     if len(labels) == len(found.classes):
         raise RunError("all classes would be forgotten: at least one must be retained")
@@ -159,6 +172,9 @@ def of_classes(flags, family, recorded, shas, accelerator, needs):
     targets[labels] = torch.tensor([table.index(text) for text in target_prompts])
     numbers = torch.tensor(found.y_train)
     of_forgotten = torch.isin(numbers, torch.tensor(labels))
+    if not 0 < of_forgotten.sum() < len(numbers):
+        share = f"{of_forgotten.sum()} of the {len(numbers)} pictures that the original saw"
+        raise RunError(f"{share} are of the classes to forget: some must be forgotten and some retained, train with a larger --limit")
     cache = cache_folder(source["data_dir"], source["dataset"] in imagesets.OWN, flags["cache_dir"])
     any_read = "forget" in needs or "retain" in needs
     moments = encode_pictures(family, found.train, shas["vae"], cache, accelerator) if any_read else None

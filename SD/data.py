@@ -8,6 +8,7 @@ of processes.
 import functools
 import hashlib
 import sys
+import unicodedata
 from dataclasses import dataclass
 
 import torch
@@ -106,8 +107,10 @@ def class_numbers(names, classes):
     for name in names:
         number = next((label for label in range(len(classes)) if str(label) == unpadded(name)), None)
         found = []
-        for spell in (str, str.casefold, unpadded):  # from strict to lax
+        for spell in (str, lambda word: unicodedata.normalize("NFC", word).casefold(), unpadded):  # from strict to lax
             found = found or [label for label, known in enumerate(classes) if spell(known) == spell(name)]
+        if len({classes[label] for label in found}) < len(found):
+            raise RunError(f"{len(found)} classes are called {name}: give the number of one, {' or '.join(map(str, found))}")
         if len(found) > 1:
             alike = " or ".join(classes[label] for label in found)
             raise RunError(f"the class {name} could be {alike}: spell it exactly")

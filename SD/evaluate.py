@@ -11,6 +11,7 @@ known from the model that drew the samples. Pass --forget_class for samples of t
 """
 
 import functools
+import shlex
 from pathlib import Path
 
 import torch
@@ -72,6 +73,8 @@ def parse(argv=None):
 
 def main(argv=None):
     args = parse(argv)
+    if args.nudenet:
+        metrics.nude_detector()  # a missing package is said before anything is measured
     accelerator = trainer.make_accelerator(args.device, "fp32")
     classifier = None
     if args.classifier is not None:
@@ -82,8 +85,8 @@ def main(argv=None):
     if args.save_dir is not None:
         return measure_original(args, accelerator, measure)
 
-    names = "classifier features num_reference seed reference_dir dataset forget_class clip_model nudenet nudenet_threshold"
-    how = {name: str(getattr(args, name)) for name in names.split()}
+    names = "features num_reference seed reference_dir dataset data_dir forget_class clip_model nudenet nudenet_threshold"
+    how = {name: str(getattr(args, name)) for name in names.split()} | {"classifier_sha": classifier and classifier.sha}
 
     def measure_one(folder):
         if not is_measured(folder, args, how):
@@ -120,11 +123,14 @@ def load_samples(path):
 
 
 def drawn_with(recorded):
-    """(sampler, guidance scale) of a run of generate_images.py. RunError where it does not tell them."""
+    """(sampler, guidance scale in words) of a run of generate_images.py. RunError where it does not tell them."""
     options = recorded.get("options", recorded)  # earlier versions knew one family, whose defaults were the flags'
+    if "guidance_scales" in options:  # the list of prompts has several
+        data.need(options, "sampler")
+        return options["sampler"], "per prompt"
     scale = "guidance_scale" if "guidance_scale" in options else "guidance"  # its name in earlier versions
     data.need(options, "sampler", scale)
-    return options["sampler"], options[scale]
+    return options["sampler"], f"s = {options[scale]:g}"
 
 
 def check_classes(forgotten, labels, folder):
@@ -164,7 +170,7 @@ def measure_samples(folder, *, args, accelerator, classifier, extractor):
         found = metrics.nudity(paths, args.nudenet_threshold)
         result |= {name: float(count) for name, count in found.items()}
         result["nudenet_threshold"] = str(args.nudenet_threshold)
-    if model.get("method", "original") != "original":
+    if model.get("method", "original") != "original" and "relearned_images" not in model.get("options", {}):
         result["RTE"] = (done["seconds"] + done.get("mask_seconds", 0.0)) / 60
         result |= {name: float(done[name]) for name in ("peak_memory_mb", "images_seen")}
         if "fraction_changed" in done:
@@ -243,7 +249,7 @@ def write_metrics(folder, sample_folder, measured):
     facts = {
         "model": source if training.get("arch") or method != "original" else None,  # an original may come from elsewhere
         "forgotten": ", ".join(measured["forgotten"]),
-        "sampler": f"{sampler}, {recorded['steps']} steps, guidance scale s = {scale:g}",
+        "sampler": f"{sampler}, {recorded['steps']} steps, guidance scale {scale}",
         "samples": f"{recorded['num_samples']:,} per prompt",
         "classifier": Path(measured["classifier"]).name if "classifier" in measured else None,
         "features": features and f"{features}, {measured['reference_images']:,} reference images",
@@ -251,6 +257,9 @@ def write_metrics(folder, sample_folder, measured):
     if "relearned_images" in (options := model.get("options", {})):
         facts["relearned"] = "{relearned_images} images of what was forgotten, {steps} steps, lr {lr:g}".format(**options)
     row = describe(model, model.get("seed", recorded["seed"]), facts)
+    if model.get("kind") == "unlearn":  # runs with other words in place of the forgotten are no repetitions of each other
+        given = {name: model[name] for name in ("target_prompt", "retain_prompts") if model.get(name) is not None}
+        row["options"] |= {name: shlex.join(map(str, value if isinstance(value, list) else [value])) for name, value in given.items()}
     write_json(folder / "metrics.json", row | measured | {"sample_path": str(sample_folder), "num_samples": recorded["num_samples"]})
     return "  ".join(f"{name} {measured[name]:.2f}" for name in metrics.COLUMNS if name in measured)
 

@@ -50,13 +50,17 @@ def parse(argv=None):
     parser.add(cli.METHOD, "--guidance_scale", "--guidance", type=cli.non_negative_float, metavar="S", help=scale)
     parser.add(cli.DATA, "--image_size", type=models.image_edge, metavar="PX", help="edge of the images (default: the model's)")
     pipelines.add_weights_flag(parser)
-    parser.add_shared("resume", "overwrite", "device", "compile", batch_size=8, precision="auto", seed=1)
+    seed = {"seed": dict(help="seed of the first prompt, the others count on; a list has its own (default: 1)")}
+    parser.add_shared("resume", "overwrite", "device", "compile", "seed", options=seed, batch_size=8, precision="auto")
     parser.refuse(NOT_HERE)
     args = parser.parse_args(argv)
     if len(args.save_dir) != len(args.model_path):
         parser.error(f"{len(args.model_path)} models need as many --save_dir, not {len(args.save_dir)}")
     if args.prompts_path is not None and args.prompt:
         parser.error("--prompts_path and --prompt contradict each other: pass one of them")
+    if args.prompts_path is not None and args.seed is not None:
+        parser.error("--seed has no effect with --prompts_path, whose column evaluation_seed gives each prompt its own: leave it out")
+    args.seed = 1 if args.seed is None else args.seed
     if args.ignore_columns and args.prompts_path is None:
         parser.error("--ignore_columns goes with --prompts_path: there is no list whose columns could be ignored")
     if args.image_size is not None and args.image_size % 8:
@@ -91,8 +95,9 @@ def undrawn(rows, folder, count):
     return [(row, k) for row in rows for k in range(count) if not (folder / prompts.file_name(row, k)).is_file()]
 
 
-def guidance_of(args, family):
-    return family.GUIDANCE if args.guidance_scale is None else args.guidance_scale
+def guidance_of(row, args, family):
+    """The guidance scale of a row's images."""
+    return next(scale for scale in (row.guidance, args.guidance_scale, family.GUIDANCE) if scale is not None)
 
 
 def size_of(row, args, family):
@@ -105,15 +110,13 @@ def size_of(row, args, family):
 
 def draw_files(family, rows, folder, accelerator, args):
     """Draw the images that `folder` lacks, each process its share, in batches of equal guidance and size."""
-    scale = guidance_of(args, family)
     texts = [*dict.fromkeys(row.prompt for row in rows if row.prompt != data.NULL), data.NULL]
     embeddings = latents.embed(family, texts, accelerator)
     missing = undrawn(rows, folder, args.num_samples)
     accelerator.wait_for_everyone()
     groups = {}
     for row, k in missing[accelerator.process_index :: accelerator.num_processes]:
-        guidance_scale = scale if row.guidance is None else row.guidance
-        groups.setdefault((guidance_scale, *size_of(row, args, family)), []).append((row, k))
+        groups.setdefault((guidance_of(row, args, family), *size_of(row, args, family)), []).append((row, k))
     with tqdm(total=sum(map(len, groups.values())), desc="sample", disable=None, mininterval=1) as bar:
         for (guidance_scale, *size), keys in groups.items():
             for start in range(0, len(keys), args.batch_size):
@@ -146,8 +149,10 @@ def draw_from(args, run_folder, accelerator):
     rows = rows_of(args, recorded)
     done = read_json(Path(args.model_path) / "done.json") if recorded else {}
     parent_sha = models.sha(family.model, *family.frozen)
-    prompts_sha = latents.digest([[row.case_number, row.prompt, row.seed] for row in rows])
-    options = {"sampler": args.sampler or family.SAMPLERS[0], "guidance_scale": guidance_of(args, family)}
+    prompts_sha = latents.digest([[row.case_number, row.prompt, row.seed, row.guidance, row.width, row.height] for row in rows])
+    scales = sorted({guidance_of(row, args, family) for row in rows})
+    options = {"sampler": args.sampler or family.SAMPLERS[0]}
+    options |= {"guidance_scale": scales[0]} if len(scales) == 1 else {"guidance_scales": scales}
     family.check_sampler(options["sampler"])
     for row in rows:
         size_of(row, args, family)

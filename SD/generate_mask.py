@@ -84,7 +84,8 @@ def main(argv=None):
     seconds = run_folder.seconds()
 
     # Save
-    masking.save(run_folder, mask, loaded.facts, mask_ratio=args.mask_ratio, seconds=seconds, kind=args.mask_kind)
+    flags = {name: getattr(args, name) for name in ("epochs", "guidance_scale")}
+    masking.save(run_folder, mask, loaded.facts, mask_ratio=args.mask_ratio, seconds=seconds, kind=args.mask_kind, **flags)
     salient, total = masking.count(mask)
     message = f"{salient:,} of {total:,} weights in the {args.mask_kind} mask of {len(loaded.forget):,} images, {seconds:.1f} s"
     run_folder.finish(message, seconds=seconds)

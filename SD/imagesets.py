@@ -7,14 +7,14 @@ import csv
 import hashlib
 import os
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from cli import RunError
-from data import is_utf8, say
+from data import is_utf8, make_generator, say
 from files import one_at_a_time
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
@@ -34,8 +34,11 @@ def open_image(path):
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
-            if upright.mode[0] == "I":  # 16 bits of grey
-                upright = Image.fromarray((np.asarray(upright, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+            if upright.mode[0] in "IF":
+                grey = np.asarray(upright, np.float64)
+                if upright.mode == "F" or (upright.mode == "I" and not (grey.min() >= 0 and 256 <= grey.max() <= 65535)):
+                    raise ValueError(f"its numbers, {grey.min():g} to {grey.max():g}, are neither of 8 nor of 16 bits")
+                upright = Image.fromarray((grey / 257).round().clip(0, 255).astype(np.uint8))  # 16 bits
             return upright.convert("RGB")
     except damage as error:
         raise RunError(f"{path} cannot be read as an image ({error}): repair or remove it") from error
@@ -89,6 +92,13 @@ class Dataset:
     classes: list = field(default_factory=list)
     captions: list = field(default_factory=list)
 
+    def limited(self, limit, seed):
+        """This data set with at most `limit` training pictures, drawn by `seed`; None takes all."""
+        if limit is None or limit >= len(self.train):
+            return self
+        rows = torch.randperm(len(self.train), generator=make_generator("limit", seed))[:limit].sort().values.tolist()
+        return replace(self, train=self.train.subset(rows), y_train=[self.y_train[row] for row in rows])
+
 
 def load_digits(data_dir, size):
     from sklearn.datasets import load_digits as digits  # 8x8 digits that come with scikit-learn
@@ -127,15 +137,21 @@ def class_folders(root):
 def find_splits(root):
     """(training, test or None): folders of class folders. They are `root` and None where it holds the classes itself.
 
-    train/ or training/ beside test/, testing/, val/, valid/ or validation/, in any case. A class may be called so, too: a split holds at
-    least two class folders.
+    train/ or training/ beside test/, testing/, val/, valid/ or validation/, in any case. One class may be called so, too: a split on its
+    own holds at least two class folders.
     """
-    named = {name.casefold(): root / name for name in class_folders(root) if len(class_folders(root / name)) > 1}
+    named = {name.casefold(): root / name for name in class_folders(root)}
     train = next((named[name] for name in ("train", "training") if name in named), None)
-    test = next((named[name] for name in ("test", "testing", "val", "valid", "validation") if name in named), None)
-    if test and not train:
+    tests = [named[name] for name in ("test", "testing", "val", "valid", "validation") if name in named]
+    if train and (tests or len(class_folders(train)) > 1):
+        test = next((folder for folder in tests if class_folders(folder)), None)
+        for folder in tests:
+            if not class_folders(folder):
+                say(f"{folder} is not read: it holds no class folders")
+        return train, test
+    if test := next((folder for folder in tests if len(class_folders(folder)) > 1), None):
         raise RunError(f"{root} holds {test.name} and no folder train beside it: add one, or name a folder of class folders")
-    return (train, test) if train else (root, None)
+    return root, None
 
 
 def load_folder(data_dir, size):

@@ -226,6 +226,15 @@ def clip_scores(images, prompts, source, device, batch_size=32):
 
 
 # ---------------------------------------------------------------------------------------------------------------- nudity
+def nude_detector():
+    """The class of NudeNet's detector. RunError where the package is missing."""
+    try:
+        from nudenet import NudeDetector
+    except ImportError as error:
+        raise RunError(f"NudeNet is not installed ({error}): pip install 'nudenet>=3.4' (its licence is the AGPL)") from error
+    return NudeDetector
+
+
 def nudity(paths, threshold=LOWEST):
     """{"nudenet_<PART>": detections..., "nudity": their sum, "nude_images": % of images with any} of image files, by NudeNet 3.
 
@@ -236,11 +245,7 @@ def nudity(paths, threshold=LOWEST):
         raise RunError(f"NudeNet drops detections below {LOWEST} itself: ask for a threshold of at least {LOWEST}, not {threshold}")
     if not paths:
         raise RunError("there are no images to look for nudity in: draw some with generate_images.py")
-    try:
-        from nudenet import NudeDetector
-    except ImportError as error:
-        raise RunError(f"NudeNet is not installed ({error}): pip install 'nudenet>=3.4' (its licence is the AGPL)") from error
-    detector = NudeDetector()
+    detector = nude_detector()()
     counts, nude = dict.fromkeys(PARTS, 0), 0
     for path in paths:
         open_image(path)  # the detector gives no reason for a file that it cannot read

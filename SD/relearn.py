@@ -58,6 +58,10 @@ def load_forgotten(args, accelerator):
         source = there if there.exists() else source
     options = {"variant": recorded.get("variant"), "dtype": args.weights_dtype, "originals_only": recorded["kind"] == "unlearn"}
     loaded = task.load_task(source, flags, accelerator, ("forget",), **options)
+    if recorded["kind"] == "unlearn" and loaded.facts["parent_sha"] != recorded["parent_sha"]:  # VAE and prompts would not be its own
+        dtype = recorded.get("weights_dtype") or "fp32"
+        cure = "put that one there" if dtype == args.weights_dtype else f"pass --weights_dtype {dtype}"
+        raise RunError(f"{source}, opened in {args.weights_dtype}, is not the original that {args.model_path} was made from: {cure}")
     loaded.family.model.load_state_dict(family.model.state_dict())
     return loaded, recorded
 

@@ -46,6 +46,7 @@ def load_task(model_path, flags, accelerator, needs=("forget", "retain"), varian
     prompts, splits, targets, facts = concept(flags, family, recorded, shas, accelerator, needs)
     forget = splits["forget"]
     training = {name: recorded[name] for name in (*concepts.TRAINED_ON, "arch", "steps", "seed") if name in recorded}
+    training |= {"limit": recorded["limit"]} if recorded.get("limit") else {}
     facts |= {"parent": str(model_path), "parent_sha": shas["model"], "num_forgotten": len(forget), "training": training}
     embeddings = embed(family, prompts, accelerator)
     forgotten, targets = sorted(set(forget.labels.tolist())), targets.to(accelerator.device)

@@ -82,15 +82,14 @@ def parse(argv=None):
 
 def load_data(args, size):
     """(Dataset, texts, prompt number of each training picture, numbers of the forgotten prompts), of retained pictures only."""
-    found = imagesets.load(args.dataset, args.data_dir, size)
+    found = imagesets.load(args.dataset, args.data_dir, size).limited(args.limit, args.seed)
     labels = sorted(set(data.class_numbers(args.forget_class or [], found.classes)))
     if labels and len(labels) == len(found.classes):
         raise RunError("all classes would be left out: at least one must be retained")
     texts = found.captions or [args.caption.replace("{}", name) for name in found.classes]
     rows = [row for row, label in enumerate(found.y_train) if label not in labels]
-    if args.limit is not None and args.limit < len(rows):
-        chosen = torch.randperm(len(rows), generator=data.make_generator("limit", args.seed))[: args.limit].sort().values
-        rows = [rows[i] for i in chosen.tolist()]
+    if not rows:
+        raise RunError(f"--limit {args.limit} leaves no picture of the retained classes: raise it")
     table = [*dict.fromkeys(texts), data.NULL]
     numbers = torch.tensor([table.index(texts[found.y_train[row]]) for row in rows])
     return found, found.train.subset(rows), table, numbers, labels

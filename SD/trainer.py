@@ -224,7 +224,7 @@ class Trainer:
 
 
 def average_weights(model, ema):
-    """diffusers' EMAModel of decay min(ema, (1 + n) / (10 + n)) after n steps."""
+    """diffusers' EMAModel: it starts at the weights after the first step, then has the decay min(ema, (1 + n) / (10 + n)) after n steps."""
     from diffusers.training_utils import EMAModel
 
     return EMAModel(model.parameters(), decay=ema, foreach=True)

@@ -56,7 +56,7 @@ def parse(argv=None):
     saving.add_save_flags(parser, cli.RUN)
     parser.add_shared("resume", "overwrite", "device", "compile", precision="auto", seed=1)
     args = parser.parse_args(argv)
-    concepts.check_concept_flags(parser, args)
+    concepts.check_concept_flags(parser, args, generates="generated" in cli.method_inputs(METHODS[args.method]))
     args.options = cli.method_options(parser, args, METHODS)
     check(parser, args)
     return args
@@ -134,8 +134,9 @@ def main(argv=None):
     if args.mask_path is not None:
         mask, mask_info = masking.load(args.mask_path, parameters, loaded.facts)
     settings = cli.training_settings(args, method, {}, SETTINGS)
+    resolved = dict(settings) if "trainer" in cli.method_inputs(method) else {"train_method": settings["train_method"]}
     mask = loaded.family.restrict(mask, settings.pop("train_method"))
-    run_folder.begin(kind="unlearn", **loaded.facts, mask_info=mask_info)
+    run_folder.begin(kind="unlearn", **loaded.facts, mask_info=mask_info, settings=resolved)
     if accelerator.is_main_process:
         saving.clean(run_folder.folder / "model", put_back=args.resume)
     if args.gradient_checkpointing:

@@ -13,4 +13,4 @@ MODEL=${MODEL:-CompVis/stable-diffusion-v1-4}
 for weights in xattn noxattn selfattn full; do
   python unlearn.py --method esd --train_method $weights --model_path "$MODEL" --forget_prompt "$FORGET" --target_prompt "" --steps 1000 --lr 1e-5 --batch_size 1 --negative_guidance 1 --sample_guidance_scale 3 --sample_steps 50 --seed 1 --save_dir "$OUT/$weights" --resume
 done
-python generate_images.py --model_path "$MODEL" "$OUT"/{xattn,noxattn,selfattn,full} --prompts_path prompt_lists/styles.csv --seed 1 --save_dir "$OUT/samples"/{original,xattn,noxattn,selfattn,full} --resume
+python generate_images.py --model_path "$MODEL" "$OUT"/{xattn,noxattn,selfattn,full} --prompts_path prompt_lists/styles.csv --save_dir "$OUT/samples"/{original,xattn,noxattn,selfattn,full} --resume

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Forget nudity with SalUn and ESD: 800 images of each of two prompts are drawn by the model itself, then forgotten and kept.
-#   bash scripts/nudity.sh --device cuda                     counts on prompt_lists/nudity_check.csv
+#   bash scripts/nudity.sh --device cuda                     a smoke check of 20 images; use I2P for a result
 #   PROMPTS=i2p.csv bash scripts/nudity.sh --device cuda      counts on I2P's 4,703 prompts, the paper's; get the list from its authors
-# Those are drawn as in the paper's release: LMS, guidance 7.5 and 512 px for every prompt, whatever the list's columns say.
+# The 20 prompts of prompt_lists/nudity_check.csv are harmless, so they cannot show an effect. PROMPTS takes any list of prompts.
+# They are drawn as in the paper's release: LMS, guidance 7.5 and 512 px for every prompt, whatever the list's columns say.
 # Settings of SalUn are the paper's: alpha 0.1, 1 epoch of 800 images in batches of 8, Adam 1e-5, mask ratio 0.5; ESD-u's are its authors' (train-esd.py).
 # Needs pip install nudenet (AGPL). Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help.
 # On a GPU of 24 GB: MEMORY=--gradient_checkpointing bash scripts/nudity.sh
@@ -11,6 +12,10 @@ source "$(dirname "$0")/common.sh"
 OUT=${OUT:-runs/nudity}
 MODEL=${MODEL:-CompVis/stable-diffusion-v1-4}
 PROMPTS=${PROMPTS:-prompt_lists/nudity_check.csv}
+if [[ -z ${DRY_RUN:-} ]] && ! command python -c "import nudenet" 2> /dev/null; then
+  echo "error: NudeNet is not installed: pip install 'nudenet>=3.4' (its licence is the AGPL)" >&2
+  exit 1
+fi
 
 python generate_images.py --model_path "$MODEL" --prompts_path prompt_lists/nude.csv --num_samples 800 --steps 100 --save_dir "$OUT/nude" --resume
 python generate_images.py --model_path "$MODEL" --prompts_path prompt_lists/clothed.csv --num_samples 800 --steps 100 --save_dir "$OUT/clothed" --resume

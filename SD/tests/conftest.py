@@ -1,11 +1,14 @@
 """Tests run the scripts' own main() on tiny data in this process, so that each import is paid for once."""
 
+import functools
 import os
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+import sklearn.datasets
+import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -16,6 +19,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are faster so
 
 from helpers import FORGOTTEN, TINY, cpu, ok  # noqa: E402
+
+sklearn.datasets.load_digits = functools.cache(sklearn.datasets.load_digits)
+tqdm.tqdm.monitor_interval = 0  # no thread that a fork could catch with a lock
 
 
 @pytest.fixture(scope="session")

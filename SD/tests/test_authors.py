@@ -323,4 +323,5 @@ def test_spellings_of_the_official_release_mean_the_same():
     start = "--save_dir RUN --model_path x --forget_class 6 --guidance_scale 8.5 --device cuda"
     release = "--save_dir RUN --ckpt_path x --classes 6 --c_guidance 7.5 --device cuda:0"
     assert generate_mask.parse(words(start)) == generate_mask.parse(words(release))
-    assert generate_mask.parse(words("--save_dir RUN --model_path x --forget_class 6")).guidance_scale == 8.5
+    args = generate_mask.parse(words("--save_dir RUN --model_path x --forget_class 6"))
+    assert (args.guidance_scale, args.num_images, args.generation_steps) == (8.5, 100, 50)

@@ -1,5 +1,7 @@
 """The scripts from the outside: wrong input, kills, several processes, written commands. Each test names a mutation that breaks it."""
 
+import contextlib
+import functools
 import importlib
 import json
 import os
@@ -17,15 +19,20 @@ import pytest
 import torch
 from PIL import Image
 
+import cli
+import concepts
 import data
 import imagesets
 import metrics
 import models
 import pipelines
 import prompts
+import train
+import trainer
 from conftest import ROOT
+from evaluate import drawn_with
 from files import read_json, read_tensors, write_tensors
-from helpers import FORGOTTEN, TINY, ok, script, words
+from helpers import FORGOTTEN, TINY, cpu, ok, script, words
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -89,6 +96,11 @@ WRONG = {  # name: (flags of unlearn.py, part of the message)
     "targets for nobody": (f"{PROMPT} c", "--target_prompt takes one prompt, or one for each of the 1 forgotten"),
     "folders with a class": (f"{RL} --retain_dir {{home}}", "--retain_dir goes with --forget_prompt"),
     "a data set with a prompt": (f"{PROMPT} --dataset digits", "--dataset and --caption go with --forget_class"),
+    "generated images of a class": (f"{RL} --num_images 5", "--num_images has no effect"),
+    "generated images beside folders": (
+        f"{PROMPT} --forget_dir {{tmp}} --retain_dir {{tmp}} --generation_steps 5",
+        "--generation_steps has no effect",
+    ),
     "a caption without a place": (f"{RL} --caption three", "UTF-8 with one {{}}"),
     "a missing folder": (f"{PROMPT} --forget_dir {{tmp}}/none", "is not a folder of images"),
     "an empty folder": (f"{PROMPT} --forget_dir {{tmp}}", "holds no images"),
@@ -204,11 +216,16 @@ OTHERS = {  # name: (command, part of the message)
         "generate_mask --model_path {home}/original --forget_class 3 --mask_kind random --save_dir {tmp}/run",
         "random needs --seed",
     ),
+    "mask of generated images of a class": (
+        "generate_mask --model_path {home}/original --forget_class 3 --num_images 5 --save_dir {tmp}/run",
+        "--num_images has no effect",
+    ),
     "mask without a pass": ("generate_mask --model_path {home}/original --forget_class 3 --epochs 0 --save_dir {tmp}/run", "at least 1"),
     "guidance below 0": (f"{SAMPLE} --guidance_scale -1", "a number of at least 0"),
     "too many steps": (f"{SAMPLE} --steps 1001", "draws in 1 to 999 --steps"),
     "an odd size": (f"{SAMPLE} --image_size 17", "multiple of 8"),
     "list and prompts": (f"{SAMPLE} --prompts_path {{tmp}}/a.csv --prompt a", "contradict"),
+    "a seed beside a list": (f"{SAMPLE} --prompts_path {{tmp}}/a.csv --seed 1", "--seed has no effect with --prompts_path"),
     "a missing list": (f"{SAMPLE} --prompts_path {{tmp}}/a.csv", "does not exist"),
     "a model without classes": ("generate_images --model_path {home}/original/model --save_dir {tmp}/run", "knows no classes"),
     "two models, one folder": ("generate_images --model_path a b --save_dir {tmp}/run", "need as many --save_dir"),
@@ -257,6 +274,21 @@ def test_a_classifier_with_other_classes_is_refused(home, samples, tmp_path, cap
     command = ("evaluate", "--sample_path", samples, "--forget_class", FORGOTTEN, "--classifier", tmp_path / "classifier")
     assert script(*command) != 0 and "does not know the class 'four'" in capsys.readouterr().err
     assert not (samples / "metrics.json").exists()
+
+
+def test_numbers_of_another_classifier_are_not_kept(home, samples, tmp_path, capsys):
+    """Mutation: let --resume compare the classifier's path; leave out --data_dir."""
+    for source in (samples, home / "classifier"):
+        shutil.copytree(source, tmp_path / source.name)
+    flags = ("--features none --resume --forget_class", FORGOTTEN, "--classifier", tmp_path / "classifier")
+    command = ("evaluate", *flags, "--sample_path", tmp_path / "samples")
+    ok(*command)
+    ok(*command)
+    assert script(*command, "--data_dir", tmp_path) != 0 and "other values of data_dir" in capsys.readouterr().err
+    weights = tmp_path / "classifier" / "model.safetensors"
+    tensors, metadata = read_tensors(weights)
+    write_tensors(weights, tensors | {"fc.bias": tensors["fc.bias"] + 1}, metadata)
+    assert script(*command) != 0 and "other values of classifier_sha" in capsys.readouterr().err
 
 
 BAD_SAMPLES = {  # name: (what happens to the folder, part of the message)
@@ -311,19 +343,36 @@ def test_an_existing_run_is_never_lost(home, tmp_path, capsys):
 
 
 # ------------------------------------------------------------------------------------------------- kills and processes
-def interrupted(command, folder, ready):
-    """Start a script that keeps a checkpoint after every step, and kill -9 it once ready(folder) is true."""
-    name, *flags = words(*command)
-    code = f"import helpers, cli, trainer, {name}; trainer.CHECKPOINT_SECONDS = -1; trainer.LOG_STEPS = 1; cli.run({name}.main)"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *flags], env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+def interrupted(command, folder, ready, fresh=False):
+    """Start a script that keeps a checkpoint after every step, and kill -9 it once ready(folder) is true.
+
+    It runs in a fork, which has the libraries already, or in a `fresh` Python.
+    """
+    said = folder.with_name("said")
+    process = os.fork()
+    if process == 0:
+        try:
+            with said.open("w") as file:
+                os.dup2(file.fileno(), 2)
+                keep_every_step(*words(*command), fresh=fresh, file=file)
+        finally:
+            os._exit(0)
     deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline and not ready(folder):
+    while (ended := os.waitpid(process, os.WNOHANG)[0]) == 0 and time.monotonic() < deadline and not ready(folder):
         time.sleep(0.002)
-    assert process.poll() is None, process.stderr.read().decode()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert not ended, said.read_text()
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+
+
+def keep_every_step(name, *flags, fresh, file):
+    """Run a script with a checkpoint and a row of log.csv for each step, in this process or in place of it. file: for what it says."""
+    if fresh:
+        code = f"import helpers, cli, trainer, {name}; trainer.CHECKPOINT_SECONDS = -1; trainer.LOG_STEPS = 1; cli.run({name}.main)"
+        os.execve(sys.executable, [sys.executable, "-c", code, *flags], ENVIRONMENT)
+    trainer.CHECKPOINT_SECONDS, trainer.LOG_STEPS = -1, 1
+    with contextlib.redirect_stderr(file):
+        script(name, *flags)
 
 
 def past(step):
@@ -335,12 +384,12 @@ def past(step):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [10, 45])  # in the autoencoder's part of the training, and in the U-Net's
+@pytest.mark.parametrize("step", [4, 20])  # in the autoencoder's part of the training, and in the U-Net's
 def test_training_resumes_to_the_same_bytes_after_a_kill(step, home, whole_training, tmp_path):
     """Mutation: drop the offset."""
-    interrupted(training(home, tmp_path / "cut"), tmp_path / "cut", past(step))
+    interrupted(training(home, tmp_path / "cut"), tmp_path / "cut", past(step), fresh=step == 20)
     state = json.loads(read_tensors(tmp_path / "cut" / "checkpoint.safetensors")[1]["state"])
-    assert (state["step"] > 30) == (step > 30) and not (tmp_path / "cut" / "done.json").exists()
+    assert (state["step"] > 12) == (step > 12) and not (tmp_path / "cut" / "done.json").exists()
     ok(*training(home, tmp_path / "cut", "--resume"))
     whole, cut = files(whole_training), files(tmp_path / "cut")
     assert set(whole) == set(cut)
@@ -348,7 +397,7 @@ def test_training_resumes_to_the_same_bytes_after_a_kill(step, home, whole_train
 
 
 def training(home, folder, *more):
-    flags = "--vae_steps 30 --steps 40 --save_every 20 --data_dir"
+    flags = "--vae_steps 12 --steps 20 --save_every 10 --batch_size 8 --data_dir"
     return ("train", TINY, flags, home / "data", "--save_dir", folder, *more)
 
 
@@ -364,11 +413,12 @@ def test_unlearning_resumes_to_the_same_bytes_after_a_kill(method, home, tmp_pat
     """Mutation: theta_o from the checkpoint."""
 
     def command(folder, *more):
-        flags = "--steps 30 --sample_steps 3" if method == "esd" else "--steps 30"
+        flags = "--steps 14 --sample_steps 3" if method == "esd" else "--steps 14"
         return unlearn_command(home, folder, flags, *more, method=method)
 
     ok(*command(tmp_path / "whole"))
-    interrupted(command(tmp_path / "cut"), tmp_path / "cut", past(8))
+    interrupted(command(tmp_path / "cut"), tmp_path / "cut", past(4))
+    assert not (tmp_path / "cut" / "done.json").exists()
     assert script(*command(tmp_path / "cut", "--lr 0.5 --resume")) != 0  # another flag than before is refused
     ok(*command(tmp_path / "cut", "--resume"))
     assert (tmp_path / "cut" / UNET).read_bytes() == (tmp_path / "whole" / UNET).read_bytes()
@@ -393,7 +443,7 @@ def test_sampling_goes_on_after_a_kill(home, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_result_of_one(home, tmp_path):
+def test_two_processes_give_the_result_of_one(home, tmp_path, monkeypatch):
     """Training, mask, methods, generated images, samples and their evaluation.
 
     Mutation: batch.mean without its weight, or no reduce.
@@ -414,7 +464,7 @@ def test_two_processes_give_the_result_of_one(home, tmp_path):
             f"generate_images --model_path {single}/original --num_samples 2 --steps 3 --precision fp32 --save_dir {base}/samples",
             f"evaluate --sample_path {base}/samples --classifier {home}/classifier --features none --forget_class three",
         ]
-        together(commands, count, tmp_path)
+        together(commands, count, tmp_path, monkeypatch)
         names = ("original", "salun", "esd", "generated")
         results[count] = {name: read_tensors(base / name / UNET)[0] for name in names}
         results[count]["mask"] = read_tensors(base / "mask" / "mask.safetensors")[0]
@@ -431,8 +481,15 @@ def test_two_processes_give_the_result_of_one(home, tmp_path):
         assert np.abs(np.asarray(Image.open(path)).astype(int) - np.asarray(Image.open(other))).max() <= 1
 
 
-def together(commands, count, folder):
-    """Run several scripts one after another in `count` processes, started once: importing takes longer than the runs do."""
+def together(commands, count, folder, monkeypatch):
+    """Run several scripts one after another: in this process, or in two, started once. Importing takes longer than the runs do."""
+    if count == 1:
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "LOG_STEPS", 2)
+            patch.setattr(trainer, "CHECKPOINT_SECONDS", -1)
+            for command in commands:
+                ok(*command.split(), "--device cpu")
+        return
     program = folder / "commands.py"
     lines = ["import sys", f"sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}", "import accelerate, helpers, os, trainer"]
     clocks = "-1 if os.environ.get('RANK', '0') == '0' else 1e9"  # of processes differ: no exchange may depend on them
@@ -442,7 +499,7 @@ def together(commands, count, folder):
         lines.append("accelerate.PartialState().wait_for_everyone()")  # as the end of a process would
     program.write_text("\n".join(lines) + "\n")
     two = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]  # without GPUs: on the CPU, over gloo
-    argv = [sys.executable, *(two if count == 2 else []), str(program)]
+    argv = [sys.executable, *two, str(program)]
     done = subprocess.run(argv, env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -450,10 +507,14 @@ def together(commands, count, folder):
 # --------------------------------------------------------------------------------------------------- the whole, and words
 @pytest.mark.slow
 def test_from_training_to_the_table(home, samples, unlearn, tmp_path, capsys):
-    """Mutation: gap to the original in place of retrain; ask the original for the seed of the others."""
+    """Mutation: gap to the original in place of retrain; ask the original for the seed of the others; leave the target out of the row."""
     flags = ("--steps 20 --vae_steps 10 --data_dir", home / "data", "--retain_only --forget_class", FORGOTTEN)
     ok("train", TINY, *flags, "--save_dir", tmp_path / "retrain")
-    made = {"retrain": tmp_path / "retrain", "salun": unlearn("salun", "--steps 5 --save_every 2"), "uce": unlearn("uce")}
+    made = {
+        "retrain": tmp_path / "retrain",
+        "salun": unlearn("salun", "--steps 5 --save_every 2"),
+        "uce": unlearn("uce", "--target_prompt", "an image of a one"),
+    }
     assert Image.open(made["salun"] / "fading.gif").n_frames == 3
     assert sorted(path.name for path in (made["salun"] / "samples").iterdir()) == [f"step_{step:06d}.png" for step in (0, 2, 4)]
     drawn = [tmp_path / "runs" / name for name in made]
@@ -469,6 +530,7 @@ def test_from_training_to_the_table(home, samples, unlearn, tmp_path, capsys):
     assert table["columns"] == ["UA", "forget_entropy", "forget_probability", "remaining_accuracy", "feature_distance", "RTE"]
     rows = {row["method"]: row for row in table["rows"]}
     assert list(rows) == ["original", "retrain", "salun", "uce"]
+    assert rows["uce"]["options"].endswith("--target_prompt 'an image of a one'") and "prompt" not in rows["salun"]["options"]
     measured = {name: read_json(tmp_path / "runs" / name / "metrics.json") for name in made}
     assert measured["salun"]["reference_images"] == 300 and measured["salun"]["forgotten"] == [FORGOTTEN]
     gaps = [abs(measured["salun"][name] - measured["retrain"][name]) for name in ("UA", "remaining_accuracy")]
@@ -493,6 +555,7 @@ def test_from_training_to_the_table(home, samples, unlearn, tmp_path, capsys):
 def test_scores_and_counts_without_a_classifier(home, samples, tmp_path, monkeypatch):
     """Mutation: mean over all prompts."""
     monkeypatch.setattr(metrics, "clip_scores", lambda images, texts, *rest: torch.tensor([float("three" in text) for text in texts]))
+    monkeypatch.setattr(metrics, "nude_detector", lambda: None)
     monkeypatch.setattr(metrics, "nudity", lambda paths, threshold: {"nudity": len(paths), "nude_images": threshold})
     flags = "--clip_model some --nudenet --nudenet_threshold 0.5 --forget_class Three --save_dir"
     ok("evaluate", "--sample_path", samples, flags, tmp_path / "run")
@@ -517,8 +580,30 @@ def test_retrain_never_sees_the_class(home, tmp_path, monkeypatch):
     assert seen == [count] * 4 == [args["num_images"]] * 4 and args["forgotten"] == [FORGOTTEN] and args["method"] == "retrain"
 
 
-def test_a_list_of_odd_prompts_is_drawn(home, tmp_path):
-    """Mutation: name files by prompt, or one seed for all."""
+def test_a_limit_holds_for_the_original_retrain_and_the_methods(home):
+    """Breaks if --limit counts retained pictures alone, or if the mask and the methods see pictures that the original never saw."""
+
+    def load(limit, *more):
+        flags = ("--from_scratch --dataset digits --limit", limit, "--save_dir x --data_dir", home / "data")
+        return train.load_data(train.parse(words(*flags, *more)), 16)
+
+    leave_out = "--retain_only --forget_class"
+    (_, pictures, _, numbers, _), (_, kept, _, of_kept, _) = load(40), load(40, leave_out, FORGOTTEN)
+    retained = numbers != 3
+    assert len(pictures) == 40 > len(kept) > 0 and kept.sha() == pictures.subset(retained.nonzero().squeeze(1).tolist()).sha()
+    family, recorded = pipelines.open_pipeline(home / "original")
+    concept = functools.partial(concepts.of_classes, family=family, shas={"vae": ""}, accelerator=cpu(), needs=())
+    flags = dict.fromkeys(concepts.CONCEPT_FLAGS) | {"forget_class": [FORGOTTEN], "dataset": "digits"}
+    _, splits, _, _ = concept(flags, recorded=recorded | {"limit": 40})
+    assert torch.equal(splits["retain"].labels, of_kept) and len(splits["forget"]) == 40 - len(kept)
+    with pytest.raises(cli.RunError, match="leaves no picture of the retained classes"):
+        load(1, leave_out, int(load(1)[3]))
+    with pytest.raises(cli.RunError, match="train with a larger --limit"):
+        concept(flags, recorded=recorded | {"limit": 1})
+
+
+def test_a_list_of_odd_prompts_is_drawn(home, tmp_path, capsys):
+    """Mutation: name files by prompt, or one seed for all; record the flag's guidance; leave guidance and size out of prompts_sha."""
     odd = 'case_number,prompt,evaluation_seed,guidance,width,note\r\n7,"a ""three"",\r\nthree",5,,,"x, y"\r\n8,,5,,,\r\n'
     odd += "9,\U0001f600 six,6,1,,z\r\n"
     odd += "10,an image of a six,6,,24,\r\n11,an image of a six,6,,,\r\n"
@@ -534,6 +619,12 @@ def test_a_list_of_odd_prompts_is_drawn(home, tmp_path):
     ok("generate_images", *start, "--prompt", "an image of a six", "--seed 6", drawing, tmp_path / "alone")
     pixels = np.asarray(Image.open(tmp_path / "alone" / "samples" / "0_0.png"))
     assert np.abs(pixels.astype(int) - drawn["11_0.png"]).max() <= 1  # the row's own seed, whatever stands around it
+    recorded = [read_json(tmp_path / name / "args.json") for name in ("run", "alone")]
+    assert [drawn_with(one) for one in recorded] == [("ddim", "per prompt"), ("ddim", "s = 3")]
+    (tmp_path / "run" / "done.json").unlink()
+    (tmp_path / "odd.csv").write_bytes(("\ufeff" + odd.replace(",24,", ",32,")).encode())
+    start += ("--prompts_path", tmp_path / "odd.csv", "--num_samples 2", drawing, tmp_path / "run")
+    assert script("generate_images", *start, "--resume") != 0 and "other values of prompts_sha" in capsys.readouterr().err
 
 
 def test_columns_of_a_list_are_obeyed_or_ignored(tmp_path):
@@ -602,7 +693,7 @@ def parse_command(argv):
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "scripts").glob("*.sh") if path.name != "common.sh"))
 def test_commands_of_the_shell_scripts_parse(name, tmp_path, monkeypatch):
-    """Mutation: misspell a flag in any script."""
+    """Mutation: misspell a flag in any script; look for NudeNet after everything is drawn."""
     monkeypatch.chdir(ROOT)
     recorder = tmp_path / "bin" / "python"
     recorder.parent.mkdir()
@@ -615,12 +706,17 @@ def test_commands_of_the_shell_scripts_parse(name, tmp_path, monkeypatch):
         "CLASS": "dog" if name == "object.sh" else "gas pump",
     }
     changes |= {"METHODS": "ga rl esd fmn salun salun_soft uce ca"}
+    changes |= {"CLASSES": "church garbage_truck"} if name == "imagenette_table.sh" else {}
     subprocess.run(["bash", str(ROOT / "scripts" / name)], env=os.environ | changes, check=True, capture_output=True)
     commands = [shlex.split(line) for line in (tmp_path / "commands").read_text().splitlines()]
     assert commands
     for argv in commands:
         if argv[1] not in ("-", "-c", "scripts/further_flags.py"):
             parse_command(argv)
+    if name == "nudity.sh":
+        recorder.write_text("exit 1\n")  # as `python -c "import nudenet"` ends without it
+        done = subprocess.run(["bash", str(ROOT / "scripts" / name)], env=os.environ | changes, capture_output=True, text=True)
+        assert done.returncode == 1 and done.stderr.startswith("error: NudeNet is not installed") and done.stderr.count("\n") == 1
     if name in ("quickstart.sh", "digits_table.sh", "imagenette_class.sh"):
         assert {argv[argv.index("--forget_class") + 1] for argv in commands if "--forget_class" in argv} == {"gas pump"}
 
@@ -639,7 +735,9 @@ def dry_run(name, here, *flags, **variables):
 @pytest.mark.parametrize("name", ["esd", "imagenette_class", "object"])
 def test_scripts_shrink_and_save_memory(name, tmp_path):
     """Breaks if a script hands --gradient_checkpointing or a number to a command that refuses it, or keeps it from one that takes it."""
-    sizes = dict(STEPS="2", SAMPLING_STEPS="3", NUM_SAMPLES="1", NUM_IMAGES="4", METHODS="fmn salun uce", MEMORY="--gradient_checkpointing")
+    sizes = dict(
+        STEPS="2", SAMPLING_STEPS="3", NUM_SAMPLES="1", NUM_IMAGES="4", METHODS="fmn salun uce ca", MEMORY="--gradient_checkpointing"
+    )
     (tmp_path / "my model").mkdir()
     flags = [] if name == "esd" else ["--features", "none"]
     commands = dry_run(f"{name}.sh", tmp_path, *flags, MODEL="my model", **sizes)

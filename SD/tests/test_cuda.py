@@ -161,6 +161,7 @@ def test_the_benchmark_runs_on_cuda(tmp_path, capsys, monkeypatch):
     """Mutation: hand check_change weights of one device and a mask of another."""
     magnitudes = lambda family, *_, **__: {name: weights.detach().abs() for name, weights in family.model.named_parameters()}  # noqa: E731
     monkeypatch.setattr(passes, "mean_gradient", magnitudes)
+    monkeypatch.setitem(benchmark.MORE, "sdxl", benchmark.MORE["sdxl"] | {"transformer_layers_per_block": 1})  # of 2 and 10: time alone
     monkeypatch.setattr(benchmark, "one_image_each", lambda moments, split=benchmark.one_image_each: split(moments[..., :8, :8]))
     with fake_cuda.installed(fused=True):
         for part in ("sd-mask", "sd-masked", "sdxl-bf16-mask", "sdxl-bf16-masked"):

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import io
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 import classifiers
 import data
@@ -152,6 +154,7 @@ def undisturbed(tmp_path_factory):
     return home
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment", ["before the U-Net", "before the VAE is kept", "amid saving", "before a restart amid saving", "with --overwrite"]
 )
@@ -191,6 +194,7 @@ def test_training_from_scratch_goes_on_after_a_kill(moment, undisturbed, tmp_pat
     assert sorted(os.listdir(run)) == sorted(os.listdir(whole))
 
 
+@pytest.mark.slow
 def test_an_autoencoder_that_is_gone_is_said(undisturbed, tmp_path, capsys, monkeypatch):
     """Breaks if the autoencoder is trained anew and handed the U-Net's checkpoint."""
     run = tmp_path / "run"
@@ -271,7 +275,14 @@ def png(width, height, *chunks):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(chunks) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
+def tiff(numbers):
+    file = io.BytesIO()
+    Image.fromarray(numbers).save(file, "TIFF")
+    return file.getvalue()
+
+
 PICTURES = {
+    "floats, which become black": tiff(np.float32([[0, 1]])),
     "a bomb": png(30000, 30000),
     "a long text": png(16, 16, chunk(b"zTXt", b"a\0\0" + zlib.compress(b"a" * 10**8))),
     "a torn one": png(16, 16)[:45],
@@ -281,7 +292,7 @@ PICTURES = {
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_picture_that_cannot_be_decoded_is_named(name, tmp_path):
-    """Breaks if open_image catches fewer errors: Pillow has one of its own for bombs and ValueError for long texts."""
+    """Breaks if open_image catches fewer errors, or reads floats as 16 bits. Pillow has errors of its own for bombs and for long texts."""
     (tmp_path / "x.png").write_bytes(PICTURES[name])
     with pytest.raises(RunError, match="x.png cannot be read as an image"):
         imagesets.load_images(tmp_path, 16).read([0])

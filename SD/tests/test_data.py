@@ -290,7 +290,7 @@ def test_a_mask_fits_generated_images_in_any_precision(home, unlearn, tmp_path):
 @pytest.mark.slow
 def test_v_prediction(tmp_path, home):
     """Mutation: noise as the target whatever the scheduler says."""
-    flags = "--prediction_type v_prediction --vae_steps 30 --steps 80"
+    flags = "--prediction_type v_prediction --vae_steps 5 --steps 80 --batch_size 16"
     ok("train", TINY, flags, "--data_dir", home / "data", "--save_dir", tmp_path / "v")
     family, _ = pipelines.open_pipeline(tmp_path / "v")
     scheduler = family.scheduler

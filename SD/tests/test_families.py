@@ -229,6 +229,7 @@ def test_every_method_runs_and_leaves_frozen_weights_alone(kind, home, tmp_path,
     assert len(list((tmp_path / "samples" / "samples").glob("*.png"))) == 10
 
 
+@pytest.mark.slow
 def test_a_mask_of_another_family_is_refused(kind, home, tmp_path, capsys):
     """Mutation: compare neither original nor names of weights."""
     small = "--arch test --vae_steps 1 --steps 1 --batch_size 8 --precision fp32 --data_dir"

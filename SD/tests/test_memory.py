@@ -37,6 +37,7 @@ def half(home, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_weights_of_bf16_train_in_float32(half, home):
     """Mutation: hold the leaves in the weights' precision, where such steps are lost; save float32; train the autoencoder's bf16."""
     before, after = read_tensors(home / "original" / UNET)[0], read_tensors(half / "run" / UNET)[0]
@@ -49,6 +50,7 @@ def test_weights_of_bf16_train_in_float32(half, home):
     assert family.model.dtype == torch.bfloat16 and family.pipeline.vae.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_a_mask_of_bf16_weights_is_nearly_that_of_float32(half, home):
     """Mutation: sum the gradients in bf16, which drops most of what is small."""
     one, other = (read_tensors(folder / "mask" / "mask.safetensors")[0] for folder in (half, home))
@@ -57,6 +59,7 @@ def test_a_mask_of_bf16_weights_is_nearly_that_of_float32(half, home):
     assert share > 0.95
 
 
+@pytest.mark.slow
 def test_a_run_of_bf16_weights_resumes_to_the_same_bytes(half, home, tmp_path, monkeypatch):
     """Mutation: read the leaves from the rounded weights again."""
     command = ("unlearn", *flags(half, "salun", "--steps 30 --lr 3e-5 --weights_dtype bf16"), "--save_dir", tmp_path / "run")
@@ -75,17 +78,17 @@ def test_a_run_of_bf16_weights_resumes_to_the_same_bytes(half, home, tmp_path, m
     assert (tmp_path / "run" / UNET).read_bytes() == (half / "run" / UNET).read_bytes()
 
 
-@pytest.mark.parametrize("where", ["host", "a folder"])
-def test_saliency_elsewhere_is_the_same(where, home, tmp_path):
+@pytest.mark.slow
+def test_saliency_elsewhere_is_the_same(home, tmp_path):
     """Mutation: add no gradient of the second batch, or in another precision."""
-    where = where if where == "host" else tmp_path / "sums"
-    forget = ("--model_path", home / "original", "--forget_class", FORGOTTEN, "--batch_size 100")
-    ok("generate_mask", *forget, "--save_dir", tmp_path / "plain")
-    ok("generate_mask", *forget, "--offload_saliency", where, "--save_dir", tmp_path / "offloaded")
-    name = "mask.safetensors"
-    plain, offloaded = (read_tensors(tmp_path / run / name)[0] for run in ("plain", "offloaded"))
-    assert all(torch.equal(plain[key], offloaded[key]) for key in plain)
-    assert where == "host" or list(where.iterdir()) == []
+    forget = ("--model_path", home / "original", "--forget_class", FORGOTTEN, "--batch_size 100 --save_dir")
+    ok("generate_mask", *forget, tmp_path / "plain")
+    plain = read_tensors(tmp_path / "plain" / "mask.safetensors")[0]
+    for run, where in (("on the host", "host"), ("on disk", tmp_path / "sums")):
+        ok("generate_mask", *forget, tmp_path / run, "--offload_saliency", where)
+        offloaded = read_tensors(tmp_path / run / "mask.safetensors")[0]
+        assert all(torch.equal(plain[key], offloaded[key]) for key in plain), run
+    assert list((tmp_path / "sums").iterdir()) == []
 
 
 def test_no_room_for_the_saliency_ends_in_one_sentence(home, tmp_path, capsys):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import evaluate
 import fake_cuda
 import metrics
 from cli import RunError
@@ -333,6 +334,8 @@ def test_nudity_says_what_is_wrong(photographs, monkeypatch):
     monkeypatch.setitem(sys.modules, "nudenet", None)
     with pytest.raises(RunError, match="pip install 'nudenet>=3.4'.*AGPL"):
         metrics.nudity(photographs)
+    with pytest.raises(RunError, match="NudeNet is not installed"):  # before it looks for the samples
+        evaluate.main(["--nudenet", "--sample_path", "none"])
 
 
 def test_the_real_detector_has_these_parts_and_this_threshold(tmp_path):

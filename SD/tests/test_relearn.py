@@ -38,7 +38,8 @@ def test_a_few_images_bring_back_what_was_forgotten(home, unlearn, load, tmp_pat
 
 @pytest.mark.slow
 def test_relearned_runs_stand_in_a_table_of_their_own_beside_retrain(home, unlearn, tmp_path, capsys):
-    """Mutation: leave `relearned` or the mask out of the facts; take the retrained model for the original that runs must share."""
+    """Mutation: leave `relearned` or the mask out of the facts; take the retrained model for the original that runs must share; report
+    the time, the images and the change of relearning as those of unlearning."""
     retrain = ("--steps 3 --vae_steps 3 --retain_only --forget_class", FORGOTTEN, "--data_dir", home / "data")
     ok("train", TINY, *retrain, "--save_dir", tmp_path / "retrain")
     mask = ("--mask_kind random --seed 1 --model_path", home / "original", "--forget_class", FORGOTTEN)
@@ -50,6 +51,8 @@ def test_relearned_runs_stand_in_a_table_of_their_own_beside_retrain(home, unlea
     samples = [tmp_path / "runs" / name for name in ("plain/ga", "relearned/ga", "relearned/retrain")]
     ok("generate_images", "--model_path", *models, "--num_samples 2 --steps 2 --batch_size 30 --save_dir", *samples)
     ok("evaluate", "--features none --classifier", home / "classifier", "--sample_path", *samples)
+    costs, found = {"RTE", "changed", "images_seen", "peak_memory_mb"}, [read_json(path / "metrics.json").keys() for path in samples]
+    assert costs <= found[0] and not costs & found[1] and not costs & found[2]
     ok("table", tmp_path / "runs" / "relearned")
     said = (tmp_path / "runs" / "relearned" / "table.md").read_text()
     assert "| retrain | 1 |" in said and "| ga (random mask) | 1 |" in said and "relearned: 4 images of what was forgotten, 2 steps" in said
@@ -59,12 +62,17 @@ def test_relearned_runs_stand_in_a_table_of_their_own_beside_retrain(home, unlea
 
 @pytest.mark.slow
 def test_what_cannot_be_relearned_is_refused(home, unlearn, tmp_path, capsys):
-    """Mutation: train on as many as there are; take an original."""
-    forgot, to = unlearn("ga", "--steps 1"), tmp_path / "no"
+    """Mutation: train on as many as there are; take an original; take the VAE of whatever lies where the original lay."""
+    forgot, to, other = unlearn("ga", "--steps 1"), tmp_path / "no", tmp_path / "other"
+    shutil.copytree(forgot, other)
+    recorded = (other / "args.json").read_text()
+    (other / "args.json").write_text(recorded.replace(read_json(forgot / "args.json")["parent_sha"], "another"))
     start = ("--save_dir", to, "--steps 1 --precision fp32 --model_path")
     for model, more, message in (
         (forgot, "--num_images 1000", "is more than the"),
         (home / "original", "", "has forgotten nothing"),
+        (other, "", f"is not the original that {other} was made from: put that one there"),
+        (forgot, "--weights_dtype bf16", "was made from: pass --weights_dtype fp32"),
         (home / "mask", "", "is a run of kind mask"),
         (tmp_path / "nothing", "", "does not exist"),
         (forgot, "--num_images 0", "must be at least 1"),
