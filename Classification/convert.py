@@ -59,6 +59,8 @@ def main(argv=None):
     tensors = read_pickle(args.file, args.key)
     if is_mask(tensors):
         raise RunError(f"{args.file} is a mask: say with --model_path and the forget flags what it was made from and for")
+    if args.save_dir.exists() and args.save_dir.samefile(args.file):
+        raise RunError(f"{args.save_dir} is the file to read: name another file to write")
     if args.save_dir.is_dir() or (args.save_dir.exists() and not args.overwrite):
         raise RunError(f"{args.save_dir} exists: name another file{'' if args.save_dir.is_dir() else ', or pass --overwrite'}")
     normalisation = weights.take_normalisation(tensors)

@@ -7,7 +7,9 @@ channels_last, a batch at a time, augmented on the device: no per-image work, no
 import functools
 import hashlib
 import math
+import os
 import sys
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,8 +102,10 @@ def class_numbers(names, classes):
     for name in names:
         number = next((label for label in range(len(classes)) if str(label) == unpadded(name)), None)
         found = []
-        for spell in (str, str.casefold, unpadded):  # from strict to lax
+        for spell in (str, lambda word: unicodedata.normalize("NFC", word).casefold(), unpadded):  # from strict to lax
             found = found or [label for label, known in enumerate(classes) if spell(known) == spell(name)]
+        if len({classes[label] for label in found}) < len(found):
+            raise RunError(f"{len(found)} classes are called {name}: give the number of one, {' or '.join(map(str, found))}")
         if len(found) > 1:
             alike = " or ".join(classes[label] for label in found)
             raise RunError(f"the class {name} could be {alike}: spell it exactly")
@@ -114,23 +118,23 @@ def class_numbers(names, classes):
     return labels
 
 
-def forget_indices(train, labels, classes, forget_class=None, num_forget=None, indices_file=None, split_seed=1):
+def forget_indices(train, labels, classes, forget_class=None, num_forget=None, indices_file=None, split_seed=1, files=None):
     """Return the indices to forget out of `train`, the training indices, both ascending. labels: (N,), of the data set's training images.
 
     One of: all samples of some classes; `num_forget` random samples (a fraction of them if below 1), of `forget_class` only if that
-    is given; or a file of indices into the data set's training images. Raises RunError if a class or an index does not exist, or if
-    nothing would be forgotten or nothing retained.
+    is given; or a file of indices into the data set's training images, or of their paths where `files` has them. Raises RunError if a
+    class or an index does not exist, or if nothing would be forgotten or nothing retained.
     """
     chosen = train
     if forget_class:
         chosen = train[torch.isin(labels.cpu()[train], torch.tensor(class_numbers(forget_class, classes)))]
     if indices_file is not None:
-        chosen = read_indices(indices_file)
+        chosen = read_indices(indices_file, files)
         outside = chosen[~torch.isin(chosen, train)]
         if len(outside):
             which = f"{len(outside)} of the indices in {indices_file}, the first {int(outside[0])},"
-            why = "out of range, or in the validation split: train.py --val_fraction 0 keeps none"
-            raise RunError(f"{which} are not among the model's training samples ({why})")
+            why = "out of range, in the validation split (train.py --val_fraction 0 keeps none), or left out by train.py --limit"
+            raise RunError(f"{which} are not among the model's training samples: {why}")
     if num_forget is not None:
         count = round(num_forget * len(chosen)) if isinstance(num_forget, float) else num_forget
         if count > len(chosen):
@@ -142,19 +146,32 @@ def forget_indices(train, labels, classes, forget_class=None, num_forget=None, i
     return chosen.sort().values
 
 
-def read_indices(path):
+def read_indices(path, files=None):
+    """Indices, int64 (n,), out of a file of them, or of paths whose places in the list `files` they are."""
     if not path.is_file():
         raise RunError(f"{path} does not exist, or is no file")
     try:
         values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.array([int(word) for word in path.read_text().split()])
     except (ValueError, EOFError, OverflowError, MemoryError) as error:
-        raise RunError(f"{path} is not a list of indices ({error}): one whole number per line, or a .npy of integers") from error
+        if not files or path.suffix == ".npy":
+            raise RunError(f"{path} is not a list of indices ({error}): one whole number per line, or a .npy of integers") from error
+        values = places(path, files)
     if not isinstance(values, np.ndarray) or values.ndim != 1 or not len(values) or not np.issubdtype(values.dtype, np.integer):
         raise RunError(f"{path} must hold at least one index, as whole numbers in one dimension")
     rows = torch.from_numpy(values.astype(np.int64))
     if len(rows.unique()) != len(rows):
         raise RunError(f"{path} names some indices twice")
     return rows
+
+
+def places(path, files):
+    """Where each of the paths in a file, one per line, stands in the list `files`."""
+    rows, lines = {name: row for row, name in enumerate(files)}, path.read_text(errors="surrogateescape").splitlines()
+    names = [os.path.normpath(line.strip()) for line in lines if line.strip()]
+    if absent := [name for name in names if name not in rows]:
+        how = f"write paths below --data_dir, as {files[0]}, or indices"
+        raise RunError(f"{path} lists {absent[0]}, which is no training image, or one held out to test: {how}")
+    return np.array([rows[name] for name in names])
 
 
 def forget_sha(indices):

@@ -18,7 +18,7 @@ import passes
 import task
 import trainer
 from cli import RunError
-from files import read_json, write_json
+from files import file_sha, read_json, write_json
 from run_folder import RunFolder, is_measured, read_run
 from table import describe
 
@@ -84,6 +84,9 @@ def measure_run(path, args, accelerator, retrained):
     cost = {"RTE": (done["seconds"] + done["mask_seconds"]) / 60, "changed": 100 * done["fraction_changed"]}
     measured = measure(loaded, args, retrained) | cost | {name: done[name] for name in ("peak_memory_mb", "images_seen")}
     if accelerator.is_main_process:
+        model = folder / "model.safetensors"
+        if not model.is_file() or file_sha(model) != loaded.facts["parent_sha"]:
+            raise RunError(f"the run in {folder} was replaced while it was measured: measure it again")
         print(f"{folder}: {write_metrics(folder, recorded, loaded, measured, args, retrained)}")
 
 
@@ -151,7 +154,7 @@ def compare(outputs, theirs, of_forgotten):
 
 def write_metrics(folder, recorded, loaded, measured, args, retrained):
     """Write metrics.json, all that table.py reads. recorded: the run's args.json; measured: {metric: number}. Return a line of figures."""
-    labels = data.class_numbers(recorded["forget_class"] or [], recorded["classes"])
+    labels = sorted(set(data.class_numbers(recorded["forget_class"] or [], recorded["classes"])))  # 5 3 is 3 5
     classes = f" of class {', '.join(recorded['classes'][label] for label in labels)}" if labels else ""
     facts = {
         "data set": loaded.training["dataset"],

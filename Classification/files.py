@@ -89,7 +89,7 @@ def writable(folder):
 
 def remove_leftovers(folder):
     """Remove what a kill left half written in a folder: by write_whole() or by safetensors."""
-    for path in (*folder.glob(".*.partial"), *folder.glob(".tmp*")):
+    for path in (*folder.glob(".*.partial"), *filter(Path.is_file, folder.glob(".tmp*"))):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 

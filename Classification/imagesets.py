@@ -82,15 +82,21 @@ def class_folders(root):
 def find_splits(root):
     """(training, test or None): folders of class folders. They are `root` and None where it holds the classes itself.
 
-    train/ or training/ beside test/, testing/, val/, valid/ or validation/, in any case. A class may be called so, too: a split holds at
-    least two class folders.
+    train/ or training/ beside test/, testing/, val/, valid/ or validation/, in any case. One class may be called so, too: a split on its
+    own holds at least two class folders.
     """
-    named = {name.casefold(): root / name for name in class_folders(root) if len(class_folders(root / name)) > 1}
+    named = {name.casefold(): root / name for name in class_folders(root)}
     train = next((named[name] for name in ("train", "training") if name in named), None)
-    test = next((named[name] for name in ("test", "testing", "val", "valid", "validation") if name in named), None)
-    if test and not train:
+    tests = [named[name] for name in ("test", "testing", "val", "valid", "validation") if name in named]
+    if train and (tests or len(class_folders(train)) > 1):
+        test = next((folder for folder in tests if class_folders(folder)), None)
+        for folder in tests:
+            if not class_folders(folder):
+                say(f"{folder} is not read: it holds no class folders")
+        return train, test
+    if test := next((folder for folder in tests if len(class_folders(folder)) > 1), None):
         raise RunError(f"{root} holds {test.name} and no folder train beside it: add one, or name a folder of class folders")
-    return (train, test) if train else (root, None)
+    return root, None
 
 
 def read_folder(root, allow_empty=False):
@@ -116,7 +122,7 @@ def read_folder(root, allow_empty=False):
 
 def load_folder(data_dir, image_size):
     """A user's own images: <data_dir>/train/<class>/* with test/ or val/ next to it, or <data_dir>/<class>/*, a tenth of each class held
-    out to test."""
+    out to test. Gives the training images' paths in data_dir as well."""
     train_root, test_root = find_splits(Path(data_dir))
     if len(class_folders(train_root)) < 2:
         raise RunError(f"{train_root} must hold at least two class folders of images; it holds {len(class_folders(train_root))}")
@@ -132,7 +138,10 @@ def load_folder(data_dir, image_size):
         if unknown := set(test.classes) - set(train.classes):
             raise RunError(f"{test_root} has classes that {train_root} lacks: {', '.join(sorted(unknown))}")
         rows = [train.samples, [(path, train.class_to_idx[test.classes[label]]) for path, label in test.samples]]
-    return *decode_both(*rows, image_size), train.classes
+    if not rows[1]:
+        where = f"{test_root} holds none" if test_root else f"each class in {train_root} has only one"
+        raise RunError(f"there is no image to test on: {where}. Add some")
+    return *decode_both(*rows, image_size), train.classes, [os.path.relpath(path, data_dir) for path, _ in rows[0]]
 
 
 def open_image(path):
@@ -146,9 +155,12 @@ def open_image(path):
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
-            if upright.mode[0] != "I":
+            if upright.mode[0] not in "IF":
                 return upright
-            return Image.fromarray((np.asarray(upright, np.float64) / 257).round().clip(0, 255).astype(np.uint8))  # 16 bits of grey
+            grey = np.asarray(upright, np.float64)
+            if upright.mode == "F" or (upright.mode == "I" and not (grey.min() >= 0 and 256 <= grey.max() <= 65535)):
+                raise ValueError(f"its numbers, {grey.min():g} to {grey.max():g}, are neither of 8 nor of 16 bits")
+            return Image.fromarray((grey / 257).round().clip(0, 255).astype(np.uint8))  # 16 bits
     except damage as error:
         raise RunError(f"{path} cannot be read as an image ({error}): repair or remove it") from error
 
@@ -214,7 +226,10 @@ def augmentation(training):
 
 @dataclass
 class Images:
-    """A whole data set. x_*: uint8 (N, H, W, C); y_*: int64 (N,); classes: names by label; sha: sha256 of images and labels."""
+    """A whole data set. x_*: uint8 (N, H, W, C); y_*: int64 (N,); classes: names by label; sha: sha256 of images and labels.
+
+    files: of a folder of one's own, the path of each training image in it; else None.
+    """
 
     x_train: torch.Tensor
     y_train: torch.Tensor
@@ -222,6 +237,7 @@ class Images:
     y_test: torch.Tensor
     classes: list
     sha: str
+    files: list = None
 
     def train(self, indices, name):
         """A Split of the training images at `indices`, int64 on the CPU."""
@@ -242,7 +258,7 @@ def load_images(dataset, data_dir, image_size=None, device="cpu", cache_dir=None
     own = dataset == "folder"
     name, folder = f"folder_{size}.npz" if own else f"{dataset}.npz", cache_folder(data_dir, own, cache_dir)
     cache = (data_dir if (data_dir / name).is_file() and not own else folder) / name
-    stamp = folder_stamp(data_dir) if own else ""
+    stamp = folder_stamp(data_dir) if own else None
     arrays = read_cache(cache, stamp)
     if arrays is None:
         if own and not data_dir.is_dir():
@@ -257,14 +273,17 @@ def load_images(dataset, data_dir, image_size=None, device="cpu", cache_dir=None
     classes = [str(name) for name in arrays["classes"]] if "classes" in arrays else [str(label) for label in range(count)]
     if count > len(classes):
         raise RunError(f"{cache} has label {count - 1} but only {len(classes)} class names")
+    if len(classes) < 2:
+        raise RunError(f"{cache} holds one class: a classifier needs two or more")
     x_train, y_train, x_test, y_test = (tensor.to(device) for tensor in tensors)
-    return Images(x_train, y_train, x_test, y_test, classes, content_sha(arrays))
+    files = [str(name) for name in arrays["files"]] if own else None
+    return Images(x_train, y_train, x_test, y_test, classes, content_sha(arrays), files)
 
 
 def make_cache(dataset, data_dir, size, stamp, cache):
-    """{name: array} of a data set, downloaded if need be, which are kept in the file `cache`."""
-    names = ("x_train", "y_train", "x_test", "y_test", "classes")
-    arrays = dict(zip(names, DATASETS[dataset].load(data_dir, size), strict=True)) | {"stamp": stamp}
+    """{name: array} of a data set, downloaded if need be, which are kept in the file `cache`. stamp: of a folder of one's own, or None."""
+    names = ("x_train", "y_train", "x_test", "y_test", "classes", *(["files"] if stamp else []))
+    arrays = dict(zip(names, DATASETS[dataset].load(data_dir, size), strict=True)) | ({"stamp": stamp} if stamp else {})
     if writable(cache.parent):
         write_whole(cache, lambda partial: np.savez(partial.open("wb"), **arrays))
     else:
@@ -273,16 +292,20 @@ def make_cache(dataset, data_dir, size, stamp, cache):
 
 
 def read_cache(cache, stamp):
-    """{name: array} of a .npz file; None where there is none, or one of another stamp."""
+    """{name: array} of a .npz file; None where there is none, or one without this stamp and `files` (stamp None: as it is)."""
     if not cache.is_file():
         return None
     try:
         if not zipfile.is_zipfile(cache):
             raise zipfile.BadZipFile("it is not an archive, or cut off")
         with np.load(cache, allow_pickle=False) as file:
-            return dict(file) if str(file.get("stamp", "")) == stamp else None
+            ours = stamp is None or (str(file.get("stamp", "")) == stamp and "files" in file)  # DDPM's, of the same folder, has none
+            return dict(file) if ours else None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise RunError(f"{cache} is an incomplete or damaged .npz file ({error}): remove it and it is made again") from error
+        if "allow_pickle" in str(error):
+            raise RunError(f"{cache} holds Python objects, which are never read: save class names as np.array(names, dtype=str)") from error
+        what = f"{cache} is an incomplete or damaged .npz file ({error})"
+        raise RunError(f"{what}: copy it again if it is your own, else remove it and it is made again") from error
 
 
 def check_arrays(cache, arrays):
@@ -296,6 +319,9 @@ def check_arrays(cache, arrays):
             raise RunError(f"y_{part} in {cache} must be {len(x)} labels of 0 to {MOST_CLASSES - 1}, not {y.dtype} {y.shape}")
     if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
         raise RunError(f"x_train and x_test in {cache} hold images of different sizes")
+    names = np.asarray(arrays.get("classes", ["0"]))
+    if names.ndim != 1 or names.dtype.kind not in "Uiu":
+        raise RunError(f"classes in {cache} must be text of shape (K,), not {names.dtype} {names.shape}: np.array(names, dtype=str)")
 
 
 def content_sha(arrays):
@@ -307,8 +333,15 @@ def content_sha(arrays):
 
 
 def folder_stamp(data_dir):
-    """Names, sizes and times of all images below a folder, hashed: a changed folder is decoded again."""
-    found = (os.path.join(folder, file) for folder, _, files in os.walk(data_dir, followlinks=True) for file in files)
-    paths = [path for path in found if path.lower().endswith(IMAGE_ENDINGS)]
+    """Names, sizes and times of all images below a folder, hashed: a changed folder is decoded again.
+
+    Raises RunError for a link to a folder that holds the link: its images would count forty times.
+    """
+    paths = []
+    for folder, inner, files in os.walk(data_dir, followlinks=True):
+        for link in filter(os.path.islink, (os.path.join(folder, name) for name in inner)):
+            if os.path.commonpath([os.path.realpath(folder), target := os.path.realpath(link)]) == target:
+                raise RunError(f"{link} is a link to a folder that holds it: remove it")
+        paths += [os.path.join(folder, file) for file in files if file.lower().endswith(IMAGE_ENDINGS)]
     rows = sorted((os.path.relpath(path, data_dir), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths)
     return hashlib.sha256(repr(rows).encode()).hexdigest()

@@ -85,6 +85,8 @@ def make(kind, mask_ratio, parameters, saliency, seed=None):
     """
     sizes = {name: parameter.numel() for name, parameter in parameters.items()}
     kept = math.floor(mask_ratio * sum(sizes.values()))
+    if not kept:
+        raise RunError(f"--mask_ratio {mask_ratio} keeps none of {sum(sizes.values()):,} weights: raise it")
     if kind == "random":
         return largest(RandomScores(parameters, seed), kept)
     if kind == "magnitude":
@@ -156,21 +158,25 @@ def count(mask):
     return sum(int(part.sum()) for part in mask.values()), sum(part.numel() for part in mask.values())
 
 
-def save(run_folder, mask, facts, *, mask_ratio, seconds, kind="saliency"):
-    """Write mask.safetensors, eight weights per byte. facts: those of its task, of which forget_sha and parent_sha are kept."""
+def save(run_folder, mask, facts, *, mask_ratio, seconds, kind="saliency", **flags):
+    """Write mask.safetensors, eight weights per byte. facts: those of its task, of which forget_sha and parent_sha are kept.
+
+    flags: of the command that made it, whose value tells one experiment from another.
+    """
     packed = {name: torch.from_numpy(np.packbits(part.cpu().numpy().reshape(-1))) for name, part in mask.items()}
     shapes = {name: list(part.shape) for name, part in mask.items()}
     metadata = {"kind": "saliency mask", "mask_kind": kind, "mask_ratio": repr(mask_ratio), "seconds": repr(seconds)}
-    metadata |= {"shapes": json.dumps(shapes)} | {name: facts[name] for name in ("forget_sha", "parent_sha")}
+    metadata |= {"shapes": json.dumps(shapes), "flags": json.dumps(flags)}
+    metadata |= {name: facts[name] for name in ("forget_sha", "parent_sha")}
     run_folder.save("mask.safetensors", packed, metadata)
 
 
 def load(path, parameters, facts):
     """Return (mask, info) of a run folder of generate_mask.py or of its mask.safetensors.
 
-    parameters: {name: parameter} the mask must fit; facts: of the task, with forget_sha and parent_sha. info has mask_ratio, mask_kind
-    and the seconds the mask took. Raises RunError if the file is none of ours, was made from another model or for another forget set,
-    or contradicts its ratio.
+    parameters: {name: parameter} the mask must fit; facts: of the task, with forget_sha and parent_sha. info has mask_ratio, mask_kind,
+    mask_flags and the seconds the mask took. Raises RunError if the file is none of ours, was made from another model or for another
+    forget set, or contradicts its ratio.
     """
     path = path / "mask.safetensors" if path.is_dir() else path
     packed, metadata = read_tensors(path)
@@ -179,6 +185,7 @@ def load(path, parameters, facts):
     try:
         shapes = {name: tuple(shape) for name, shape in json.loads(metadata["shapes"]).items()}
         mask_ratio, seconds = float(metadata["mask_ratio"]), float(metadata["seconds"])
+        flags = dict(json.loads(metadata.get("flags", "{}")))  # masks of earlier versions do not tell
     except (ValueError, TypeError, AttributeError) as error:
         raise RunError(f"{path} is a damaged mask ({error}): make it again") from error
     check_shapes(f"the mask {path}", shapes, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
@@ -195,7 +202,7 @@ def load(path, parameters, facts):
     kind = metadata.get("mask_kind", "saliency")  # masks of earlier versions do not tell
     if kind not in KINDS:
         raise RunError(f"the mask {path} is of an unknown kind, {kind}: make it again")
-    return mask, {"mask_ratio": mask_ratio, "mask_seconds": seconds, "mask_kind": kind}
+    return mask, {"mask_ratio": mask_ratio, "mask_seconds": seconds, "mask_kind": kind, "mask_flags": flags}
 
 
 class SalientParameters:

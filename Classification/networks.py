@@ -124,6 +124,12 @@ def try_out(model, arch, num_classes, images):
             )
         if output.shape != (len(images), num_classes):
             raise RunError(f"--arch {arch} gives {tuple(output.shape)} for {len(images)} images of {num_classes} classes")
+    if frozen := [name for name, parameter in model.named_parameters() if not parameter.requires_grad]:
+        raise RunError(f"--arch {arch} has a frozen weight, {frozen[0]}: make it a buffer (register_buffer), or let it be trained")
+    names = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.numel() and (other := names.setdefault(tensor.data_ptr(), name)) != name:
+            raise RunError(f"--arch {arch} keeps {other} and {name} in one place, which no .safetensors file can: give each its own")
     model.eval()
     for name in reversed(linear_layers(model, num_classes)):
         hook = widen(model.get_submodule(name), lambda features: features[..., :1])

@@ -32,7 +32,9 @@ SETS = {
     "class": "accuracy on held-out images of the forgotten classes, %. Better: close to Retrain",
     "rest": f"accuracy on the retain set, of which {REST:,} images are drawn if it has more, %. Better: close to Retrain",
 }
-PAIRED = "Minus Retrain of the same seed, with the 95 % confidence interval over seeds. Above 0: more comes back, or was never gone."
+PAIRED = (
+    "Minus Retrain of the same original, with the 95 % confidence interval over originals. Above 0: more comes back, or was never gone."
+)
 
 
 def parse(argv=None):
@@ -59,8 +61,9 @@ def main(argv=None):
         for name, runs in groups.items():
             for folder, recorded in runs:
                 loaded = task.load_unlearned(folder, recorded, accelerator, args)
-                place = tuple(recorded[key] for key in ("seed", *BELONGS))
-                measured.setdefault(name, {})[place] = relearn(loaded, args.k, args.epochs, args.lr, args.seed)
+                place = recorded["training"]["seed"], *(recorded[key] for key in BELONGS)
+                found = relearn(loaded, args.k, args.epochs, args.lr, args.seed)
+                measured.setdefault(name, {}).setdefault(place, []).append(found)
                 bar.update()
     if accelerator.is_main_process:
         save(args.folder, measured, args)
@@ -75,8 +78,8 @@ def relearn(loaded, k, epochs, lr, seed):
     order = torch.randperm(len(loaded.forget), generator=data.make_generator("relearn", seed))
     again, other = (loaded.forget.take(rows.sort().values) for rows in (order[:k], order[k:]))
     sets = {"other": other, "rest": loaded.retain.some(REST, "relearn rest", seed)}
-    if loaded.forgotten_classes:
-        kind = torch.isin(loaded.test.labels, loaded.test.labels.new_tensor(loaded.forgotten_classes))
+    kind = torch.isin(loaded.test.labels, loaded.test.labels.new_tensor(loaded.forgotten_classes))
+    if kind.any():  # a class may have no test image
         sets["class"] = loaded.test.take(kind.nonzero().squeeze(1).cpu())
     measured = {}
 
@@ -111,28 +114,33 @@ def train(model, split, lr, batch_size):
 
 
 def compare(measured, keys):
-    """{method: {(stage, set): (mean, low, high)}}: accuracy minus that of the Retrain of the same seed, where three or more are known."""
+    """{method: {(stage, set): (mean, low, high)}}: accuracy minus that of the Retrain of the same original, where three or more are known.
+
+    Several runs from one original are averaged first, as table.py does.
+    """
     retrains = measured.get("retrain", {})
     compared = {}
     for name, found in measured.items():
         shared = found.keys() & retrains.keys()
         for key in keys:
-            differences = [found[place][key] - retrains[place][key] for place in shared if key in found[place]]
+            pairs = [[[one[key] for one in runs[place] if key in one] for runs in (found, retrains)] for place in shared]
+            differences = [statistics.fmean(ours) - statistics.fmean(theirs) for ours, theirs in pairs if ours and theirs]
             if name != "retrain" and len(differences) > 2:
                 compared.setdefault(name, {})[key] = interval(differences)
     return compared
 
 
 def save(folder, measured, args):
-    """Write relearn.md and relearn.json of {method: {what runs share with their Retrain: result of relearn()}}, Retrain first."""
-    keys = list(dict.fromkeys(key for results in measured.values() for one in results.values() for key in one))
+    """Write relearn.md and relearn.json of {method: {what runs share with their Retrain: [result of relearn()]}}, Retrain first."""
+    flat = {name: [one for runs in places.values() for one in runs] for name, places in measured.items()}
+    keys = list(dict.fromkeys(key for results in flat.values() for one in results for key in one))
     stages = STAGES | {stage_of(n): f"after {n} epoch{'s' * (n > 1)} of single images" for n in sorted(args.epochs)}
     keys.sort(key=lambda key: (list(SETS).index(key[1]), list(stages).index(key[0])))
     columns = {key: f"{key[1]} {key[0]}" for key in keys}
     compared = compare(measured, keys)
     rows = []
-    for name, results in measured.items():
-        values = {columns[key]: [one[key] for one in results.values() if key in one] for key in keys}
+    for name, results in flat.items():
+        values = {columns[key]: [one[key] for one in results if key in one] for key in keys}
         row = {"method": name, "runs": len(results)} | {column: statistics.fmean(found) for column, found in values.items() if found}
         rows.append(row | {"minus_retrain": {columns[key]: found for key, found in compared.get(name, {}).items()}})
     rows.sort(key=lambda row: row["method"] != "retrain")

@@ -38,7 +38,7 @@ WEIGHTS = "model.safetensors last.safetensors mask.safetensors checkpoint.safete
 WRITTEN = f"done.json log.csv {WEIGHTS} metrics.json model samples fading.gif"
 PATHS = ("model_path", "classifier", "pretrained", "clip_model")  # flags that name a file or folder, or something else
 NOT_COMPARED = ["save_dir", "resume", "overwrite", "device", "processes", "computed_on", "parent"]  # may differ when a run is resumed
-NOT_COMPARED += ["cache_dir", "data_on", "eval_batch_size"]
+NOT_COMPARED += ["cache_dir", "data_on", "eval_batch_size", "settings"]
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "safetensors", "torch-fidelity")
 
 
@@ -261,8 +261,11 @@ class RunFolder:
             if self._known.get("mask_path") and then != here.device.type:  # the optimizer's state has the order of the weights in memory
                 raise RunError(f"cannot resume {self.folder} on {here.device.type}: with a mask, it goes on only on {then}, where it began")
             return self._check_same(facts)
-        for name in WRITTEN.split():  # args.json is replaced last: a folder without it would be no run folder
-            path = self.folder / name
+        paths = [self.folder / name for name in WRITTEN.split()]
+        for path in paths:
+            if (path / "args.json").is_file() and read_json(path / "args.json").get("kind") in ("train", "unlearn"):
+                raise RunError(f"{path} is a run of its own: move it out of {self.folder} before --overwrite replaces that")
+        for path in paths:  # args.json is replaced last: a folder without it would be no run folder
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         origin = {"git_commit": git_commit(), "machine": machine(), "versions": versions(), "started": started}

@@ -6,6 +6,7 @@ Takes every run below FOLDER that has a metrics.json. A cell is the mean over ru
 The gap to the mean of Retrain stands in brackets, and the average gap is the mean of these gaps. With two or more retrained models,
 the average gap between pairs of them is the noise floor of a single model; about 1/sqrt(n) of it is that of a mean over n runs.
 From three seeds on, a further table says which methods lie nearer to Retrain than --against, seed by seed, and how sure that is.
+With --best each seed shows the setting that was best on the other seeds.
 
 This file carries the same text in Classification, DDPM and SD (`make check` fails when one drifts).
 """
@@ -31,7 +32,7 @@ def parse(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that holds the run folders")
     parser.add_argument("--by_options", action="store_true", help="a row for every setting of a method's flags, to choose hyper-parameters")
-    best = "of each method only the setting with the smallest average gap on these very runs, into best.md"
+    best = "of each method only one setting per seed, that with the smallest average gap on the other seeds, into best.md"
     parser.add_argument("--best", action="store_true", help=best)
     parser.add_argument("--over_classes", action="store_true", help="runs that forget different classes count as runs of one method")
     against = "row that the others are compared with, seed by seed (default: salun)"
@@ -55,6 +56,7 @@ def describe(recorded, seed, facts):
         row["options"] = recorded["options"] | {name: recorded[name] for name in flags.split() if recorded.get(name) is not None}
         mask = recorded["mask_info"] if recorded["mask_path"] else {}
         row["options"] |= {"mask_ratio": mask["mask_ratio"]} if mask else {}
+        row["options"] |= {f"mask_{name}": value for name, value in mask.get("mask_flags", {}).items()}
         kind = mask.get("mask_kind", "saliency").replace("_", " ")
         parts = [part for part in (f"{kind} mask" if kind != "saliency" else None, recorded.get("setting")) if part]
         if parts:  # a control, or a second setting: a method of its own
@@ -72,6 +74,8 @@ def collect(folder, over_classes=False):
         run = read_json(path)
         if "facts" not in run:
             raise RunError(f"{path} was written by an earlier version: measure the run again with evaluate.py --overwrite")
+        for name in ("target_class", "target_prompt", "retain_prompts") if over_classes else ():  # they go with what is forgotten
+            run["options"].pop(name, None)
         runs.append(run | {"path": str(path.parent)})
     if not runs:
         raise RunError(f"no measured runs below {folder}: run evaluate.py first")
@@ -88,21 +92,22 @@ def check_belonging(runs, over_classes):
     for name, fault in BELONGS.items():
         kinds = {}
         for run in runs:
-            if run.get(name) and not (over_classes and name == "forget_sha"):
-                kinds.setdefault(run["seed"], {}).setdefault(run[name], []).append(run["path"])
-        for seed, found in kinds.items():
+            if run.get(name):
+                place = place_of(run) if over_classes and name == "forget_sha" else (run["seed"],)
+                kinds.setdefault(place, {}).setdefault(run[name], []).append(run["path"])
+        for (seed, *_), found in kinds.items():
             if len(found) > 1:
                 which = " against ".join(", ".join(paths) for paths in found.values())
                 raise RunError(f"these runs of seed {seed} {fault} and cannot stand in one table: {which}")
 
 
-def check_complete(rows):
+def check_complete(rows, runs):
     """Raise RunError unless all rows have the same seeds, as often, and with --by_options all methods as many settings: equal tries.
 
-    Retrain may have more runs of a seed: they make the noise floor. An original from elsewhere has no seed.
+    Retrain may have more runs of a seed: they make the noise floor.
     """
     seeds = seeds_of(rows)
-    lacking = [f"{name} lacks seed {', '.join(map(str, missing))}" for name, missing in missing_seeds(rows)]
+    lacking = [f"{name} lacks seed {', '.join(map(str, missing))}" for name, missing in missing_seeds(rows, runs)]
     unlearned = [row for row in rows if row["method"] not in ("original", "retrain")]
     for seed in seeds:
         counts = {row["name"]: row["seeds"].count(seed) for row in unlearned if seed in row["seeds"]}
@@ -119,10 +124,11 @@ def seeds_of(rows):
     return sorted({seed for row in rows if row["method"] != "original" for seed in row["seeds"]})
 
 
-def missing_seeds(rows):
-    """[(name of a row, seeds that other rows have)]"""
-    others = [row for row in rows if row["method"] != "original"]  # one from elsewhere has no seed
-    return [(row["name"], missing) for row in others if (missing := sorted(set(seeds_of(rows)) - set(row["seeds"])))]
+def missing_seeds(rows, runs):
+    """[(name of a row, seeds that other rows have)]. One original may serve all seeds, several may not stand for more."""
+    shared = len({run["parent_sha"] for run in runs if run.get("parent_sha")}) < 2
+    asked = [row for row in rows if row["method"] != "original" or not shared]
+    return [(row["name"], missing) for row in asked if (missing := sorted(set(seeds_of(rows)) - set(row["seeds"])))]
 
 
 def fact_names(runs):
@@ -151,6 +157,7 @@ def summarise(runs, by_options):
         means = {name: statistics.fmean(run[name] for run in retrain) for name in numbers}
         for run in runs:
             run |= derive(run, means)
+    compared = [name for name in GAP_COLUMNS if retrain and all(name in run for run in retrain)]
     rows = []
     for (method, options), group in settings.items():
         row = {"name": f"{method} {options}" if labels.count(method) > 1 else method, "method": method, "options": options}
@@ -162,7 +169,7 @@ def summarise(runs, by_options):
             if retrain and all(name in run for run in retrain):
                 row[name]["gap"] = abs(row[name]["mean"] - statistics.fmean(run[name] for run in retrain))
         gaps = [row[name]["gap"] for name in GAP_COLUMNS if "gap" in row.get(name, {})]
-        row["average_gap"] = statistics.fmean(gaps) if gaps else None
+        row["average_gap"] = statistics.fmean(gaps) if gaps and len(gaps) == len(compared) else None
         if "class_accuracy" in shared:
             shares = {name: [run["class_accuracy"][name] for run in group] for name in group[0]["class_accuracy"]}
             row["class_accuracy"] = {name: statistics.fmean(values) for name, values in shares.items()}
@@ -178,12 +185,18 @@ def options_of(run):
 
 
 def best_settings(runs):
-    """The runs of each method's setting with the smallest average gap. RunError without Retrain."""
-    rows, _ = summarise(runs, by_options=True)
-    if any(row["average_gap"] is None for row in rows):
-        raise RunError("--best needs a run of retrain: no gap tells which setting is the best")
-    best = {row["method"]: row["options"] for row in sorted(rows, key=lambda row: -row["average_gap"])}
-    return [run for run in runs if options_of(run) == best[run["method"]]]
+    """For each method and seed, the runs of the setting with the smallest average gap on all other seeds: no run chooses itself.
+
+    Raises RunError without Retrain, or with one seed.
+    """
+    chosen = []
+    for seed in dict.fromkeys(run["seed"] for run in runs):
+        rows, _ = summarise([run for run in runs if run["seed"] != seed], by_options=True)
+        if not rows or any(row["average_gap"] is None for row in rows):
+            raise RunError("--best needs runs of retrain, and two or more seeds: the other seeds' gaps tell which setting is the best")
+        best = {row["method"]: row["options"] for row in sorted(rows, key=lambda row: -row["average_gap"])}
+        chosen += [run | {"options": {}} for run in runs if run["seed"] == seed and options_of(run) == best.get(run["method"])]
+    return chosen
 
 
 def noise_floor(retrain):
@@ -195,11 +208,25 @@ def noise_floor(retrain):
 
 def interval(differences):
     """(mean, low, high) of numbers, one for each seed: Student's 95 % interval of their mean. Three or more of them."""
+    return students(differences)[:3]
+
+
+def students(differences):
+    """(mean, low, high, p) of three or more numbers: Student's 95 % interval of their mean, and his test of a mean of 0, two-sided."""
     from scipy import stats  # here, since every script imports this file
 
     mean, error = statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
-    half = float(stats.t.ppf(0.975, len(differences) - 1)) * error
-    return mean, mean - half, mean + half
+    t = stats.t(len(differences) - 1)
+    half = float(t.ppf(0.975)) * error
+    return mean, mean - half, mean + half, 2 * float(t.sf(abs(mean) / error)) if error else float(mean == 0)
+
+
+def holm(values):
+    """p-values corrected for their number: the chance that any below 0.05 is a false alarm is at most 5 % (Holm 1979)."""
+    ordered = sorted(values)
+    corrected = itertools.accumulate(((len(values) - i) * p for i, p in enumerate(ordered)), max)
+    place = dict(zip(ordered, corrected, strict=True))
+    return [min(1.0, place[p]) for p in values]
 
 
 def paired_cells(rows, runs, against):
@@ -217,14 +244,17 @@ def paired_cells(rows, runs, against):
             gap = statistics.fmean(abs(run[name] - statistics.fmean(retrain[name] for retrain in there)) for name in GAP_COLUMNS)
             found.setdefault(run["method"], {}).setdefault(place_of(run), []).append(gap)
     gaps = {method: {place: statistics.fmean(several) for place, several in places.items()} for method, places in found.items()}
-    cells = [["method", "gap per seed", f"minus {against}", "95 % confidence interval", "nearer to retrain"]]
+    tests = {}
     for method in (row["method"] for row in rows if row["method"] in gaps and row["method"] not in ("retrain", against)):
         shared = sorted(gaps[method].keys() & gaps.get(against, {}).keys())
         if len(shared) > 2:
-            mean, low, high = interval([gaps[method][place] - gaps[against][place] for place in shared])
-            nearer = method if high < 0 else against if low > 0 else "undecided"
-            cells.append([method, f"{statistics.fmean(gaps[method].values()):.2f}", f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}", nearer])
-    return cells if len(cells) > 1 else []
+            tests[method] = students([gaps[method][place] - gaps[against][place] for place in shared])
+    cells = [["method", "gap per seed", f"minus {against}", "95 % confidence interval", "p, Holm", "nearer to retrain"]]
+    for (method, (mean, low, high, _)), p in zip(tests.items(), holm([p for *_, p in tests.values()]), strict=True):
+        nearer = method if high < 0 else against if low > 0 else "undecided"
+        gap = f"{statistics.fmean(gaps[method].values()):.2f}"
+        cells.append([method, gap, f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{p:.3f}", nearer])
+    return cells if tests else []
 
 
 def place_of(run):
@@ -269,7 +299,7 @@ def class_cells(rows):
     return [["method", *names], *([row["name"], *cells] for row, cells in zip(measured, shares, strict=True))] if measured else []
 
 
-def caption(rows, floor, runs):
+def caption(rows, floor, runs, best=False):
     """Sentences that say what was measured, and how to read the cells."""
     facts = "; ".join(f"{name}: {' or '.join(values)}" for name in fact_names(runs) if (values := facts_of(runs, name)))
     lines = [f"{facts}; seeds: {', '.join(map(str, sorted({run['seed'] for run in runs})))}."]
@@ -282,9 +312,11 @@ def caption(rows, floor, runs):
         count = next(row["runs"] for row in rows if row["method"] == "retrain")
         lines.append(
             f"Noise floor: two retrained models have an average gap of {floor:.2f}, and means over {count} runs one of about "
-            f"{floor / math.sqrt(count):.2f}. A smaller difference between two rows may be noise."
+            f"{floor / math.sqrt(count):.2f}. This is noise's usual size, not its largest."
         )
-    return lines + [f"{name} was not measured for seed {', '.join(map(str, missing))}." for name, missing in missing_seeds(rows)]
+    if best:
+        lines.append("Each method has, for each seed, the setting that was best on all other seeds.")
+    return lines + [f"{name} was not measured for seed {', '.join(map(str, missing))}." for name, missing in missing_seeds(rows, runs)]
 
 
 def definitions(rows):
@@ -293,7 +325,7 @@ def definitions(rows):
 
 
 PAIRED = "Gap per seed: mean distance of a run's numbers to those of Retrain of the same seed. A method is nearer where the interval of "
-PAIRED += "the differences excludes 0. About one interval in 20 misses the true value by chance."
+PAIRED += "the differences excludes 0. About one interval in 20 misses the true value by chance: p is corrected for their number (Holm)."
 CLASSES = "Share of each class's samples that the classifier recognises as that class, %. A drop in a retained class is collateral damage."
 
 
@@ -303,11 +335,11 @@ def markdown_table(cells):
     return [head, "|" + "---|" * len(cells[0]), *rows]
 
 
-def markdown(rows, floor, runs, paired):
+def markdown(rows, captions, paired):
     classes = ["", CLASSES, "", *markdown_table(class_cells(rows))] if class_cells(rows) else []
     classes += ["", *markdown_table(more_cells(rows))] if more_cells(rows) else []
     classes += ["", PAIRED, "", *markdown_table(paired)] if paired else []
-    return "\n".join([*markdown_table(table_cells(rows)), "", *caption(rows, floor, runs), *classes, "", *definitions(rows)]) + "\n"
+    return "\n".join([*markdown_table(table_cells(rows)), "", *captions, *classes, "", *definitions(rows)]) + "\n"
 
 
 def aligned(cells):
@@ -352,20 +384,22 @@ def plot(rows, floor, path):
 def main(argv=None):
     args = parse(argv)
     runs = collect(args.folder, args.over_classes)
+    rows, floor = summarise(runs, args.by_options or args.best)
+    if not args.incomplete:
+        check_complete(rows, runs)
     if args.best:
         runs = best_settings(runs)
-    rows, floor = summarise(runs, args.by_options)
-    if not args.incomplete:
-        check_complete(rows)
+        rows, floor = summarise(runs, by_options=False)
     if args.against is not None and args.against not in (methods := [row["method"] for row in rows]):
         raise RunError(f"--against {args.against} is not in the table: it has {', '.join(methods)}")
     paired = [] if args.by_options else paired_cells(rows, runs, args.against or "salun")
     name = "best" if args.best else "table"
-    text = markdown(rows, floor, runs, paired)
+    captions = caption(rows, floor, runs, args.best)
+    text = markdown(rows, captions, paired)
     write_whole(args.folder / f"{name}.md", lambda partial: partial.write_text(text, encoding="utf-8"))
     write_json(args.folder / f"{name}.json", {"columns": measured_columns(rows), "noise_floor": floor, "rows": rows})
     plot(rows, floor, args.folder / f"{name}.png")
-    print("\n".join([*aligned(table_cells(rows)), "", *caption(rows, floor, runs)]))
+    print("\n".join([*aligned(table_cells(rows)), "", *captions]))
     if class_cells(rows):
         print("\n".join(["", CLASSES, *aligned(class_cells(rows))]))
     if more_cells(rows):

@@ -56,7 +56,10 @@ TRAINING += ("crop", "no_flip", "optimizer", "momentum", "weight_decay", "data_s
 
 @dataclass
 class Task:
-    """model: on its device; build(seed): a new one; training: the original's flags; forgotten_classes: labels; facts: for args.json."""
+    """model: on its device; build(seed): a new one; training: the original's flags; facts: for args.json.
+
+    forgotten_classes: labels that are forgotten whole, of which no training image is retained.
+    """
 
     model: torch.nn.Module
     build: object
@@ -90,6 +93,7 @@ def load_task(model_path, forget, accelerator, data_dir=None, cache_dir=None, ki
     if training.get("data_sha", images.sha) != images.sha:
         raise RunError(f"the data in {data_dir} is not what {folder} was trained on: other images or labels")
     model = build(seed=0)
+    parent_sha = file_sha(folder / "model.safetensors")  # before it is read: evaluate.py asks whether it was replaced since
     weights.load(model, folder / "model.safetensors")
 
     train, val = data.train_and_validation(images.y_train, training["split_seed"], training["val_fraction"], training["limit"])
@@ -97,15 +101,17 @@ def load_task(model_path, forget, accelerator, data_dir=None, cache_dir=None, ki
     file = forget["forget_indices"] and Path(forget["forget_indices"])
     if file and kind == "unlearn":
         file = moved(file, recorded, folder)
-    indices = data.forget_indices(train, images.y_train, classes, forget["forget_class"], forget["num_forget"], file, split_seed)
-    forgotten = data.class_numbers(forget["forget_class"], classes) if forget["forget_class"] and forget["num_forget"] is None else []
+    named = forget["forget_class"], forget["num_forget"], file, split_seed
+    indices = data.forget_indices(train, images.y_train, classes, *named, images.files)
     sha = data.forget_sha(indices)
     if recorded.get("forget_sha", sha) != sha:
         raise RunError(f"the forget set of {folder} cannot be found again: the data or the index file has changed since")
     remembered = {name: value for name, value in training.items() if name in TRAINING}
     facts = {"architecture": architecture, "classes": classes, "training": remembered, "parent": str(folder)}
-    facts |= {"parent_sha": file_sha(folder / "model.safetensors"), "forget_sha": sha, "num_forgotten": len(indices)}
+    facts |= {"parent_sha": parent_sha, "forget_sha": sha, "num_forgotten": len(indices)}
     splits = images.train(indices, "forget"), images.train(train[~torch.isin(train, indices)], "retain"), images.train(val, "val")
+    gone, kept = (split.labels.unique() for split in splits[:2])
+    forgotten = gone[~torch.isin(gone, kept)].tolist()  # whole classes, however they were named
     return Task(trainer.prepare(model, accelerator), build, training, *splits, images.test(), forgotten, facts)
 
 
@@ -200,7 +206,8 @@ def add_forget_flags(parser):
     parser.add_shared("forget_class")
     number = dict(type=amount, metavar="N", help="forget N random samples (a fraction if below 1), of --forget_class if given")
     parser.add(cli.FORGET, "--num_forget", "--num_indexes_to_replace", **number)
-    file = dict(type=Path, metavar="FILE", help="forget the samples in FILE (.npy, or one per line)")
+    lines = "forget the samples in FILE: indices (.npy, or one per line), or paths of own images"
+    file = dict(type=Path, metavar="FILE", help=lines)
     parser.add(cli.FORGET, "--forget_indices", **file)
     parser.add(cli.FORGET, "--split_seed", type=cli.seed, metavar="SEED", help="seed of a random forget set (default: the original's)")
 

@@ -1,6 +1,7 @@
 """Everything around a training loop. The loop itself stands in the method, or in train.py."""
 
 import argparse
+import contextlib
 import datetime
 import math
 import time
@@ -67,6 +68,18 @@ def prepare(model, accelerator):
     accelerator.prepare_model(model, evaluation_mode=True)  # in place; nothing is wrapped around it
     accelerator.free_memory()  # accelerate would keep every model that it has prepared
     return model
+
+
+@contextlib.contextmanager
+def batches_large_enough():
+    """Turns what BatchNorm says of a batch of one image, where that has shrunk to one pixel, into a RunError that names the flags."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        what = "a batch of one image is too small for this network's BatchNorm"
+        raise RunError(f"{what}: raise --batch_size or --forget_batch_size, or forget more than one image") from error
 
 
 def cross_entropy(model, batch, labels=None):

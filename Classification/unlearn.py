@@ -84,20 +84,23 @@ def main(argv=None):
         model.compile()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     mask, mask_info = masking.load(args.mask_path, before, loaded.facts) if args.mask_path else (None, {})
-    if args.method == "retrain" and not trained["epochs"] and None in (args.epochs, args.lr):
-        raise RunError(f"{args.model_path} was trained for 0 epochs here: pass the --epochs and --lr that Retrain is to be trained with")
-    run_folder.begin(kind="unlearn", **loaded.facts, mask_info=mask_info)
-
-    # Unlearn. A method is handed what its signature names, and nothing else
+    if args.method == "retrain" and None in (args.epochs, args.lr) and (trained.get("model_path") or not trained["epochs"]):
+        given = ", starting from given weights" if trained.get("model_path") else ""  # their own training is not known
+        what = f"{args.model_path} was trained for {trained['epochs']} epochs here{given}"
+        raise RunError(f"{what}: pass the --epochs and --lr that Retrain is to be trained with")
     method = METHODS[args.method]
     settings = cli.training_settings(args, method, trained, SETTINGS | {"augment": True})
+    run_folder.begin(kind="unlearn", **loaded.facts, mask_info=mask_info, settings=settings)
+
+    # Unlearn. A method is handed what its signature names, and nothing else
     settings["augment"] = imagesets.augmentation(trained) if settings["augment"] else None
     loop = trainer.Trainer(model, run_folder, accelerator, seed=args.seed, mask=mask, **settings)
     fresh = functools.partial(fresh_model, model, loaded.build, args.seed)
     inputs = {"model": model, "forget": loaded.forget, "retain": loaded.retain, "val": loaded.val, "trainer": loop}
     inputs |= {"training": trained, "fresh": fresh}
     run_folder.start_clock()
-    method(**{name: inputs[name] for name in cli.method_inputs(method)}, **args.options)
+    with trainer.batches_large_enough():
+        method(**{name: inputs[name] for name in cli.method_inputs(method)}, **args.options)
     seconds = run_folder.seconds()
 
     # Save, after a check that no frozen weight moved

@@ -22,7 +22,13 @@ def load(model, path, normalise=None):
     tensors = renamed(tensors, wanted, path)
     carried = take_normalisation(tensors, wanted)
     tensors = {name: tensor for name, tensor in wanted.items() if name.endswith(COUNTER)} | tensors
-    check_shapes(path, shapes(tensors), shapes(wanted))
+    try:
+        check_shapes(path, shapes(tensors), shapes(wanted))
+    except RunError as error:
+        stem, ours = (tuple(part["conv1.weight"].shape[2:]) if "conv1.weight" in part else None for part in (tensors, wanted))
+        if (stem, ours) != ((7, 7), (3, 3)):
+            raise
+        raise RunError(f"{error}. Up to 64 px, ResNets here have a stem of 3 x 3: --arch torchvision:resnet18 is unmodified") from error
     if carried:
         check_shapes(path, shapes(carried), shapes(scaling))
     if bool(carried) == (normalise is not None):

@@ -17,6 +17,7 @@ from matplotlib import pyplot
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = {  # task: (folder of results, columns to show)
+    "Classification: CIFAR-10, 10 % of the images": ("Classification/results/evidence/random10", ("UA", "RA", "TA", "MIA")),
     "Classification: digits, 10 % of the images": ("Classification/results/digits", ("UA", "RA", "TA", "MIA")),
     "DDPM: digits, the 3": ("DDPM/results/digits", ("UA", "remaining_accuracy")),
     "SD at toy size: digits, three": ("SD/results/digits", ("UA", "remaining_accuracy")),

@@ -53,7 +53,8 @@ def ssd(model, forget, retain, trainer, *, ssd_alpha="auto", ssd_lambda=1.0, fis
         selected += int(where.sum())
     if not selected:
         largest = max(float(ratio.max()) for ratio in ratios(whole, of_forget).values())
-        what = f"the largest I_f / I is {largest:.4g}, and none can exceed N / n_f = {1 / share:.4g}"
+        bound = "" if fisher_samples else f", and none can exceed N / n_f = {1 / share:.4g}"  # I of a few samples is another one
+        what = f"the largest I_f / I is {largest:.4g}{bound}"
         raise RunError(f"--ssd_alpha {ssd_alpha} selects no weight: {what}. Pass a lower one, or auto")
     trainer.update(new)
 

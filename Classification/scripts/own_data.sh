@@ -2,8 +2,8 @@
 # Your own images: train a ResNet-18 on class folders, forget one class with SalUn, and compare with a model retrained without it.
 #   DATA=~/photos CLASS=dog bash scripts/own_data.sh
 # DATA holds train/<class>/* and test/<class>/* (or val/), or <class>/* alone, a tenth of which is then held out. CLASS is a class's folder
-# name or number. To forget single images, replace --forget_class below by --forget_indices FILE, whose numbers count the images of train/,
-# class after class in sorted order, each class's files sorted. Finished runs are skipped, a cut-off run is continued.
+# name or number. To forget single images, replace --forget_class below by --forget_indices FILE, which lists their paths in DATA, one per
+# line: train/dog/7.jpg, or dog/7.jpg. Finished runs are skipped, a cut-off run is continued.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 DATA=${DATA:-data/own}

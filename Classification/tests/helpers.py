@@ -1,13 +1,17 @@
 """Run the scripts as the command line would, in this process."""
 
+import gc
 import sys
 from unittest.mock import Mock
 
+import tqdm
 from accelerate.state import AcceleratorState
 
 import cli
 import trainer
 
+tqdm.tqdm.monitor_interval = 0  # no thread of its own: test_cli.py forks
+FROZEN = set()  # scripts whose imports the garbage collector leaves alone
 NUM_FORGET = 60  # random samples that the tests forget
 TINY = "--dataset digits --arch cnn --epochs 4 --lr 0.1 --batch_size 64 --schedule linear --precision fp32"  # trains in about a second
 
@@ -43,6 +47,11 @@ def script(name, *argv):
             print(stop.code, file=sys.stderr)
             return 1
         return stop.code or 0
+    finally:
+        if name not in FROZEN:  # every prepare() collects garbage, which would walk through all that was ever imported
+            FROZEN.add(name)
+            gc.collect()
+            gc.freeze()
     return 0
 
 

@@ -11,12 +11,14 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import trainer
 from conftest import ROOT
 from files import file_sha, read_tensors, write_tensors
 from helpers import NUM_FORGET, TINY, ok, script, words
@@ -221,31 +223,53 @@ def test_a_full_disk_leaves_no_half_files(home, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------- kills and processes
-def interrupted(name, argv, folder, after_step):
-    """Start a script with a checkpoint after every epoch, and kill -9 it once its log has passed a step."""
-    code = f"import cli, trainer, {name}; trainer.CHECKPOINT_SECONDS = -1; trainer.LOG_STEPS = 1; cli.run({name}.main)"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, argv)], env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        log = folder / "log.csv"
-        if log.is_file() and (folder / "checkpoint.safetensors").is_file() and log.read_text().count("\n") > after_step:
-            break
-        time.sleep(0.002)
-    assert process.poll() is None, process.stderr.read().decode()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def interrupted(name, argv, folder, after_step, fresh=False):
+    """Start a script with a checkpoint after every epoch, and kill -9 it once its log has passed a step.
+
+    It runs in a copy of this process, which has imported everything; with `fresh`, in a new one.
+    """
+    with (folder.parent / "output").open("w+") as output:
+        pid, deadline = os.fork(), time.monotonic() + 120
+        if pid == 0:
+            run_until_killed(name, list(map(str, argv)), output, fresh)
+        ended, log = 0, folder / "log.csv"
+        while not ended and time.monotonic() < deadline:
+            if log.is_file() and (folder / "checkpoint.safetensors").is_file() and log.read_text().count("\n") > after_step:
+                break
+            time.sleep(0.002)
+            ended, _ = os.waitpid(pid, os.WNOHANG)
+        if not ended:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        output.seek(0)
+        assert not ended and time.monotonic() < deadline, output.read()
+
+
+def run_until_killed(name, argv, output, fresh):
+    """The child of interrupted(): never returns."""
+    try:
+        os.dup2(output.fileno(), 2)
+        sys.stdout = sys.stderr = output
+        if fresh:
+            code = f"import cli, trainer, {name}; trainer.CHECKPOINT_SECONDS = -1; trainer.LOG_STEPS = 1; cli.run({name}.main)"
+            os.execve(sys.executable, [sys.executable, "-c", code, *argv], ENVIRONMENT)
+        trainer.CHECKPOINT_SECONDS, trainer.LOG_STEPS = -1, 1
+        script(name, *argv)
+    except BaseException:
+        traceback.print_exc(file=output)
+    finally:
+        output.flush()
+        os._exit(1)
 
 
 @pytest.mark.slow
 def test_training_resumes_to_the_same_bytes_after_a_kill(tmp_path):
     """Mutation: do not restore the optimizer, or the epoch."""
-    flags = words(TINY, "--epochs 12 --optimizer adamw --lr 0.001 --data_dir", tmp_path / "data")
+    flags = words(TINY, "--epochs 6 --optimizer adamw --lr 0.001 --data_dir", tmp_path / "data")
     ok("train", *flags, "--save_dir", tmp_path / "whole")
-    interrupted("train", [*flags, "--save_dir", tmp_path / "cut"], tmp_path / "cut", after_step=60)
+    interrupted("train", [*flags, "--save_dir", tmp_path / "cut"], tmp_path / "cut", after_step=60, fresh=True)
     state = json.loads(read_tensors(tmp_path / "cut" / "checkpoint.safetensors")[1]["state"])
-    assert 0 < state["epoch"] < 12 and not (tmp_path / "cut" / "done.json").exists()
+    assert 0 < state["epoch"] < 6 and not (tmp_path / "cut" / "done.json").exists()
     ok("train", *flags, "--save_dir", tmp_path / "cut", "--resume")
     assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
     assert (
@@ -257,37 +281,55 @@ def test_training_resumes_to_the_same_bytes_after_a_kill(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["salun", "salun_soft", "be", "scrub"])
-def test_unlearning_resumes_to_the_same_bytes_after_a_kill(method, home, tmp_path):
+@pytest.mark.parametrize("method, epochs, after_step", [("salun", 5, 50), ("salun_soft", 5, 50), ("be", 60, 10), ("scrub", 5, 25)])
+def test_unlearning_resumes_to_the_same_bytes_after_a_kill(method, epochs, after_step, home, tmp_path):
     """Mutation: leaves not gathered after restore; theta_o from the checkpoint."""
 
     def command(folder, *more):
         flags = {"scrub": "--rewind --alpha 1"}.get(method, "")
-        return unlearn_command(home, folder, "--epochs", 200 if method == "be" else 10, *more, flags, method=method)
+        return unlearn_command(home, folder, "--epochs", epochs, *more, flags, method=method)
 
     ok(*command(tmp_path / "whole"))
-    interrupted("unlearn", command(tmp_path / "cut")[1:], tmp_path / "cut", after_step=10 if method == "be" else 50)
+    interrupted("unlearn", command(tmp_path / "cut")[1:], tmp_path / "cut", after_step)
     assert script(*command(tmp_path / "cut", "--lr", 0.5, "--resume")) != 0  # another flag than before is refused
     ok(*command(tmp_path / "cut", "--resume"))
     assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
 
 
+NO_BATCHNORM = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes):
+        first, second = nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 64, 3, padding=1)
+        norms = nn.GroupNorm(8, 32), nn.GroupNorm(8, 64)
+        pool = nn.AdaptiveAvgPool2d(2), nn.Flatten()
+        super().__init__(first, norms[0], nn.GELU(), second, norms[1], nn.GELU(), *pool, nn.Linear(256, num_classes))
+"""
+
+
 @pytest.mark.slow
-def test_two_processes_give_the_result_of_one(home, tmp_path):
-    """swin_t, which has no BatchNorm: training, mask and a masked method, at equal global batch.
+def test_two_processes_give_the_result_of_one(tmp_path):
+    """A network without BatchNorm, whose statistics are of one process on CPUs: training, mask and a masked method, at equal global batch.
 
     Mutation: batch.mean without its weight, or no average_gradients."""
+    (tmp_path / "net.py").write_text(NO_BATCHNORM)
     results = {}
     for count in (1, 2):
         base, first = tmp_path / str(count), tmp_path / "1"
         commands = [
-            f"train --dataset digits --arch swin_t --limit 75 --data_dir {tmp_path}/data{count} --epochs 1 --batch_size 25 --lr 0.01 "
+            f"train --dataset digits --limit 75 --data_dir {tmp_path}/data{count} --epochs 1 --batch_size 25 --lr 0.01 "
             f"--schedule constant --save_dir {base}/original",
             f"generate_mask --model_path {base}/original --num_forget 11 --save_dir {base}/mask",
             f"unlearn --method salun --model_path {first}/original --num_forget 11 --mask_path {first}/mask --epochs 1 "
             f"--save_dir {base}/salun",
         ]
-        together([f"{command} --precision fp32" for command in commands], count, tmp_path)
+        commands = [f"{command} --arch {tmp_path}/net.py:Net --precision fp32 --device cpu" for command in commands]
+        if count == 1:
+            for command in commands:
+                ok(*words(command))
+        else:
+            together(commands, tmp_path)
         results[count] = {name: read_tensors(base / name / "model.safetensors")[0] for name in ("original", "salun")} | {
             "mask": read_tensors(base / "mask" / "mask.safetensors")[0]
         }
@@ -302,16 +344,16 @@ def test_two_processes_give_the_result_of_one(home, tmp_path):
     assert differing < 1e-3 * sum(one.numel() * 8 for one in results[1]["mask"].values())
 
 
-def together(commands, count, folder):
-    """Run several scripts one after another in `count` processes, started once: importing takes longer than the runs do."""
+def together(commands, folder):
+    """Run several scripts one after another in two processes, started once: importing takes longer than the runs do."""
     program = folder / "commands.py"
     lines = ["import sys", f"sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]!r}", "import accelerate, helpers"]
     for command in commands:
-        lines.append(f"helpers.ok(*{command.split() + ['--device', 'cpu']!r})")
+        lines.append(f"helpers.ok(*{command.split()!r})")
         lines.append("accelerate.PartialState().wait_for_everyone()")  # as the end of a process would
     program.write_text("\n".join(lines) + "\n")
     two = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]  # without GPUs: on the CPU, over gloo
-    argv = [sys.executable, *(two if count == 2 else []), str(program)]
+    argv = [sys.executable, *two, str(program)]
     done = subprocess.run(argv, env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -465,25 +507,21 @@ def test_tables_in_the_readme_are_those_that_were_measured():
 
 
 @pytest.mark.slow
-def test_retrain_of_weights_from_elsewhere_asks_how_long(home, tmp_path, capsys):
-    """Breaks if Retrain takes over the 0 epochs that train.py --model_path records: its net would be untrained."""
-    ok(
-        "train",
-        TINY,
-        "--data_dir",
-        home / "data",
-        "--model_path",
-        home / "original" / "model.safetensors",
-        "--epochs 0 --save_dir",
-        tmp_path / "original",
-    )
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_retrain_of_weights_from_elsewhere_asks_how_long(epochs, home, tmp_path, capsys):
+    """Breaks if Retrain takes over the few epochs that train.py --model_path records, or args.json records the flags alone."""
+    start = ("--data_dir", home / "data", "--model_path", home / "original", f"--epochs {epochs} --save_dir", tmp_path / "original")
+    ok("train", TINY, *start)
     command = words(
         "unlearn --method retrain --model_path", tmp_path / "original", f"--num_forget {NUM_FORGET} --save_dir", tmp_path / "retrain"
     )
     for flags in ("", "--epochs 2", "--lr 0.01"):
         assert script(*command, flags) != 0 and not (tmp_path / "retrain").exists()
-        assert "was trained for 0 epochs here" in capsys.readouterr().err
-    ok(*command, "--epochs 2 --lr 0.01")
+        assert f"was trained for {epochs} epochs here, starting from given weights" in capsys.readouterr().err
+    ok(*command, "--epochs 2 --lr 0.01 --momentum 0.5")
+    args = json.loads((tmp_path / "retrain" / "args.json").read_text())
+    resolved = {"batch_size": 64, "optimizer": "sgd", "momentum": 0.5, "schedule": "linear", "augment": True}
+    assert resolved.items() <= args["settings"].items() and args["batch_size"] is None
 
 
 OWN = {  # a script and the runs it reads, in the places of which it must not write

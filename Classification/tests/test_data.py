@@ -35,7 +35,7 @@ def test_two_first_runs_download_once(tmp_path, monkeypatch):
 
 
 def test_digits_are_decoded_once_and_cached(tmp_path):
-    """Mutation: do not write the cache."""
+    """Mutation: do not write the cache; ask any file for a stamp."""
     first = imagesets.load_images("digits", tmp_path)
     assert (
         first.x_train.shape == (1437, 8, 8, 1)
@@ -46,7 +46,7 @@ def test_digits_are_decoded_once_and_cached(tmp_path):
     with np.load(tmp_path / "digits.npz") as cache:
         assert np.array_equal(cache["x_train"], first.x_train.numpy())
         arrays = dict(cache)
-    arrays["y_train"] = 9 - arrays["y_train"]
+    arrays |= {"y_train": 9 - arrays["y_train"], "stamp": "of another program"}
     np.savez(tmp_path / "digits.npz", **arrays)
     assert torch.equal(imagesets.load_images("digits", tmp_path).y_train, 9 - first.y_train)  # a file that is there is used as it is
 
@@ -204,8 +204,30 @@ def test_a_folder_of_images_and_its_changes(tmp_path):
     assert len(flat.x_train) == 28 and flat.y_test.tolist() == [0, 1]  # a tenth of each class
 
 
+@pytest.mark.parametrize("inner", ["", "train/"])
+def test_own_images_are_forgotten_by_their_paths(inner, tmp_path):
+    """Breaks if a path's place in the folder is taken for its row among the images that are not held out, or paths split at spaces."""
+    make_folder(tmp_path / "data" / inner, {"black cat": 15, "dog": 15})
+    if inner:
+        make_folder(tmp_path / "data" / "test", {"black cat": 1, "dog": 1})
+    for _ in range(2):  # the second time from the cache
+        images = imagesets.load_images("folder", tmp_path / "data", 8)
+        held_out = {f"{inner}black cat/{i}.png" for i in range(15)} - set(images.files)
+        assert len(held_out) == (not inner)
+        names = [name for name in images.files if "cat" in name][-2:] + [f"./{inner}dog/14.png"] * (f"{inner}dog/14.png" in images.files)
+        (tmp_path / "list.txt").write_text("\n".join(names))
+        rows = data.read_indices(tmp_path / "list.txt", images.files)
+        values = [10 * int(name.split("/")[-1][:-4]) for name in names]
+        assert len(rows) > 1 and images.x_train[rows][:, 0, 0, 0].tolist() == values
+    for name in [*held_out, "dog/99.png"]:
+        (tmp_path / "list.txt").write_text(name)
+        with pytest.raises(RunError, match=f"lists {name}, which is no training image"):
+            data.read_indices(tmp_path / "list.txt", images.files)
+
+
 def test_odd_folders_are_read_as_they_are_meant(tmp_path, capsys):
-    """Breaks if only `train` and `test` are splits, a class called train is one, links are not followed, or hidden files count."""
+    """Breaks if only `train` and `test` are splits, a class called train is one, train and test are two classes, a test folder is left out
+    unsaid, links are not followed, or hidden files count."""
     make_folder(tmp_path / "a" / "Training", {"cat": 3, "dog": 2})
     make_folder(tmp_path / "a" / "Validation", {"cat": 1, "dog": 1})
     found = imagesets.load_images("folder", tmp_path / "a", 8)
@@ -223,13 +245,27 @@ def test_odd_folders_are_read_as_they_are_meant(tmp_path, capsys):
     assert len(imagesets.load_images("folder", tmp_path / "c", 8).x_train) == 6
     Image.new("RGB", (8, 8)).save(tmp_path / "b" / "plane" / "new.png")
     assert len(imagesets.load_images("folder", tmp_path / "c", 8).x_train) == 7
+    for name, parts, read in (  # the images of classes that are read to train and to test on
+        ("one class to test on", {"train/cat": 3, "train/dog": 2, "test/cat": 1}, (5, 1)),
+        ("none to test on", {"train/cat": 3, "train/dog": 2, "test": 1}, (3, 2)),
+        ("a test set of no classes before one", {"train/cat": 3, "train/dog": 2, "test": 1, "val/dog": 1}, (5, 1)),
+    ):
+        make_folder(tmp_path / name, parts)
+        found = imagesets.load_images("folder", tmp_path / name, 8)
+        assert (len(found.x_train), len(found.x_test)) == read and found.classes == ["cat", "dog"]
+        assert ("test is not read: it holds no class folders" in capsys.readouterr().err) == ("test" in parts)
+    for name, parts in (("one", {"train/cat": 2, "test/cat": 1}), ("more", {"train/cat": 2, "test/cat": 1, "test/dog": 1})):
+        make_folder(tmp_path / f"too few {name}", parts)
+        with pytest.raises(RunError, match="train must hold at least two class folders of images; it holds 1"):
+            imagesets.load_images("folder", tmp_path / f"too few {name}", 8)
     make_folder(tmp_path / "d" / "valid", {"cat": 1, "dog": 1})
     with pytest.raises(RunError, match="no folder train beside it"):
         imagesets.load_images("folder", tmp_path / "d", 8)
 
 
 def test_pictures_are_upright_in_8_bits_and_all_broken_ones_are_named(tmp_path):
-    """Breaks if EXIF's orientation is ignored, 16 bits are cut to 255, or decoding stops at the first broken picture, or training set."""
+    """Breaks if EXIF's orientation is ignored, 16 bits are cut to 255, 32 bits become black, or decoding stops at the first broken picture,
+    or training set."""
     picture = Image.new("RGB", (16, 16))
     picture.paste((255, 255, 255), (0, 0, 16, 8))  # white on top
     turned, exif = picture.transpose(Image.Transpose.ROTATE_90), Image.Exif()
@@ -238,6 +274,12 @@ def test_pictures_are_upright_in_8_bits_and_all_broken_ones_are_named(tmp_path):
     Image.fromarray(np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)).save(tmp_path / "deep.png")
     images, _ = imagesets.decode([(str(tmp_path / name), 0) for name in ("turned.png", "deep.png")], 16)
     assert np.array_equal(images[0], np.asarray(picture)) and np.array_equal(images[1][..., 0].ravel(), np.arange(256))
+    for name, numbers in (("float.tif", np.float32([[0, 1]])), ("wide.tif", np.int32([[0, 70000]])), ("narrow.tif", np.int32([[0, 255]]))):
+        Image.fromarray(numbers).save(tmp_path / name)
+        with pytest.raises(RunError, match=f"{name} cannot be read.*neither of 8 nor of 16 bits"):
+            imagesets.decode([(str(tmp_path / name), 0)], 16)
+    Image.fromarray(np.int32([[0, 65535]])).resize((16, 16), Image.Resampling.NEAREST).save(tmp_path / "whole.tif")
+    assert imagesets.decode([(str(tmp_path / "whole.tif"), 0)], 16)[0].max() == 255
     for name in ("one.png", "two.png"):
         (tmp_path / name).write_bytes(b"torn")
     with pytest.raises(RunError, match=r"one.png cannot be read.*; .*two.png cannot be read"):
@@ -285,16 +327,21 @@ def test_nothing_is_written_among_own_images(tmp_path, monkeypatch):
 
 
 def test_bad_folders_and_caches_are_refused(tmp_path):
-    """Mutation: skip unreadable images."""
+    """Mutation: skip unreadable images; follow a link back; call a user's own file damaged because of its class names."""
     make_folder(tmp_path / "one", {"cat": 2})
     make_folder(tmp_path / "bad", {"cat": 2, "dog": 2})
     (tmp_path / "bad" / "dog" / "torn.jpg").write_bytes((tmp_path / "bad" / "dog" / "1.png").read_bytes()[:40])
     make_folder(tmp_path / "empty", {"cat": 2, "dog": 0})
+    make_folder(tmp_path / "single", {"cat": 1, "dog": 1})
+    make_folder(tmp_path / "loop", {"cat/inner": 2, "dog": 2})
+    (tmp_path / "loop" / "cat" / "inner" / "link").symlink_to("..")
     for name, message in (
         ("one", "two class folders"),
         ("bad", "torn.jpg cannot be read"),
         ("empty", "no valid file for the classes dog"),
         ("absent", "is not a folder"),
+        ("single", "no image to test on: each class in .*single has only one"),
+        ("loop", "cat/inner/link is a link to a folder that holds it"),
     ):
         with pytest.raises((RunError, OSError), match=message):
             imagesets.load_images("folder", tmp_path / name, 8)
@@ -312,6 +359,16 @@ def test_bad_folders_and_caches_are_refused(tmp_path):
     )
     with pytest.raises(RunError, match="must be uint8"):
         imagesets.load_images("digits", tmp_path)
+    x, y = np.zeros((4, 8, 8, 1), np.uint8), np.arange(4) % 2
+    for labels, names, message in (
+        (y, np.array(["a", "b"], object), "holds Python objects, .*dtype=str"),
+        (y, np.array("a"), r"must be text of shape \(K,\), not <U1 \(\)"),
+        (y, np.array([b"a", b"b"]), "must be text of shape"),
+        (0 * y, np.array(["a"]), "holds one class"),
+    ):
+        np.savez(tmp_path / "digits.npz", x_train=x, y_train=labels, x_test=x, y_test=labels, classes=names)
+        with pytest.raises(RunError, match=message):
+            imagesets.load_images("digits", tmp_path)
 
 
 def test_a_data_set_that_cannot_be_downloaded_is_named(tmp_path, monkeypatch):
@@ -388,6 +445,9 @@ def test_one_spelling_of_a_class_has_one_answer(capsys):
     named = ["cat", "Dog", "dog", "owl"]
     assert data.class_numbers(["CAT", "Dog", "dog", "03", "0"], named) == [0, 1, 2, 3, 0]
     assert data.class_numbers(["001", "1"], ["a", "b", "01"]) == [2, 2]  # a number of zeros before it is that class's name
+    assert data.class_numbers(["Caf\u00e9", "cafe\u0301"], ["tea", "cafe\u0301"]) == [1, 1]  # as macOS spells it
+    with pytest.raises(RunError, match="2 classes are called crane: give the number of one, 0 or 2"):
+        data.class_numbers(["crane"], ["crane", "dog", "crane"])
     refused = {"DOG": "could be Dog or dog", "4": "known are 0 to 3", "bird": "there is no class bird"}
     for word in ("-0", "-1", "--5", "+1", "\u00b2", "\u2460", "\u0663", "1.0", "", " 1", "9" * 5000):
         refused[word] = "there is no class"

@@ -20,6 +20,7 @@ import fake_cuda
 import models
 import networks
 import passes
+import trainer
 import weights
 from cli import RunError
 from files import read_json, read_tensors, write_tensors
@@ -123,7 +124,7 @@ def test_a_file_keeps_its_normalisation_and_without_one_it_must_be_told(tmp_path
 
 
 def test_a_mismatch_is_told_as_it_is(tmp_path):
-    """Mutation: compare pixel_mean first; name the first difference only."""
+    """Mutation: compare pixel_mean first; name the first difference only; no hint at torchvision's own stem."""
     state = plain(build())
     state["head.weight"], state["fc.bias"] = state.pop("fc.weight"), torch.zeros(1000)
     write_tensors(tmp_path / "w.safetensors", state)
@@ -136,6 +137,9 @@ def test_a_mismatch_is_told_as_it_is(tmp_path):
     write_tensors(tmp_path / "w.safetensors", state)
     with pytest.raises(RunError, match="int8 numbers for fc.weight"):
         weights.load(build(), tmp_path / "w.safetensors", "none")
+    write_tensors(tmp_path / "w.safetensors", {"conv1.weight": torch.zeros(64, 3, 7, 7)})
+    with pytest.raises(RunError, match=r"it lacks .*; of other shapes: conv1.weight .*--arch torchvision:resnet18 is unmodified"):
+        weights.load(build("resnet18", 32, 3), tmp_path / "w.safetensors", "none")
 
 
 def test_checkpoints_of_the_official_release_load(tmp_path):
@@ -168,6 +172,7 @@ def test_a_pickle_becomes_an_original_by_the_command_that_the_error_names(home, 
     )
     ok(*train, "model.safetensors")
     assert status("convert", command) == 1 and "pass --overwrite" in one_error(capsys)
+    assert status("convert ./w.pth w.pth --overwrite") == 1 and "w.pth is the file to read" in one_error(capsys)
 
 
 class Payload:
@@ -328,6 +333,20 @@ class Wrong(nn.Linear):
 class Scaled(MyNet):
     pixel_mean = 0.5
 
+class Frozen(MyNet):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.decoy.requires_grad_(False)
+
+class Tied(MyNet):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.classifier[3].bias = self.decoy.bias
+
+class Normed(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Flatten(), nn.LazyLinear(8), nn.BatchNorm1d(8), nn.Linear(8, num_classes))
+
 class Broken:
     def __init__(self):
         pass
@@ -342,6 +361,8 @@ REFUSED = {
     "Large": "takes no images of 1 x 8 x 8",
     "Wrong": "gives (2, 1, 8, 11) for 2 images of 10 classes",
     "Scaled": "has a pixel_mean or pixel_std of its own",
+    "Frozen": "has a frozen weight, decoy.weight",
+    "Tied": "keeps classifier.3.bias and decoy.bias in one place",
     "Broken": "cannot be built for 10 classes: TypeError",
     "number": "gives no torch.nn.Module",
     "Absent": "has no class Absent",
@@ -389,6 +410,18 @@ def test_a_network_of_ones_own_goes_all_the_way(own, home, tmp_path, capsys):
     assert status(*evaluation, "resnet18") == 1 and "is of --arch mynet.py:MyNet, not resnet18" in one_error(capsys)
     (tmp_path / "moved" / "mynet.py").write_text(OWN + "\nopen('ran', 'w')\n")
     assert status(*evaluation, network[1]) == 1 and "has changed since" in one_error(capsys)
+
+
+def test_a_batch_too_small_for_batchnorm_says_what_to_raise(own, home, tmp_path, capsys):
+    """Breaks if one of the two scripts lets BatchNorm's own error through, or another ValueError is taken for it."""
+    network = ("--arch", f"{own}:Normed")
+    train = ("train", TINY, *network, "--epochs 1 --limit 3 --data_dir", home / "data", "--save_dir", tmp_path / "original")
+    assert status(*train, "--batch_size 2") == 1 and "raise --batch_size" in one_error(capsys)
+    ok(*train, "--batch_size 3 --overwrite")
+    command = ("unlearn --method rl --num_forget 1 --model_path", tmp_path / "original", *network, "--save_dir", tmp_path / "rl")
+    assert status(*command) == 1 and "forget more than one image" in one_error(capsys)
+    with pytest.raises(ValueError, match="^other$"), trainer.batches_large_enough():
+        raise ValueError("other")
 
 
 def test_the_code_of_a_strangers_run_does_not_run(home, tmp_path, capsys):
@@ -535,6 +568,20 @@ def test_held_out_images_of_forgotten_classes_alone_are_no_measure(load):
     loaded = dataclasses.replace(load(), forgotten_classes=list(range(10)))
     with pytest.raises(RunError, match="held-out images are of forgotten classes"):
         evaluate.measure(loaded, argparse.Namespace(held_out="test", num_retain=None, eval_batch_size=None, seed=1), None)
+
+
+def test_classes_that_are_forgotten_whole_are_told_by_the_labels(load, home, tmp_path):
+    """Breaks if a class counts as forgotten whole only where --forget_class alone says so, or always, or if tables see its spelling."""
+    whole = load(forget_class=["3"], num_forget=None)
+    (tmp_path / "list.txt").write_text("\n".join(map(str, whole.forget.indices.tolist())))
+    listed = {"num_forget": None, "forget_indices": tmp_path / "list.txt"}
+    for flags in (listed, {"forget_class": ["3"], "num_forget": len(whole.forget)}):
+        assert load(**flags).forgotten_classes == whole.forgotten_classes == [3]
+    assert load(forget_class=["3"], num_forget=len(whole.forget) - 1).forgotten_classes == []
+    args = argparse.Namespace(held_out="test", num_retain=None, mia_redraws=None, seed=1)
+    recorded = read_json(home / "original" / "args.json") | {"forget_class": ["5", "3", "03"], "num_forgotten": 9}
+    evaluate.write_metrics(tmp_path, recorded, whole, {}, args, None)
+    assert read_json(tmp_path / "metrics.json")["facts"]["forgotten"] == "9 training samples of class 3, 5"
 
 
 PAPER = {  # the paper repository's flags: (script and flags, part of the message)

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import cli
+import evaluate
 import files
 import trainer
 from conftest import ROOT
@@ -225,6 +226,16 @@ def test_weights_that_are_not_finite_are_never_written(name, home, tmp_path, mon
     assert script("train", TINY, "--epochs 2 --limit 64 --data_dir", home / "data", "--save_dir", tmp_path / "run") == 1
     assert f"{name} was not written" in one_error(capsys)
     assert not {"model.safetensors", "checkpoint.safetensors", "done.json"} & {path.name for path in (tmp_path / "run").iterdir()}
+
+
+def test_a_run_that_is_replaced_while_it_is_measured_gets_no_old_numbers(home, tmp_path, monkeypatch, capsys):
+    """Mutation: write metrics.json whatever lies in the folder by then."""
+    ok("unlearn", FT, "--model_path", home / "original", "--save_dir", tmp_path / "run")
+    measure, model = evaluate.measure, tmp_path / "run" / "model.safetensors"
+    for replace in (lambda: shutil.copy(home / "original" / model.name, model), model.unlink):
+        monkeypatch.setattr(evaluate, "measure", lambda *args, replace=replace: (measure(*args), replace())[0])
+        assert script("evaluate", "--precision fp32 --model_path", tmp_path / "run") == 1
+        assert "was replaced while it was measured" in one_error(capsys) and not (tmp_path / "run" / "metrics.json").exists()
 
 
 def test_a_ruined_model_does_not_keep_the_others_from_being_measured(home, tmp_path, capsys):

@@ -67,7 +67,7 @@ def flat(mask):
     return torch.cat([part.reshape(-1) for part in mask.values()])
 
 
-@pytest.mark.parametrize("ratio", [0.0001, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("ratio", [0.001, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("kind", masking.KINDS)
 def test_every_kind_keeps_exactly_its_share(kind, ratio, monkeypatch):
     """Mutation: draw each weight with probability `ratio`; round the layers' shares; take the complement at the same ratio."""
@@ -76,6 +76,8 @@ def test_every_kind_keeps_exactly_its_share(kind, ratio, monkeypatch):
     mask = masking.make(kind, ratio, weights, lambda: gradient, seed=3)
     assert {name: part.shape for name, part in mask.items()} == {name: part.shape for name, part in weights.items()}
     assert masking.count(mask) == (math.floor(ratio * 1400), 1400)
+    with pytest.raises(RunError, match="0.0001 keeps none of 1,400 weights"):
+        masking.make(kind, 0.0001, weights, lambda: gradient, seed=3)
     if kind == "layerwise":
         assert [int(part.sum()) for part in mask.values()] == [int(part.sum()) for part in masking.select(gradient, ratio).values()]
     if kind == "magnitude":
@@ -215,10 +217,10 @@ def test_mask_file_round_trip_and_size(tmp_path):
     weights = {"w": torch.randn(1000, 1001), "b": torch.randn(13)}
     mask = masking.select(weights, 0.3)
     facts = {"forget_sha": "f", "parent_sha": "p"}
-    masking.save(Here, mask, facts, mask_ratio=0.3, seconds=1.5)
+    masking.save(Here, mask, facts, mask_ratio=0.3, seconds=1.5, epochs=2)
     loaded, info = masking.load(tmp_path, weights, facts)
     assert all(torch.equal(mask[name], loaded[name]) for name in mask)
-    assert info == {"mask_ratio": 0.3, "mask_seconds": 1.5, "mask_kind": "saliency"}
+    assert info == {"mask_ratio": 0.3, "mask_seconds": 1.5, "mask_kind": "saliency", "mask_flags": {"epochs": 2}}
     assert (tmp_path / "mask.safetensors").stat().st_size < 1001013 / 8 + 1000
     for parameters, change, message in (
         ({"w": weights["w"]}, {}, "another model"),

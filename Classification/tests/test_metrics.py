@@ -242,11 +242,12 @@ def test_many_models_and_relearning_from_a_folder_of_runs(runs_of_two, home, tmp
 
 
 def test_what_comes_back_is_compared_with_retrain_seed_by_seed():
-    """Mutation: pair the runs by their order; compare with the mean of Retrain; give Retrain a row of its own."""
+    """Mutation: pair the runs by their order; compare with the mean of Retrain; count two runs from one original as two seeds."""
     key, draw = ("epoch", "other"), np.random.default_rng(0)
     retrain, ft = 50 + 9 * draw.standard_normal(6), 60 + 9 * draw.standard_normal(6)
-    measured = {"ft": {seed: {key: ft[seed]} for seed in reversed(range(6))}, "ga": {1: {key: 1.0}, 2: {key: 2.0}}}
-    measured["retrain"] = {seed: {key: retrain[seed]} for seed in range(6)}
+    measured = {"ft": {seed: [{key: ft[seed] + more} for more in (-1, 1)] for seed in reversed(range(6))}}
+    measured["ga"] = {1: [{key: 1.0}, {key: 1.5}], 2: [{key: 2.0}]}
+    measured["retrain"] = {seed: [{key: retrain[seed]}] for seed in range(6)}
     compared = relearn.compare(measured, [key])
     assert list(compared) == ["ft"]
     mean, low, high = compared["ft"][key]
@@ -297,15 +298,15 @@ def test_some_of_the_retain_images_stand_for_all(home, tmp_path, monkeypatch):
 
 
 def test_runs_that_differ_in_a_training_flag_are_no_repetitions(tmp_path, capsys):
-    """Mutation: leave the training flags out of describe()."""
-    recorded = {"kind": "unlearn", "method": "ft", "options": {"lr": 0.1}, "mask_path": None, "machine": "m", "autocast": "no"}
+    """Nor are those under masks made with other flags. Mutation: leave the training flags, or the mask's, out of describe()."""
     for seed, size in ((1, None), (2, 64)):
-        row = table.describe(recorded | {"versions": {"torch": "2"}, "batch_size": size}, seed, {"data set": "digits"})
-        (tmp_path / str(seed)).mkdir()
-        write_json(tmp_path / str(seed) / "metrics.json", row | dict.fromkeys(metrics.GAP_COLUMNS, 50.0))
-    assert script("table", tmp_path) == 1 and "runs of ft differ in their flags" in capsys.readouterr().err
+        write_run(tmp_path / str(seed), "ft", seed, options={"lr": 0.1}, batch_size=size)
+        mask = {"mask_ratio": 0.5, "mask_flags": {"epochs": seed}}
+        write_run(tmp_path / "masked" / str(seed), "salun", seed, mask_path="mask", mask_info=mask)
+    assert script("table", tmp_path) == 1 and "runs of ft, salun differ in their flags" in capsys.readouterr().err
     ok("table", tmp_path, "--by_options --incomplete")
-    assert "| ft --lr 0.1 --batch_size 64 | 1 |" in (tmp_path / "table.md").read_text()
+    text = (tmp_path / "table.md").read_text()
+    assert "| ft --lr 0.1 --batch_size 64 | 1 |" in text and "| salun --mask_ratio 0.5 --mask_epochs 2 | 1 |" in text
 
 
 def test_a_run_under_a_control_mask_has_a_row_of_its_own_beside_its_method(tmp_path):
@@ -379,11 +380,61 @@ def test_a_table_with_gaps_is_made_only_where_it_is_asked_for(tmp_path, capsys):
             write_run(tmp_path / f"rl{seed}_{lr}", "rl", seed, options={"lr": lr})
     assert script("table", tmp_path, "--by_options") == 1
     assert "ft has 1 settings; rl has 2 settings: complete" in capsys.readouterr().err
-    for path in tmp_path.glob("rl*_0.1/metrics.json"):
-        write_json(path, read_json(path) | dict.fromkeys(metrics.GAP_COLUMNS, 60.0))
-    ok("table", tmp_path, "--best")  # Mutation: keep the first setting, or the worst
+
+
+def test_the_best_setting_of_a_seed_is_chosen_on_the_other_seeds(tmp_path, capsys):
+    """Mutation: choose on all seeds; keep the first setting, or the worst; leave out check_complete()."""
+    gaps = {0.1: (2, 6), 0.2: (6, 1)}  # over both seeds 0.2 is the best, at 3.5
+    for seed in (1, 2):
+        write_run(tmp_path / f"retrain{seed}", "retrain", seed)
+        for lr in gaps:
+            write_run(tmp_path / f"rl{seed}_{lr}", "rl", seed, options={"lr": lr})
+            path = tmp_path / f"rl{seed}_{lr}" / "metrics.json"
+            write_json(path, read_json(path) | dict.fromkeys(metrics.GAP_COLUMNS, 50.0 + gaps[lr][seed - 1]))
+    ok("table", tmp_path, "--best")
     (row,) = [row for row in read_json(tmp_path / "best.json")["rows"] if row["method"] == "rl"]
-    assert row["options"] == "--lr 0.2" and row["average_gap"] == 0 and row["runs"] == 2
+    assert row["average_gap"] == 6 and row["runs"] == 2
+    assert "the setting that was best on all other seeds" in (tmp_path / "best.md").read_text()
+    for seed in (1, 2):
+        write_run(tmp_path / f"ft{seed}", "ft", seed)
+    assert script("table", tmp_path, "--best") == 1 and "ft has 1 settings; rl has 2 settings" in capsys.readouterr().err
+    for folder in ("retrain2", "rl2_0.1", "rl2_0.2", "ft1", "ft2"):
+        shutil.rmtree(tmp_path / folder)
+    assert script("table", tmp_path, "--best") == 1 and "two or more seeds" in capsys.readouterr().err
+
+
+def test_an_original_of_each_seed_is_asked_for_where_they_differ(tmp_path, capsys):
+    """Mutation: leave the original out of missing_seeds()."""
+    for seed in (1, 2):
+        write_run(tmp_path / f"retrain{seed}", "retrain", seed, parent_sha=f"p{seed}")
+    write_run(tmp_path / "original", "original", 1, parent_sha="p1")
+    assert script("table", tmp_path) == 1 and "original lacks seed 2" in capsys.readouterr().err
+
+
+def test_a_gap_over_fewer_metrics_is_no_average_gap(tmp_path):
+    """Mutation: take the mean of the gaps that are there."""
+    for name in ("retrain", "ft", "rl"):
+        write_run(tmp_path / name, name, 1)
+    path = tmp_path / "ft" / "metrics.json"
+    found = read_json(path)
+    del found["MIA"]
+    write_json(path, found)
+    ok("table", tmp_path)
+    gaps = {row["method"]: row["average_gap"] for row in read_json(tmp_path / "table.json")["rows"]}
+    assert gaps == {"retrain": 0, "rl": 0, "ft": None}
+
+
+def test_several_sets_of_one_class_do_not_count_as_classes(tmp_path, capsys):
+    """Mutation: leave forget_sha out with --over_classes."""
+    for number, (sha, kind) in enumerate((("a", "1 of cat"), ("b", "1 of dog"))):
+        for method in ("retrain", "ft"):
+            write_run(tmp_path / f"{method}{number}", method, 1, forget_sha=sha)
+            path = tmp_path / f"{method}{number}" / "metrics.json"
+            write_json(path, read_json(path) | {"facts": {"forgotten": kind}})
+    ok("table", tmp_path, "--over_classes")
+    path = tmp_path / "ft1" / "metrics.json"
+    write_json(path, read_json(path) | {"facts": {"forgotten": "1 of cat"}})
+    assert script("table", tmp_path, "--over_classes") == 1 and "seed 1 forget different sets" in capsys.readouterr().err
 
 
 def test_a_method_is_nearer_only_where_the_paired_interval_excludes_0(tmp_path, capsys):
@@ -398,15 +449,17 @@ def test_a_method_is_nearer_only_where_the_paired_interval_excludes_0(tmp_path, 
     ok("table", tmp_path)
     low, high = stats.ttest_rel(gaps["ft"], gaps["salun"]).confidence_interval()
     text = (tmp_path / "table.md").read_text()
-    assert f"| ft | 5.50 | +0.50 | {low:+.2f} to {high:+.2f} | salun |" in text and low > 0
-    assert "| ga | 5.17 | +0.17 |" in text and text.count("| undecided |") == 1
+    first, second = (stats.ttest_rel(gaps[name], gaps["salun"]).pvalue for name in ("ft", "ga"))
+    assert f"| ft | 5.50 | +0.50 | {low:+.2f} to {high:+.2f} | {2 * first:.3f} | salun |" in text and low > 0
+    assert "| ga | 5.17 | +0.17 |" in text and f"| {second:.3f} | undecided |" in text and text.count("| undecided |") == 1
     assert script("table", tmp_path, "--against slaun") == 1 and "--against slaun is not in the table" in capsys.readouterr().err
     write_run(tmp_path / "again", "ft", 0)  # a second run of a seed is averaged with the first: 50, where Retrain has 50
     ok("table", tmp_path, "--incomplete")
     assert "| ft | 5.27 |" in (tmp_path / "table.md").read_text()
     shutil.rmtree(tmp_path / "again")
     ok("table", tmp_path, "--against ft")
-    assert f"| salun | 5.00 | -0.50 | {-high:+.2f} to {-low:+.2f} | salun |" in (tmp_path / "table.md").read_text()
+    assert f"| salun | 5.00 | -0.50 | {-high:+.2f} to {-low:+.2f} | {2 * first:.3f} | salun |" in (tmp_path / "table.md").read_text()
+    assert table.holm([0.03, 0.01, 0.04]) == pytest.approx([0.06, 0.03, 0.06])  # Mutation: multiply all by three; no running maximum
 
 
 def test_rates_are_drawn_by_method_and_setting(tmp_path, capsys):

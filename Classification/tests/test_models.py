@@ -15,7 +15,11 @@ def build(arch, size=32, channels=3, seed=0):
     return models.build(arch, 4, channels, size, seed)
 
 
-@pytest.mark.parametrize("arch", models.MODELS)
+def slow(names, *large):
+    return [pytest.param(name, marks=pytest.mark.slow if name in large else ()) for name in names]
+
+
+@pytest.mark.parametrize("arch", slow(models.MODELS, "vgg16_bn", "resnet50"))
 def test_architecture(arch):
     """Mutation: leave the normalisation out of the forward pass."""
     model = build(arch)
@@ -34,7 +38,7 @@ def test_architecture(arch):
     assert 0.3 < masking.check_change(before, dict(model.named_parameters()), mask) <= 0.5
 
 
-@pytest.mark.parametrize("arch", ["cnn", "resnet20", "wide_resnet6", "swin_t"])
+@pytest.mark.parametrize("arch", slow(["cnn", "resnet20", "wide_resnet6", "swin_t"], "swin_t"))
 def test_per_sample_gradients_equal_single_backward_passes(arch):
     """Mutation: gradients in train mode."""
     import data
