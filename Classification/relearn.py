@@ -78,9 +78,9 @@ def relearn(loaded, k, epochs, lr, seed):
     order = torch.randperm(len(loaded.forget), generator=data.make_generator("relearn", seed))
     again, other = (loaded.forget.take(rows.sort().values) for rows in (order[:k], order[k:]))
     sets = {"other": other, "rest": loaded.retain.some(REST, "relearn rest", seed)}
-    kind = torch.isin(loaded.test.labels, loaded.test.labels.new_tensor(loaded.forgotten_classes))
-    if kind.any():  # a class may have no test image
-        sets["class"] = loaded.test.take(kind.nonzero().squeeze(1).cpu())
+    kind = torch.isin(loaded.test.labels.cpu(), torch.tensor(loaded.forgotten_classes, dtype=torch.int64)).nonzero().squeeze(1)
+    if len(kind):  # a class may have no test image
+        sets["class"] = loaded.test.take(kind)
     measured = {}
 
     def ask(stage, model):
