@@ -312,7 +312,7 @@ def caption(rows, floor, runs, best=False):
         count = next(row["runs"] for row in rows if row["method"] == "retrain")
         lines.append(
             f"Noise floor: two retrained models have an average gap of {floor:.2f}, and means over {count} runs one of about "
-            f"{floor / math.sqrt(count):.2f}. This is noise's usual size, not its largest."
+            f"{floor / math.sqrt(count):.2f}. That is the usual size of the noise, not the largest."
         )
     if best:
         lines.append("Each method has, for each seed, the setting that was best on all other seeds.")
