@@ -166,9 +166,9 @@ def read_indices(path, files=None):
 
 def places(path, files):
     """Where each of the paths in a file, one per line, stands in the list `files`."""
-    rows, lines = {name: row for row, name in enumerate(files)}, path.read_text(errors="surrogateescape").splitlines()
-    names = [os.path.normpath(line.strip()) for line in lines if line.strip()]
-    if absent := [name for name in names if name not in rows]:
+    rows, text = {name: row for row, name in enumerate(files)}, path.read_text(errors="surrogateescape")
+    names = [os.path.normpath(line.strip()) for line in text.removeprefix("\ufeff").splitlines() if line.strip()]
+    if absent := sorted((name for name in names if name not in rows), key=str.isdigit):  # a list of indices has one bad line
         how = f"write paths below --data_dir, as {files[0]}, or indices"
         raise RunError(f"{path} lists {absent[0]}, which is no training image, or one held out to test: {how}")
     return np.array([rows[name] for name in names])

@@ -158,8 +158,9 @@ def open_image(path):
             if upright.mode[0] not in "IF":
                 return upright
             grey = np.asarray(upright, np.float64)
-            if upright.mode == "F" or (upright.mode == "I" and not (grey.min() >= 0 and 256 <= grey.max() <= 65535)):
-                raise ValueError(f"its numbers, {grey.min():g} to {grey.max():g}, are neither of 8 nor of 16 bits")
+            wide = upright.mode == "I" and image.format != "PPM"  # Pillow scales those to 16 bits
+            if upright.mode == "F" or (wide and not (grey.min() >= 0 and 256 <= grey.max() <= 65535)):
+                raise ValueError(f"it has 32 bits, with numbers of {grey.min():g} to {grey.max():g}: save it with 8 or 16")
             return Image.fromarray((grey / 257).round().clip(0, 255).astype(np.uint8))  # 16 bits
     except damage as error:
         raise RunError(f"{path} cannot be read as an image ({error}): repair or remove it") from error

@@ -38,7 +38,9 @@ def parse(argv=None):
     against = "row that the others are compared with, seed by seed (default: salun)"
     parser.add_argument("--against", metavar="METHOD", help=against)
     parser.add_argument(
-        "--incomplete", action="store_true", help="accept rows with missing seeds and, with --by_options, methods with fewer settings"
+        "--incomplete",
+        action="store_true",
+        help="accept rows with missing seeds and, with --by_options or --best, methods with fewer settings",
     )
     return parser.parse_args(argv)
 
@@ -102,7 +104,7 @@ def check_belonging(runs, over_classes):
 
 
 def check_complete(rows, runs):
-    """Raise RunError unless all rows have the same seeds, as often, and with --by_options all methods as many settings: equal tries.
+    """Raise RunError unless all rows have the same seeds, as often, and with a row per setting all methods as many: equal tries.
 
     Retrain may have more runs of a seed: they make the noise floor.
     """
@@ -192,10 +194,13 @@ def best_settings(runs):
     chosen = []
     for seed in dict.fromkeys(run["seed"] for run in runs):
         rows, _ = summarise([run for run in runs if run["seed"] != seed], by_options=True)
-        if not rows or any(row["average_gap"] is None for row in rows):
+        if not any(row["method"] == "retrain" for row in rows):
             raise RunError("--best needs runs of retrain, and two or more seeds: the other seeds' gaps tell which setting is the best")
+        if lacking := [row["name"] for row in rows if row["average_gap"] is None]:
+            raise RunError(f"--best needs all metrics of retrain: {lacking[0]} lacks one")
         best = {row["method"]: row["options"] for row in sorted(rows, key=lambda row: -row["average_gap"])}
-        chosen += [run | {"options": {}} for run in runs if run["seed"] == seed and options_of(run) == best.get(run["method"])]
+        of_seed = [run for run in runs if run["seed"] == seed]
+        chosen += [run | {"options": {}} for run in of_seed if run["method"] == "original" or options_of(run) == best.get(run["method"])]
     return chosen
 
 

@@ -72,7 +72,7 @@ def main(argv=None):
     run_folder.begin(kind="train", method="original", architecture=shape, classes=images.classes, data_sha=images.sha)
     settings = {name: getattr(args, name) for name in ("batch_size", "optimizer", "momentum", "weight_decay", "schedule")}
     loop = Trainer(model, run_folder, accelerator, seed=args.seed, augment=imagesets.augmentation(vars(args)), **settings)
-    with trainer.batches_large_enough():
+    with trainer.batches_large_enough("change --batch_size"):
         for _ in loop.epochs(args.epochs, args.lr, train):
             for batch in loop.batches(train):
                 loop.step(train=cross_entropy(model, batch))

@@ -71,15 +71,14 @@ def prepare(model, accelerator):
 
 
 @contextlib.contextmanager
-def batches_large_enough():
-    """Turns what BatchNorm says of a batch of one image, where that has shrunk to one pixel, into a RunError that names the flags."""
+def batches_large_enough(cure):
+    """Turns what BatchNorm says of a batch of one image, where that has shrunk to one pixel, into a RunError that ends with `cure`."""
     try:
         yield
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        what = "a batch of one image is too small for this network's BatchNorm"
-        raise RunError(f"{what}: raise --batch_size or --forget_batch_size, or forget more than one image") from error
+        raise RunError(f"a batch of one image is too small for this network's BatchNorm: {cure}") from error
 
 
 def cross_entropy(model, batch, labels=None):

@@ -99,7 +99,7 @@ def main(argv=None):
     inputs = {"model": model, "forget": loaded.forget, "retain": loaded.retain, "val": loaded.val, "trainer": loop}
     inputs |= {"training": trained, "fresh": fresh}
     run_folder.start_clock()
-    with trainer.batches_large_enough():
+    with trainer.batches_large_enough("raise --batch_size or --forget_batch_size, or forget more than one image"):
         method(**{name: inputs[name] for name in cli.method_inputs(method)}, **args.options)
     seconds = run_folder.seconds()
 

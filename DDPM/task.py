@@ -17,7 +17,7 @@ from run_folder import moved, read_run
 
 TRAINING = ("dataset", "data_dir", "image_size", "limit", "seed", "steps", "batch_size", "lr", "schedule", "optimizer", "weight_decay")
 TRAINING += ("class_dropout", "ema", "grad_clip")  # what a run remembers of its original's training
-NEWER = ("data_sha", "with_test", "only_class", "loss", "model_path")  # and what runs of earlier versions do not tell
+NEWER = ("data_sha", "with_test", "only_class", "loss")  # and what runs of earlier versions do not tell
 
 WEIGHTS = dict(choices=("ema", "last"), default="ema", help="averaged weights, or the last ones, which the official release starts from")
 WITH_TEST = dict(action="store_true", help="train on the test images too, as in the official release's STL-10")
@@ -130,6 +130,7 @@ def load_task(model_path, forget_class, accelerator, data_dir=None, cache_dir=No
     if recorded["method"] != "original":
         raise RunError(f"{folder} is not an original model: it was trained with --retain_only")
     training = {name: recorded[name] for name in TRAINING} | {name: recorded.get(name) for name in NEWER}
+    training |= {"model_path": recorded["model_path"]} if recorded.get("model_path") else {}  # it started from weights
     data_dir = data_dir or moved(training["data_dir"], recorded, folder)
     images = data_of(training, data_dir, accelerator, cache_dir)
     if images.classes != recorded["classes"] or shape_of(images).items() - recorded["architecture"].items():

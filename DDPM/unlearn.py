@@ -69,8 +69,8 @@ def main(argv=None):
     targets = data.targets(loaded.classes, args.target_class)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     mask, mask_info = masking.load(args.mask_path, before, loaded.facts) if args.mask_path else (None, {})
-    if args.method == "retrain" and (trained["model_path"] or not trained["steps"]) and None in (args.steps, args.lr):
-        how = f"was trained for {trained['steps']} steps here" + f", from {trained['model_path']}" * bool(trained["model_path"])
+    if args.method == "retrain" and (trained.get("model_path") or not trained["steps"]) and None in (args.steps, args.lr):
+        how = f"was trained for {trained['steps']} steps here" + (f", from {trained['model_path']}" if "model_path" in trained else "")
         raise RunError(f"{args.model_path} {how}: pass the --steps and --lr that Retrain is to be trained with, from random weights")
     settings = cli.training_settings(args, method, trained, trainer.SETTINGS) | {"flip": imagesets.DATASETS[trained["dataset"]].flip}
     own = {name: trained[name] if value is None else value for name, value in args.options.items() if name in ("steps", "lr")}

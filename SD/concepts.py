@@ -106,7 +106,7 @@ def concept_flags(args):
 def check_concept_flags(parser, args, generates=False):
     """parser.error unless the flags name one thing to forget. generates: whether the method draws images of its own from the original.
 
-    Fills in the defaults of GENERATION, which are refused where no image is generated.
+    Fills in the defaults of GENERATION's flags. The flags are refused where no image is generated.
     """
     if bool(args.forget_class) == bool(args.forget_prompt):
         parser.error("name what to forget: --forget_class of a data set, or --forget_prompt (one of the two)")
@@ -153,7 +153,7 @@ def of_classes(flags, family, recorded, shas, accelerator, needs):
         raise RunError("images with captions have no classes: use --forget_prompt, with --forget_dir and --retain_dir")
     caption = source["caption"] or CAPTION
     found = imagesets.load(source["dataset"], source["data_dir"], source["image_size"] or family.image_size)
-    if source["dataset"] == recorded.get("dataset"):  # of the original's own data, what the original saw
+    if source["dataset"] == recorded.get("dataset") and found.classes == recorded.get("classes"):  # the original's own: what it saw
         found = found.limited(recorded.get("limit"), recorded.get("seed"))
     labels = sorted(set(data.class_numbers(flags["forget_class"], found.classes)))
     if len(labels) == len(found.classes):

@@ -85,8 +85,9 @@ def main(argv=None):
     if args.save_dir is not None:
         return measure_original(args, accelerator, measure)
 
-    names = "features num_reference seed reference_dir dataset data_dir forget_class clip_model nudenet nudenet_threshold"
+    names = "features num_reference seed reference_dir dataset forget_class clip_model nudenet nudenet_threshold"
     how = {name: str(getattr(args, name)) for name in names.split()} | {"classifier_sha": classifier and classifier.sha}
+    how["data_dir"] = str(args.data_dir and args.data_dir.resolve())
 
     def measure_one(folder):
         if not is_measured(folder, args, how):

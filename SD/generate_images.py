@@ -149,7 +149,9 @@ def draw_from(args, run_folder, accelerator):
     rows = rows_of(args, recorded)
     done = read_json(Path(args.model_path) / "done.json") if recorded else {}
     parent_sha = models.sha(family.model, *family.frozen)
-    prompts_sha = latents.digest([[row.case_number, row.prompt, row.seed, row.guidance, row.width, row.height] for row in rows])
+    own = [(row.guidance, row.width, row.height) for row in rows]  # of a list of prompts with such columns
+    known = [[row.case_number, row.prompt, row.seed, *(more if any(more) else ())] for row, more in zip(rows, own, strict=True)]
+    prompts_sha = latents.digest(known)
     scales = sorted({guidance_of(row, args, family) for row in rows})
     options = {"sampler": args.sampler or family.SAMPLERS[0]}
     options |= {"guidance_scale": scales[0]} if len(scales) == 1 else {"guidance_scales": scales}

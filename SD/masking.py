@@ -175,8 +175,8 @@ def load(path, parameters, facts):
     """Return (mask, info) of a run folder of generate_mask.py or of its mask.safetensors.
 
     parameters: {name: parameter} the mask must fit; facts: of the task, with forget_sha and parent_sha. info has mask_ratio, mask_kind,
-    mask_flags and the seconds the mask took. Raises RunError if the file is none of ours, was made from another model or for another
-    forget set, or contradicts its ratio.
+    mask_flags if there are any, and the seconds the mask took. Raises RunError if the file is none of ours, was made from another
+    model or for another forget set, or contradicts its ratio.
     """
     path = path / "mask.safetensors" if path.is_dir() else path
     packed, metadata = read_tensors(path)
@@ -202,7 +202,8 @@ def load(path, parameters, facts):
     kind = metadata.get("mask_kind", "saliency")  # masks of earlier versions do not tell
     if kind not in KINDS:
         raise RunError(f"the mask {path} is of an unknown kind, {kind}: make it again")
-    return mask, {"mask_ratio": mask_ratio, "mask_seconds": seconds, "mask_kind": kind, "mask_flags": flags}
+    info = {"mask_ratio": mask_ratio, "mask_seconds": seconds, "mask_kind": kind}
+    return mask, info | ({"mask_flags": flags} if flags else {})
 
 
 class SalientParameters:

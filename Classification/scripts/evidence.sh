@@ -221,7 +221,7 @@ for part in $PARTS; do
     search* | masks10)
       python table.py "$OUT/$part" --by_options
       python draw_rates.py "$OUT/$part"
-      if [[ $part == masks10 ]]; then python table.py "$OUT/$part" --best; fi
+      if [[ $part == masks10 && $(seeds_of $part) == *\ * ]]; then python table.py "$OUT/$part" --best; fi
       ;;
     *)
       python table.py "$OUT/$part"

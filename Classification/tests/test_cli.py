@@ -198,6 +198,9 @@ def test_an_existing_run_is_never_lost(home, tmp_path, capsys):
     assert files(folder) == before
     ok(*unlearn_command(home, folder, "--overwrite", "--seed", 5))
     assert files(folder)["model.safetensors"] != before["model.safetensors"]
+    shutil.copytree(home / "original", folder / "model")  # Mutation: let --overwrite remove it
+    assert script(*unlearn_command(home, folder, "--overwrite")) != 0 and "model is a run of its own" in capsys.readouterr().err
+    assert files(folder / "model") == files(home / "original")
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "love.txt").write_text("keep")
     assert script(*unlearn_command(home, tmp_path / "letters", "--overwrite")) != 0 and "is not a run folder" in capsys.readouterr().err
