@@ -416,11 +416,11 @@ def test_a_batch_too_small_for_batchnorm_says_what_to_raise(own, home, tmp_path,
     """Breaks if one of the two scripts lets BatchNorm's own error through, or another ValueError is taken for it."""
     network = ("--arch", f"{own}:Normed")
     train = ("train", TINY, *network, "--epochs 1 --limit 3 --data_dir", home / "data", "--save_dir", tmp_path / "original")
-    assert status(*train, "--batch_size 2") == 1 and "raise --batch_size" in one_error(capsys)
+    assert status(*train, "--batch_size 2") == 1 and "BatchNorm: change --batch_size" in one_error(capsys)
     ok(*train, "--batch_size 3 --overwrite")
     command = ("unlearn --method rl --num_forget 1 --model_path", tmp_path / "original", *network, "--save_dir", tmp_path / "rl")
     assert status(*command) == 1 and "forget more than one image" in one_error(capsys)
-    with pytest.raises(ValueError, match="^other$"), trainer.batches_large_enough():
+    with pytest.raises(ValueError, match="^other$"), trainer.batches_large_enough("x"):
         raise ValueError("other")
 
 
