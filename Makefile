@@ -25,10 +25,10 @@ $(VENV)/.installed: requirements.txt
 quickstart: $(VENV)/.installed  ## train, unlearn and compare on small real data: tables, plots and pictures
 	@set -e; for folder in $(FOLDERS); do echo "== $$folder"; PATH="$(abspath $(VENV))/bin:$$PATH" bash $$folder/scripts/quickstart.sh; done
 
-test: $(VENV)/.installed check  ## all tests, ten to thirteen minutes on two CPU cores
+test: $(VENV)/.installed check  ## all tests, eight to ten minutes on two CPU cores
 	+@$(TESTS)
 
-test-fast: $(VENV)/.installed check  ## the tests that are not marked slow, one and a half to two and a half minutes
+test-fast: $(VENV)/.installed check  ## the tests that are not marked slow, about a minute and a half
 	+@$(TESTS) SELECT='-m "not slow"'
 
 scripts: $(VENV)/.installed  ## every shell script to its end, shrunk to a few random images, under 25 minutes on two CPU cores
