@@ -126,7 +126,7 @@ def compare(measured, keys):
             pairs = [[[one[key] for one in runs[place] if key in one] for runs in (found, retrains)] for place in shared]
             differences = [statistics.fmean(ours) - statistics.fmean(theirs) for ours, theirs in pairs if ours and theirs]
             if name != "retrain" and len(differences) > 2:
-                compared.setdefault(name, {})[key] = interval(differences)
+                compared.setdefault(name, {})[key] = interval(differences)[:3]
     return compared
 
 

@@ -212,12 +212,10 @@ def noise_floor(retrain):
 
 
 def interval(differences):
-    """(mean, low, high) of numbers, one for each seed: Student's 95 % interval of their mean. Three or more of them."""
-    return students(differences)[:3]
+    """(mean, low, high, p) of numbers, one for each seed, three or more of them.
 
-
-def students(differences):
-    """(mean, low, high, p) of three or more numbers: Student's 95 % interval of their mean, and his test of a mean of 0, two-sided."""
+    Student's 95 % interval of their mean, and his test, two-sided, of a mean of 0.
+    """
     from scipy import stats  # here, since every script imports this file
 
     mean, error = statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
@@ -253,7 +251,7 @@ def paired_cells(rows, runs, against):
     for method in (row["method"] for row in rows if row["method"] in gaps and row["method"] not in ("retrain", against)):
         shared = sorted(gaps[method].keys() & gaps.get(against, {}).keys())
         if len(shared) > 2:
-            tests[method] = students([gaps[method][place] - gaps[against][place] for place in shared])
+            tests[method] = interval([gaps[method][place] - gaps[against][place] for place in shared])
     cells = [["method", "gap per seed", f"minus {against}", "95 % confidence interval", "p, Holm", "nearer to retrain"]]
     for (method, (mean, low, high, _)), p in zip(tests.items(), holm([p for *_, p in tests.values()]), strict=True):
         nearer = method if high < 0 else against if low > 0 else "undecided"
