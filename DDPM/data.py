@@ -21,13 +21,14 @@ class Split:
     """Some images of a data set, and nothing else of it.
 
     images: uint8 (n, H, W, C); labels: int64 (n,); indices: int64 (n,), on the CPU, their positions in the data set, ascending;
-    name: what the split stands for ("forget", "retain", ...).
+    name: what the split stands for ("forget", "retain", ...); noise: every batch gets images of uniform noise instead, drawn anew.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     indices: torch.Tensor
     name: str
+    noise: bool = False
 
     def __len__(self):
         return len(self.indices)
@@ -230,7 +231,10 @@ class Stream:
         _, height, width, channels = self.split.images.shape
         noise = torch.randn(size, channels, height, width, generator=draw)
         positions = to_device(self.positions(step)[part], device)
-        images = to_float(self.split.images[positions])
+        if self.split.noise:
+            images = to_device(torch.rand(noise.shape, generator=draw)[part] * 2 - 1, device)
+        else:
+            images = to_float(self.split.images[positions])
         if self.flip:
             images = torch.where(to_device(mirrored[part], device).view(-1, 1, 1, 1), images.flip(3), images)
         values = (to_device(value[part], device) for value in (t, noise, uniform))

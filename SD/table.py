@@ -232,32 +232,50 @@ def holm(values):
     return [min(1.0, place[p]) for p in values]
 
 
-def paired_cells(rows, runs, against):
-    """Rows of texts, headers first: each method's gap to the Retrain of the same seed, and what it differs by from that of `against`.
+def compare(rows, runs, against, columns):
+    """{method: (gap to the Retrain of the same seed, what it differs by from that of `against`, low, high, p)}, see interval.
 
-    Several runs of a seed are averaged first: they share an original and a Retrain. Empty without `against`, without Retrain, or with
-    fewer than three seeds.
+    The gap is the mean over `columns`. Several runs of a seed are averaged first: they share an original and a Retrain. Empty without
+    `against`, without Retrain, or with fewer than three seeds.
     """
     found, retrains = {}, {}
     for run in runs:
         if run["method"] == "retrain":
             retrains.setdefault(place_of(run), []).append(run)
     for run in runs:
-        if (there := retrains.get(place_of(run))) and all(name in run for name in GAP_COLUMNS):
-            gap = statistics.fmean(abs(run[name] - statistics.fmean(retrain[name] for retrain in there)) for name in GAP_COLUMNS)
+        there = retrains.get(place_of(run), [])
+        if there and all(name in one for name in columns for one in (run, *there)):
+            gap = statistics.fmean(abs(run[name] - statistics.fmean(retrain[name] for retrain in there)) for name in columns)
             found.setdefault(run["method"], {}).setdefault(place_of(run), []).append(gap)
     gaps = {method: {place: statistics.fmean(several) for place, several in places.items()} for method, places in found.items()}
     tests = {}
     for method in (row["method"] for row in rows if row["method"] in gaps and row["method"] not in ("retrain", against)):
         shared = sorted(gaps[method].keys() & gaps.get(against, {}).keys())
         if len(shared) > 2:
-            tests[method] = interval([gaps[method][place] - gaps[against][place] for place in shared])
+            differences = [gaps[method][place] - gaps[against][place] for place in shared]
+            tests[method] = (statistics.fmean(gaps[method].values()), *interval(differences))
+    return tests
+
+
+def paired_cells(rows, runs, against):
+    """The comparison of average gaps as rows of texts, headers first; nothing where there is none."""
+    tests = compare(rows, runs, against, GAP_COLUMNS)
     cells = [["method", "gap per seed", f"minus {against}", "95 % confidence interval", "p, Holm", "nearer to retrain"]]
-    for (method, (mean, low, high, _)), p in zip(tests.items(), holm([p for *_, p in tests.values()]), strict=True):
+    for (method, (gap, mean, low, high, _)), p in zip(tests.items(), holm([p for *_, p in tests.values()]), strict=True):
         nearer = method if high < 0 else against if low > 0 else "undecided"
-        gap = f"{statistics.fmean(gaps[method].values()):.2f}"
-        cells.append([method, gap, f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{p:.3f}", nearer])
+        cells.append([method, f"{gap:.2f}", f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{p:.3f}", nearer])
     return cells if tests else []
+
+
+def metric_cells(rows, runs, against):
+    """The comparison for each metric that should be close to Retrain's, as rows of texts, headers first; nothing where there is none."""
+    columns = [name for name in (*COLUMNS, *MORE) if name in GAP_COLUMNS or DEFINITIONS[name][1].startswith("close to Retrain")]
+    found = {name: tests for name in columns if (tests := compare(rows, runs, against, [name]))}
+    cells = [["method", *found]]
+    for method in dict.fromkeys(method for tests in found.values() for method in tests):
+        tests = [tests.get(method) for tests in found.values()]
+        cells.append([method, *(f"{t[1]:+.1f} ({t[2]:+.1f} to {t[3]:+.1f}){' *' * (t[2] * t[3] > 0)}" if t else "" for t in tests)])
+    return cells if found else []
 
 
 def place_of(run):
@@ -329,6 +347,8 @@ def definitions(rows):
 
 PAIRED = "Gap per seed: mean distance of a run's numbers to those of Retrain of the same seed. A method is nearer where the interval of "
 PAIRED += "the differences excludes 0. About one interval in 20 misses the true value by chance: p is corrected for their number (Holm)."
+EACH = "The same for each metric alone, with the 95 % interval: above 0 is further from Retrain than {}. * marks the intervals that "
+EACH += "exclude 0. They are not corrected for their number."
 CLASSES = "Share of each class's samples that the classifier recognises as that class, %. A drop in a retained class is collateral damage."
 
 
@@ -338,10 +358,11 @@ def markdown_table(cells):
     return [head, "|" + "---|" * len(cells[0]), *rows]
 
 
-def markdown(rows, captions, paired):
+def markdown(rows, captions, paired, each):
     classes = ["", CLASSES, "", *markdown_table(class_cells(rows))] if class_cells(rows) else []
     classes += ["", *markdown_table(more_cells(rows))] if more_cells(rows) else []
-    classes += ["", PAIRED, "", *markdown_table(paired)] if paired else []
+    for text, cells in ((PAIRED, paired), each):
+        classes += ["", text, "", *markdown_table(cells)] if cells else []
     return "\n".join([*markdown_table(table_cells(rows)), "", *captions, *classes, "", *definitions(rows)]) + "\n"
 
 
@@ -395,10 +416,12 @@ def main(argv=None):
         rows, floor = summarise(runs, by_options=False)
     if args.against is not None and args.against not in (methods := [row["method"] for row in rows]):
         raise RunError(f"--against {args.against} is not in the table: it has {', '.join(methods)}")
-    paired = [] if args.by_options else paired_cells(rows, runs, args.against or "salun")
+    against = args.against or "salun"
+    paired = [] if args.by_options else paired_cells(rows, runs, against)
+    each = EACH.format(against), metric_cells(rows, runs, against) if paired else []
     name = "best" if args.best else "table"
     captions = caption(rows, floor, runs, args.best)
-    text = markdown(rows, captions, paired)
+    text = markdown(rows, captions, paired, each)
     write_whole(args.folder / f"{name}.md", lambda partial: partial.write_text(text, encoding="utf-8"))
     write_json(args.folder / f"{name}.json", {"columns": measured_columns(rows), "noise_floor": floor, "rows": rows})
     plot(rows, floor, args.folder / f"{name}.png")
@@ -407,8 +430,9 @@ def main(argv=None):
         print("\n".join(["", CLASSES, *aligned(class_cells(rows))]))
     if more_cells(rows):
         print("\n".join(["", *aligned(more_cells(rows))]))
-    if paired:
-        print("\n".join(["", PAIRED, *aligned(paired)]))
+    for heading, cells in ((PAIRED, paired), each):
+        if cells:
+            print("\n".join(["", heading, *aligned(cells)]))
     print("\n".join(["", *definitions(rows), f"written: {args.folder.resolve()}/{name}.md, {name}.json, {name}.png"]))
 
 

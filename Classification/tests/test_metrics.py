@@ -438,19 +438,21 @@ def test_several_sets_of_one_class_do_not_count_as_classes(tmp_path, capsys):
 
 
 def test_a_method_is_nearer_only_where_the_paired_interval_excludes_0(tmp_path, capsys):
-    """Mutation: the interval of unpaired means; the normal distribution's 1.96; keep the last run of a seed only."""
+    """Mutation: the interval of unpaired means; the normal distribution's 1.96; keep the last run of a seed only; average gaps in EACH."""
     gaps = {"salun": (1.0, 5.0, 9.0), "ft": (1.4, 5.5, 9.6), "ga": (0.5, 6.0, 9.0)}
     for seed in range(3):
-        write_run(tmp_path / f"retrain{seed}", "retrain", seed)
-        for method, values in gaps.items():
+        for method, values in (gaps | {"retrain": (0, 0, 0)}).items():
             write_run(tmp_path / f"{method}{seed}", method, seed)
             path = tmp_path / f"{method}{seed}" / "metrics.json"
-            write_json(path, read_json(path) | dict.fromkeys(metrics.GAP_COLUMNS, 50 + (-1) ** seed * values[seed]))
+            found = read_json(path) | dict.fromkeys(metrics.GAP_COLUMNS, 50 + (-1) ** seed * values[seed])
+            write_json(path, found | {"forget_AUC": 50.0 - 2 * values[seed]})
     ok("table", tmp_path)
     low, high = stats.ttest_rel(gaps["ft"], gaps["salun"]).confidence_interval()
     text = (tmp_path / "table.md").read_text()
     first, second = (stats.ttest_rel(gaps[name], gaps["salun"]).pvalue for name in ("ft", "ga"))
     assert f"| ft | 5.50 | +0.50 | {low:+.2f} to {high:+.2f} | {2 * first:.3f} | salun |" in text and low > 0
+    line = next(line for line in text.splitlines() if line.startswith("| ft | +0.5 ("))
+    assert f"+0.5 ({low:+.1f} to {high:+.1f}) * | +1.0 ({2 * low:+.1f} to {2 * high:+.1f}) * |" in line and "| ga | +0.2 (" in text
     assert "| ga | 5.17 | +0.17 |" in text and f"| {second:.3f} | undecided |" in text and text.count("| undecided |") == 1
     assert script("table", tmp_path, "--against slaun") == 1 and "--against slaun is not in the table" in capsys.readouterr().err
     write_run(tmp_path / "again", "ft", 0)  # a second run of a seed is averaged with the first: 50, where Retrain has 50

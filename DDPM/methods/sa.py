@@ -17,8 +17,9 @@ TRAINING = {"ema": 0.9999}
 
 
 def sa(model, trainer, classes, *, steps=20_000, lr=1e-4, alpha=1.0, replay=500, replay_steps=1000, ewc=10.0, fisher_timesteps=1000):
-    """Selective amnesia (Heng & Soh 2023, arXiv 2305.10120): the forgotten classes are mapped to images of uniform noise, the others are
-    replayed from samples that the original generates, and sum F_i (theta_i - theta_o,i)^2 holds the weights back. Reads no training images.
+    """Selective amnesia (Heng & Soh 2023, arXiv 2305.10120): the forgotten classes are mapped to images of uniform noise, new ones in
+    each batch, the others are replayed from samples that the original generates, and sum F_i (theta_i - theta_o,i)^2 holds the weights
+    back. Reads no training images.
 
     `replay` images per class are drawn once, and F is the Fisher diagonal over all of them, of losses summed over the D values of an
     image and the T timesteps, as in the authors' code: the squared gradient of the mean loss times (T * D)^2. Their lambda is `ewc`. Losses
@@ -26,10 +27,8 @@ def sa(model, trainer, classes, *, steps=20_000, lr=1e-4, alpha=1.0, replay=500,
     """
     generated = generate_split(model, range(classes.null), replay, classes, trainer, "retain", replay_steps)
     retain = generated.take((~torch.isin(generated.labels.cpu(), torch.tensor(classes.forgotten))).nonzero().squeeze(1))
-    draw, device = data.make_generator("noise images", trainer.seed), generated.images.device
-    noise = torch.randint(256, (replay * len(classes.forgotten), *generated.images.shape[1:]), generator=draw).to(torch.uint8)
-    labels = torch.tensor(classes.forgotten).repeat_interleave(replay)
-    forget = data.Split(noise.to(device), labels.to(device), torch.arange(len(labels)), "forget")
+    labels = torch.tensor(classes.forgotten, device=generated.labels.device)
+    forget = data.Split(torch.empty_like(generated.images[: len(labels)]), labels, torch.arange(len(labels)), "forget", noise=True)
 
     origin = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     fisher = fisher_diagonal(model, generated, trainer.accelerator, timesteps=fisher_timesteps, seed=trainer.seed)

@@ -73,6 +73,15 @@ def test_processes_share_the_batch_of_one(world):
     torch.testing.assert_close(sum(values) / world, whole.mean(whole.noise.mean((1, 2, 3))))
 
 
+def test_images_of_noise_are_new_in_every_batch_and_the_same_for_any_number_of_processes():
+    """Mutation: draw them once, or from a generator of the process."""
+    blank = dataclasses.replace(split(), noise=True)
+    first, second = (data.Stream(blank, batch_size=16, seed=1, timesteps=1000).batch(step).images for step in (0, 1))
+    half = data.Stream(blank, batch_size=16, seed=1, timesteps=1000, rank=1, world=2).batch(0).images
+    assert torch.equal(half, first[8:]) and not torch.equal(first, second)
+    assert -1 <= first.min() < -0.9 and 0.9 < first.max() <= 1 and abs(first.mean()) < 0.1
+
+
 def test_timesteps_are_antithetic():
     """Mutation: draw all timesteps independently."""
     t = stream().batch(0).t
