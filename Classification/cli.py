@@ -75,8 +75,9 @@ def sentence(error):
     if isinstance(error, (RunError, OSError)):
         return str(error)
     what = " ".join(str(error).split())[:200]
-    if type(error).__name__ in ("OutOfMemoryError", "MemoryError", "_ArrayMemoryError") or "can't allocate memory" in what:
-        return f"out of memory ({what}): lower --batch_size, or --eval_batch_size where there is one"
+    memory = "out of memory" in what or "can't allocate memory" in what
+    if memory or type(error).__name__ in ("OutOfMemoryError", "MemoryError", "_ArrayMemoryError"):
+        return f"out of memory ({what}): pass --micro_batch 1 and --gradient_checkpointing where there are such, else lower --batch_size"
     if type(error).__name__ in ("InductorError", "BackendCompilerFailed"):
         return f"torch.compile failed ({what}): leave out --compile, or install a C++ compiler"
     if os.environ.get("SALUN_DEBUG"):
@@ -87,13 +88,19 @@ def sentence(error):
     return f"unexpected {type(error).__name__}: {what}; please report it and attach {path}"
 
 
-def check_launch():
+def check_launch(mixed_precision):
     """Raise RunError for what `accelerate launch` was told to do and this code does not do: it would be ignored silently."""
     told = {name: os.environ.get(f"ACCELERATE_{name}", "").lower() for name in ("USE_FSDP", "USE_DEEPSPEED", "USE_MEGATRON_LM")}
     told["GRADIENT_ACCUMULATION_STEPS"] = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     ignored = [name for name, value in told.items() if value not in ("", "false", "1")]
     if ignored:
         raise RunError(f"{' and '.join(ignored)} of accelerate's configuration is not supported: every process holds the whole model")
+    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() not in ("", "no"):
+        raise RunError("DYNAMO_BACKEND of accelerate's configuration is not read: set it to no, and pass --compile")
+    if (precision := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) not in ("", "no", mixed_precision):
+        raise RunError(
+            f"accelerate's configuration says {precision}, this run {mixed_precision}: pass --precision {precision} to the script"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------- types

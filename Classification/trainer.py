@@ -33,7 +33,6 @@ SETTINGS = dict(batch_size=256, forget_batch_size=None, optimizer="sgd", momentu
 
 def make_accelerator(device, precision):
     """An Accelerator on the device asked for, with autocast in bf16 or fp16 where `precision` says so, or auto and bf16 is native."""
-    cli.check_launch()
     if device == "cuda" and not torch.cuda.is_available():
         raise RunError("--device cuda: no CUDA device is available")
     on_cpu = device == "cpu" or not torch.cuda.is_available()
@@ -45,7 +44,8 @@ def make_accelerator(device, precision):
     else:
         native = torch.cuda.get_device_capability()[0] >= 8
     half = {"auto": "bf16" if native else "no", "fp32": "no"}.get(precision, precision)
-    torch.backends.cudnn.allow_tf32 = half != "no"  # fp32 is fp32: convolutions would round to 10 bits
+    cli.check_launch(half)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, beside autocast too: convolutions would round to 10 bits
     torch.backends.cudnn.benchmark = True  # shapes stay the same from step to step
     patient = InitProcessGroupKwargs(timeout=datetime.timedelta(hours=12))  # one process may decode, draw or measure for hours
     return Accelerator(cpu=on_cpu, mixed_precision=half, kwargs_handlers=[patient])

@@ -30,7 +30,6 @@ SETTINGS |= dict(grad_clip=1.0, ema=0.0)
 
 def make_accelerator(device, precision):
     """An Accelerator on the device asked for, with autocast in bf16 or fp16 where `precision` says so, or auto and bf16 is native."""
-    cli.check_launch()
     if device == "cuda" and not torch.cuda.is_available():
         raise RunError("--device cuda: no CUDA device is available")
     on_cpu = device == "cpu" or not torch.cuda.is_available()
@@ -42,7 +41,8 @@ def make_accelerator(device, precision):
     else:
         native = torch.cuda.get_device_capability()[0] >= 8
     half = {"auto": "bf16" if native else "no", "fp32": "no"}.get(precision, precision)
-    torch.backends.cudnn.allow_tf32 = half != "no"  # fp32 is fp32: convolutions would round to 10 bits
+    cli.check_launch(half)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, beside autocast too: convolutions would round to 10 bits
     torch.backends.cudnn.benchmark = True  # shapes stay the same from step to step
     patient = InitProcessGroupKwargs(timeout=datetime.timedelta(hours=12))  # one process may decode, draw or measure for hours
     return Accelerator(cpu=on_cpu, mixed_precision=half, kwargs_handlers=[patient])
@@ -126,7 +126,7 @@ class Trainer:
             self.optimizer = self._make_optimizer(lr_factors or {})
             self.average = average_weights(self.model, self.settings.ema) if self.settings.ema else None
             first = self._load_checkpoint()
-            self.log, self.stepped, saved = Log(self.run_folder, self.accelerator), False, time.monotonic()
+            self.log, self.stepped, saved, pace = Log(self.run_folder, self.accelerator), False, time.monotonic(), 1
             hidden = None if self.accelerator.is_main_process else True
             self.model.train()
             for self.number in tqdm(range(first, steps), "train", total=steps, initial=first, disable=hidden, mininterval=1):
@@ -140,10 +140,12 @@ class Trainer:
                     self._draw()
                 # Processes have clocks of their own: several save only where nothing is left to reduce, which takes all of them.
                 alone = self.accelerator.num_processes == 1 or not self.log.sums
-                if alone and time.monotonic() - saved > CHECKPOINT_SECONDS and self.number + 1 < steps:
+                if alone and time.monotonic() - saved > CHECKPOINT_SECONDS * pace and self.number + 1 < steps:
                     self.log.flush()
+                    start = time.monotonic()
                     self._save_checkpoint()
                     saved = time.monotonic()
+                    pace = max(1, (saved - start) / 3)  # a twentieth of the time at most goes to checkpoints
             self.log.flush()
             if self.average is not None:
                 self.average.store(self.model.parameters())
@@ -212,7 +214,7 @@ class Trainer:
 
     def _draw(self):
         """Call draw(step) with the averaged weights. The time it takes is not the training's."""
-        with self.run_folder.paused(), torch.random.fork_rng():
+        with self.run_folder.paused(), torch.random.fork_rng(devices=[]):
             if self.average is not None:
                 self.average.store(self.model.parameters())
                 self.average.copy_to(self.model.parameters())

@@ -12,8 +12,9 @@ The layout holds three models, named by their modules in that code:
 Tensors keep their values. Their shapes change in two places: the autoencoder's attention is written as 1x1 convolutions, and
 OpenCLIP's query, key and value are stacked. What is no weight (tokenizer, scheduler, sizes of heads) has no place in the layout:
 a reader takes it from a config that fits. Only the prediction type is written with the weights, as the metadata entry
-modelspec.prediction_type ("epsilon" or "v"), and load() obeys it. Web UIs know SD 1.x as epsilon and guess for SD 2.x. For any
-other model, give them a .yaml with `parameterization: "v"` next to the file.
+modelspec.prediction_type ("epsilon" or "v"), and for SDXL as the empty tensors that ComfyUI looks for: v_pred, and ztsnr where the
+noise schedule ends in pure noise. load() obeys them. Web UIs know SD 1.x as epsilon and guess for SD 2.x. For a 1.x model with
+v-prediction, give them a .yaml with `parameterization: "v"` next to the file.
 """
 
 import pickle
@@ -34,6 +35,7 @@ UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXT_1, TEXT_2 = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
 XL_1, XL_2 = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
 PREDICTION = "modelspec.prediction_type"
+V_PRED, ZERO_SNR, EDM = "v_pred", "ztsnr", {"edm_mean", "edm_vpred.sigma_max"}  # tensors by which ComfyUI knows an SDXL
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 ESSENTIAL = {  # a file without one of these is no Stable Diffusion checkpoint
     "U-Net": {f"{UNET}input_blocks.0.0.weight"},
@@ -76,7 +78,11 @@ def export(pipeline, path, dtype="fp32"):
         raise RunError(f"a single file is written as safetensors: let the name of {path} end in .safetensors")
     if prediction not in PREDICTIONS:
         raise RunError(f"no web UI reads a model that predicts '{prediction}': export one with {' or '.join(PREDICTIONS)}")
-    write_tensors(path, cast(tensors_of(pipeline), dtype), {"format": "pt", PREDICTION: PREDICTIONS[prediction]})
+    tensors = cast(tensors_of(pipeline), dtype)
+    if prediction == "v_prediction" and hasattr(pipeline, "text_encoder_2"):
+        zero_snr = pipeline.scheduler.config.get("rescale_betas_zero_snr")
+        tensors |= {name: torch.empty(0) for name in (V_PRED, *[ZERO_SNR] * bool(zero_snr))}
+    write_tensors(path, tensors, {"format": "pt", PREDICTION: PREDICTIONS[prediction]})
 
 
 def tensors_of(pipeline):
@@ -203,6 +209,8 @@ def load(path, config=None):
         if not either & names:
             lacks = f"it has no {model} in the original layout ({sorted(either)[-1]})"
             raise RunError(f"{path} is not a checkpoint of Stable Diffusion 1.x, 2.x or XL: {lacks}")
+    if found := EDM & names:
+        raise RunError(f"{path} is an EDM model ({min(found)}), which has another noise schedule: epsilon and v-prediction are known")
     xl = any(name.startswith(XL_1) for name in names)
     kind = KINDS["StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"]
     source = "the hub" if config is None else config
@@ -232,8 +240,10 @@ def load(path, config=None):
     for name in kind.PARTS:
         getattr(pipeline, name).float()
     told = {there: here for here, there in PREDICTIONS.items()}.get(metadata.get(PREDICTION))
-    if told is not None:
-        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, prediction_type=told)
+    changes = {"prediction_type": told or "v_prediction"} if told or V_PRED in names else {}
+    changes |= {"rescale_betas_zero_snr": True} if ZERO_SNR in names else {}
+    if changes:
+        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
     return pipeline
 
 

@@ -377,13 +377,26 @@ def test_a_batch_norm_that_several_gpus_would_replace_is_refused():
 
 
 def test_too_little_memory_says_what_to_lower():
-    """Mutation: report it as unexpected."""
-    assert "lower --batch_size" in cli.sentence(torch.OutOfMemoryError("CUDA out of memory"))
+    """Mutation: report it as unexpected, or know the class alone: a GPU that others fill raises AcceleratorError."""
+    for kind in (torch.OutOfMemoryError, type("AcceleratorError", (RuntimeError,), {})):
+        assert "lower --batch_size" in cli.sentence(kind("CUDA error: out of memory"))
 
 
-@pytest.mark.parametrize("name, value", [("USE_FSDP", "true"), ("USE_DEEPSPEED", "true"), ("GRADIENT_ACCUMULATION_STEPS", "4")])
+TOLD = {"USE_FSDP": "true", "USE_DEEPSPEED": "true", "GRADIENT_ACCUMULATION_STEPS": "4", "DYNAMO_BACKEND": "INDUCTOR"}
+
+
+@pytest.mark.parametrize("name, value", TOLD.items())
 def test_what_accelerate_was_told_and_is_not_done_is_refused(name, value, home, tmp_path, monkeypatch, capsys):
     """Mutation: ignore accelerate's configuration."""
     monkeypatch.setenv(f"ACCELERATE_{name}", value)
     assert script("unlearn", FT, "--model_path", home / "original", "--save_dir", tmp_path / "run") == 1
     assert f"{name} of accelerate's configuration" in one_error(capsys)
+
+
+def test_another_precision_in_accelerates_configuration_is_refused(monkeypatch):
+    """Mutation: let --precision decide and say nothing."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(cli.RunError, match="told fp16 and the script bf16: pass --precision fp16"):
+        trainer.make_accelerator("cpu", "bf16")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    trainer.make_accelerator("cpu", "bf16")

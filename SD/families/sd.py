@@ -49,6 +49,8 @@ class StableDiffusion(Family):
         size, scale, text = pipeline.unet.config.sample_size, pipeline.vae.config.scaling_factor, pipeline.text_encoder.config
         rules = {
             f"noise schedule of {TIMESTEPS} steps": pipeline.scheduler.config.get("num_train_timesteps") == TIMESTEPS,
+            "noise schedule of betas": hasattr(pipeline.scheduler, "alphas_cumprod"),  # EDM has one of sigmas
+            "autoencoder without shifted latents": pipeline.vae.config.get("latents_mean") is None,
             "whole number as the U-Net's sample_size": isinstance(size, int) and size > 0,
             "positive number as the autoencoder's scaling_factor": isinstance(scale, (int, float)) and 0 < scale < float("inf"),
             "tokenizer that fits its text encoder": (  # without its files transformers makes an empty one, for texts of any length

@@ -115,6 +115,8 @@ CONFIGS = {  # what fits no other part: (file, entry, value, words of the messag
     "sample_size": ("unet/config.json", "sample_size", None, "sample_size"),
     "scaling_factor": ("vae/config.json", "scaling_factor", "x", "scaling_factor"),
     "length": ("tokenizer/tokenizer_config.json", "model_max_length", 10**9, "tokenizer that fits"),
+    "latents": ("vae/config.json", "latents_mean", [0.1, 0.1, 0.1, 0.1], "autoencoder without shifted latents"),
+    "sigmas": ("model_index.json", "scheduler", ["diffusers", "EDMEulerScheduler"], "noise schedule of betas"),
 }
 
 

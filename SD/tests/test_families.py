@@ -15,7 +15,7 @@ import sampling
 import saving
 import single_file
 from cli import RunError
-from files import read_json, read_tensors, write_json
+from files import read_json, read_tensors, write_json, write_tensors
 from helpers import FORGOTTEN, cpu, ok, script
 from methods import METHODS
 
@@ -265,6 +265,23 @@ def test_a_single_file_of_xl_goes_out_and_in(family, folder, home, tmp_path):
     torch.testing.assert_close(there, here, rtol=0, atol=1e-5)
     with pytest.raises(RunError, match="is of another family than the configs"):
         pipelines.open_pipeline(path, config=home / "original" / "model")
+
+
+@pytest.mark.parametrize("kind", ["sdxl"], indirect=True)
+def test_an_xl_with_v_prediction_says_so_as_comfyui_reads_it(family, folder, tmp_path, monkeypatch):
+    """Mutation: leave the tensors out, or do not look for them: other programs write no metadata. Take EDM for epsilon."""
+    path, scheduler = tmp_path / "one.safetensors", family.pipeline.scheduler
+    changes = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    monkeypatch.setattr(family.pipeline, "scheduler", type(scheduler).from_config(scheduler.config, **changes))
+    single_file.export(family.pipeline, path)
+    tensors = read_tensors(path)[0]
+    assert tensors["v_pred"].numel() == tensors["ztsnr"].numel() == 0
+    write_tensors(path, tensors)
+    config = single_file.load(path, folder).scheduler.config
+    assert {name: config[name] for name in changes} == changes
+    write_tensors(path, tensors | {"edm_mean": torch.zeros(4)})
+    with pytest.raises(RunError, match="is an EDM model"):
+        single_file.load(path, folder)
 
 
 def test_the_layout_of_a_full_size_xl_is_known():
