@@ -98,9 +98,8 @@ def check_launch(mixed_precision):
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() not in ("", "no"):
         raise RunError("DYNAMO_BACKEND of accelerate's configuration is not read: set it to no, and pass --compile")
     if (precision := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) not in ("", "no", mixed_precision):
-        raise RunError(
-            f"accelerate's configuration says {precision}, this run {mixed_precision}: pass --precision {precision} to the script"
-        )
+        advice = f"pass --precision {precision} to the script, or --mixed_precision no to accelerate launch"
+        raise RunError(f"accelerate is told {precision} and the script {mixed_precision}: {advice}")
 
 
 # ---------------------------------------------------------------------------------------------------------------- types
