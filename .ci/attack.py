@@ -147,7 +147,7 @@ UNSAVED = ("table", "measure")  # these write into what they read, and take no -
 METHOD_FLAGS = {  # "": the command of a method that is killed; *: flags of those that are not named
     "Classification": {"": "unlearn --num_forget 60 --precision fp32 --model_path {original}", "*": "--epochs 5", "iu": "", "ssd": ""},
     "DDPM": {"": "unlearn --forget_class 3 --precision fp32 --model_path {original}", "*": "--steps 15",
-             "esd": "--steps 15 --batch_size 8 --draw_steps 4",
+             "esd": "--steps 15 --batch_size 8 --sample_steps 4",
              "sa": "--steps 15 --replay 4 --replay_steps 8 --fisher_timesteps 8 --ewc 1e-4"},
     "SD": {"": "unlearn --forget_class three --precision fp32 --model_path {original}", "*": "--steps 8", "uce": "",
            "esd": "--steps 8 --sample_steps 3", "ca": "--steps 8 --num_images 4 --generation_steps 3"},

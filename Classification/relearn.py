@@ -2,10 +2,10 @@
 
     python relearn.py runs/quickstart
 
-Takes every finished run of unlearn.py below FOLDER. Each model is trained on the same --k images of its forget set, in one step on all of
-them and in epochs of single images, by plain SGD, with BatchNorm fixed. Then it is asked for the other forget images. A model that had
-only hidden what it knew finds it again at once: more than Retrain does. From three seeds on, a further table says how much more, seed by
-seed, and how sure that is. No run folder is changed.
+Takes every finished run of unlearn.py below FOLDER. Each model is trained on the same --num_images images of its forget set, in one step
+on all of them and in epochs of single images, by plain SGD, with BatchNorm fixed. Then it is asked for the other forget images. A model
+that had only hidden what it knew finds it again at once: more than Retrain does. From three seeds on, a further table says how much more,
+seed by seed, and how sure that is. No run folder is changed.
 """
 
 import copy
@@ -41,7 +41,8 @@ def parse(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that holds the run folders")
     task.add_how_flags(parser)
-    parser.add(cli.FORGET, "--k", type=cli.positive_int, default=10, help="forget images that are learned again, drawn by --seed")
+    num_images = "forget images that are learned again, drawn by --seed"
+    parser.add(cli.FORGET, "--num_images", type=cli.positive_int, default=10, metavar="N", help=num_images)
     epochs = "epochs of single images after which to ask"
     parser.add(cli.FORGET, "--epochs", type=cli.positive_int, nargs="+", default=[1], metavar="N", help=epochs)
     parser.add_shared("data_dir", "cache_dir", "device", "precision", lr=0.01, seed=1)
@@ -54,15 +55,15 @@ def main(argv=None):
     groups = task.unlearned_runs(args.folder)
     for runs in groups.values():
         for folder, recorded in runs:
-            if args.k >= recorded["num_forgotten"]:
-                raise RunError(f"--k {args.k} leaves none of the {recorded['num_forgotten']} forget images of {folder} to ask for")
+            if args.num_images >= (count := recorded["num_forgotten"]):
+                raise RunError(f"--num_images {args.num_images} leaves none of the {count} forget images of {folder} to ask for")
     measured = {}
     with tqdm(total=sum(map(len, groups.values())), desc="models", disable=None) as bar:
         for name, runs in groups.items():
             for folder, recorded in runs:
                 loaded = task.load_unlearned(folder, recorded, accelerator, args)
                 place = recorded["training"]["seed"], *(recorded[key] for key in BELONGS)
-                found = relearn(loaded, args.k, args.epochs, args.lr, args.seed)
+                found = relearn(loaded, args.num_images, args.epochs, args.lr, args.seed)
                 measured.setdefault(name, {}).setdefault(place, []).append(found)
                 bar.update()
     if accelerator.is_main_process:
@@ -151,14 +152,14 @@ def save(folder, measured, args):
     for row in rows:
         found = [row["minus_retrain"].get(name) for name in back]
         paired += [[row["method"], *("{:+.2f} ({:+.2f} to {:+.2f})".format(*one) if one else "" for one in found)]] * any(found)
-    how = f"Relearned on {args.k} forget images at lr {args.lr}, seed {args.seed}; means over runs."
+    how = f"Relearned on {args.num_images} forget images at lr {args.lr}, seed {args.seed}; means over runs."
     how = [how] if "retrain" in measured else [how, "There is no run of retrain to compare with."]
     meaning = [f"- {name}: {SETS[name]}." for name in SETS if any(part == name for _, part in keys)]
     meaning += [f"- {stage}: {what}." for stage, what in stages.items()]
     more = ["", PAIRED, "", *markdown_table(paired)] * (len(paired) > 1)
     text = "\n".join([*markdown_table(cells), "", " ".join(how), *more, "", *meaning]) + "\n"
     write_whole(folder / "relearn.md", lambda partial: partial.write_text(text, encoding="utf-8"))
-    shown = {"columns": list(columns.values()), "rows": rows, "k": args.k, "lr": args.lr, "seed": args.seed}
+    shown = {"columns": list(columns.values()), "rows": rows, "num_images": args.num_images, "lr": args.lr, "seed": args.seed}
     write_json(folder / "relearn.json", shown)
     print("\n".join([*aligned(cells), "", *how]))
     if more:

@@ -34,7 +34,7 @@ NOT_HERE = {  # flags of the paper's own repository
     "num_workers": "leave it out, all images are kept in memory",
     "train_seed": "write --seed",
     "decreasing_lr": "write --schedule step, which has the drops of 91,136 in 182 epochs, at the same shares of any run",
-    "no-aug": "leave it out, masks and measurements never augment, and training always does",
+    "no-aug": "write --no-augment (unlearn.py) or --crop 0 --no_flip (train.py), masks and measurements never augment",
     "no-l1-epochs": "leave it out, the weight of the L1 norm falls from the first epoch on",
     "warmup": "write --schedule linear, which warms up for 15 % of the run",
     "print_freq": "leave it out, log.csv has a row every 20 steps",

@@ -13,6 +13,7 @@ import functools
 import re
 
 import cli
+import data
 import imagesets
 import masking
 import task
@@ -61,6 +62,8 @@ def parse(argv=None):
         parser.error(f"--method {args.method} needs --mask_path: make a mask with generate_mask.py (without a mask it is --method rl)")
     if args.method in TAKES_NO_MASK and args.mask_path is not None:
         parser.error(f"--method {args.method} takes no --mask_path: it starts from fresh weights")
+    if args.method == "rl" and args.mask_path is not None:
+        data.say("RL under a mask is SalUn: tables call this run rl, write --method salun to have it called salun")
     return args
 
 

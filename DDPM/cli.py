@@ -137,7 +137,7 @@ def device(text):
 
 
 # ---------------------------------------------------------------------------------------------------------------- flags
-DATA, FORGET, METHOD, RUN = "model and data", "what to forget", "method", "run"
+DATA, FORGET, METHOD, SINGLE, RUN = "model and data", "what to forget", "method", "flags of single methods", "run"
 
 # fmt: off
 FLAGS = {  # name: (group, other spellings, options of add_argument)
@@ -180,15 +180,15 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose help is the script's docstring, in four groups, with every default."""
+    """An argument parser whose help is the script's docstring, in groups, with every default."""
 
     def __init__(self, description):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
-        self.groups = {title: self.add_argument_group(title) for title in (DATA, FORGET, METHOD, RUN)}
+        self.groups = {title: self.add_argument_group(title) for title in (DATA, FORGET, METHOD, SINGLE, RUN)}
         self.refused = {}
 
     def add(self, group, *spellings, **options):
-        """add_argument, in one of the four groups."""
+        """add_argument, in one of the groups."""
         self.groups[group].add_argument(*spellings, **options)
 
     def add_shared(self, *names, required=(), options=None, **defaults):
@@ -234,6 +234,18 @@ def declared(method, name):
     return getattr(sys.modules[method.__module__], name, {})
 
 
+def training_of(method):
+    """TRAINING of a method that trains."""
+    return declared(method, "TRAINING") if "trainer" in method_inputs(method) else {}
+
+
+def written(flag, value):
+    """A flag and its value as on a command line."""
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+
+
 def training_settings(args, method, trained, defaults):
     """{flag: value} of the training settings named by `defaults`.
 
@@ -264,13 +276,13 @@ def add_method_flags(parser, methods, shared):
             if flag in FLAGS:
                 parser.add_shared(flag, options=shared)
             else:
-                options = declarations[flag]
-                parser.add(METHOD, f"--{flag}", **options | {"default": None, "help": f"{', '.join(names)}: {options['help']}"})
+                options = declarations[flag] | {"default": None, "help": f"{', '.join(names)}: {declarations[flag]['help']}"}
+                parser.add(METHOD if flag in shared else SINGLE, f"--{flag}", **options)
         except argparse.ArgumentError as error:  # a flag that the script has already
             raise RunError(f"method {names[0]}: {error}") from error
     parser.epilog = "methods, the data they read, and the defaults of their flags (None: the original's, or none):\n" + "\n".join(
         f"  {name:13s}{' and '.join(part for part in ('forget', 'retain') if part in method_inputs(method)) or 'no images':18s} "
-        + " ".join(f"--{flag} {value}" for flag, value in method_flags(method).items())
+        + " ".join(written(flag, value) for flag, value in (method_flags(method) | training_of(method)).items())
         for name, method in methods.items()
     )
 

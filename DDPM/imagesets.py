@@ -138,6 +138,9 @@ def load_folder(data_dir, image_size):
         if unknown := set(test.classes) - set(train.classes):
             raise RunError(f"{test_root} has classes that {train_root} lacks: {', '.join(sorted(unknown))}")
         rows = [train.samples, [(path, train.class_to_idx[test.classes[label]]) for path, label in test.samples]]
+    if not rows[1]:
+        where = f"{test_root} holds none" if test_root else f"each class in {train_root} has only one"
+        raise RunError(f"there is no image to test on: {where}. Add some")
     return *decode_both(*rows, image_size), train.classes
 
 
@@ -278,7 +281,10 @@ def read_cache(cache, stamp):
         with np.load(cache, allow_pickle=False) as file:
             return dict(file) if stamp is None or str(file.get("stamp", "")) == stamp else None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise RunError(f"{cache} is an incomplete or damaged .npz file ({error}): remove it and it is made again") from error
+        if "allow_pickle" in str(error):
+            raise RunError(f"{cache} holds Python objects, which are never read: save class names as np.array(names, dtype=str)") from error
+        what = f"{cache} is an incomplete or damaged .npz file ({error})"
+        raise RunError(f"{what}: copy it again if it is your own, else remove it and it is made again") from error
 
 
 def check_arrays(cache, arrays):
@@ -292,6 +298,9 @@ def check_arrays(cache, arrays):
             raise RunError(f"y_{part} in {cache} must be {len(x)} labels of 0 to {MOST_CLASSES - 1}, not {y.dtype} {y.shape}")
     if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
         raise RunError(f"x_train and x_test in {cache} hold images of different sizes")
+    names = np.asarray(arrays.get("classes", ["0"]))
+    if names.ndim != 1 or names.dtype.kind not in "Uiu":
+        raise RunError(f"classes in {cache} must be text of shape (K,), not {names.dtype} {names.shape}: np.array(names, dtype=str)")
 
 
 def content_sha(arrays):

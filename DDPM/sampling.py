@@ -67,7 +67,7 @@ def draw(model, keys, accelerator, *, null, seed, steps, sampler="ddim", cond_sc
     return data.to_uint8(x).cpu()
 
 
-def unfinished(model, x, labels, stop, *, null, steps, cond_scale):
+def partially_denoised(model, x, labels, stop, *, null, steps, cond_scale):
     """(x_t, t) of sampling runs by `steps` steps of DDIM that were stopped before step number `stop`. x: their starting noise (B, C, H, W).
 
     t is the timestep, an int, that x_t has the noise of.

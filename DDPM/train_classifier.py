@@ -23,7 +23,7 @@ import passes
 import task
 import trainer
 from cli import RunError
-from files import read_tensors
+from files import check_shapes, read_tensors
 from run_folder import RunFolder
 from trainer import Trainer
 
@@ -62,9 +62,7 @@ def load_pretrained(model, source):
         tensors, _ = read_tensors(Path(source))
     counters = {name: tensor for name, tensor in model.body.state_dict().items() if name.endswith("num_batches_tracked")}
     body = counters | {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}  # old files lack the counters
-    expected = {name: tensor.shape for name, tensor in model.body.state_dict().items()}
-    if {name: tensor.shape for name, tensor in body.items()} != expected:
-        raise RunError(f"{source} does not hold the weights of torchvision's resnet34")
+    check_shapes(source, *({name: tuple(tensor.shape) for name, tensor in state.items()} for state in (body, model.body.state_dict())))
     model.body.load_state_dict(body)
 
 

@@ -94,6 +94,12 @@ def denoising_loss(model, batch, labels):
     return batch.mean(squared_error(predict_noise(model, noisy_images(batch), batch.t, labels), batch.noise))
 
 
+def denoising_losses(model, *batches):
+    """denoising_loss() of several batches under their own labels, in one forward pass."""
+    predictions = predict_together(model, *((noisy_images(batch), batch.t, batch.labels) for batch in batches))
+    return [batch.mean(squared_error(found, batch.noise)) for batch, found in zip(batches, predictions, strict=True)]
+
+
 # ------------------------------------------------------------------------------------------------------------ the Trainer
 class Trainer:
     """What stands around a method's loop: optimizer over the salient weights, schedule, checks, masked step, EMA, log, checkpoints.

@@ -140,14 +140,13 @@ def checked_inception(source, folder):
     return str(path)
 
 
-def fidelity(samples, reference, *, extractor="inception-v3-compat", weights=None, cuda=False, cache=None, cache_name=None, batch_size=32):
+def fidelity(samples, reference, *, extractor="inception-v3-compat", weights=None, cuda=False):
     """Quality of samples against reference images by torch-fidelity, on Inception's 2048 features of uint8 images.
 
     samples, reference: uint8 (N, H, W, C), or anything that has a length and gives uint8 (H, W, C) for a number; all of one size
     within each, samples and reference may differ. extractor: Inception, or a name by register_features(). weights: file of
-    Inception's weights, downloaded without one. cache: a folder for the reference's features under `cache_name`. Returns FID, IS,
-    KID, precision and recall (%), all but with Inception's features under names that start with feature_. Raises RunError if
-    Inception cannot be had or there are too few images.
+    Inception's weights, downloaded without one. Returns FID, IS, KID, precision and recall (%), all but with Inception's features
+    under names that start with feature_. Raises RunError if Inception cannot be had or there are too few images.
     """
     from torch_fidelity import calculate_metrics
 
@@ -156,8 +155,7 @@ def fidelity(samples, reference, *, extractor="inception-v3-compat", weights=Non
     if fewest < 10:
         raise RunError(f"{fewest} images are too few for a distance between sets of images: draw at least 10 of the other classes")
     options = {"isc": True, "fid": True, "kid": True, "prc": True, "kid_subset_size": min(1000, fewest)}
-    options |= {"input2_cache_name": cache_name, "cache": cache is not None, "cache_root": None if cache is None else str(cache)}
-    options |= {"batch_size": batch_size, "cuda": cuda, "verbose": False}
+    options |= {"cache": False, "batch_size": 32, "cuda": cuda, "verbose": False}
     options |= {"save_cpu_ram": True}  # no worker processes, distances in blocks
     options |= {f"input{i}": TorchFidelityImages(images, inception) for i, images in enumerate((samples, reference), start=1)}
     try:

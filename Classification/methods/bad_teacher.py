@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from cli import ratio
-from data import concatenate, make_generator
+from data import concatenate
 
 FLAGS = {"retain_share": dict(type=ratio, help="share of the retain set that is used, drawn once")}
 TRAINING = {"optimizer": "adam", "weight_decay": 0.0, "batch_size": 256}  # CIFARSuper20_Rocket_Unlearn.ipynb, unlearn.py
@@ -18,8 +18,7 @@ def bad_teacher(model, forget, retain, trainer, fresh, *, epochs=1, lr=1e-4, ret
     """
     bad, good = fresh().to(trainer.accelerator.device).eval(), copy.deepcopy(model).eval()
     count = max(1, round(retain_share * len(retain)))
-    order = torch.randperm(len(retain), generator=make_generator("bad_teacher", trainer.seed))[:count]
-    both = concatenate(forget, retain.take(order.sort().values), "both")
+    both = concatenate(forget, retain.some(count, "bad_teacher", trainer.seed), "both")
     for _ in trainer.epochs(epochs, lr, both):
         for batch in trainer.batches(both):
             of_forget = batch.positions < len(forget)

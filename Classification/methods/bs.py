@@ -1,3 +1,5 @@
+from argparse import BooleanOptionalAction
+
 import torch
 from torch.nn import functional as F
 
@@ -7,7 +9,7 @@ from trainer import cross_entropy
 
 FLAGS = {
     "fgsm_bound": dict(type=positive_float, help="FGSM step in pixel space [0, 1]"),
-    "bs_exclude_true": dict(action="store_true", help="never take the true class for the nearest one, as the paper words it"),
+    "bs_exclude_true": dict(action=BooleanOptionalAction, help="never take the true class for the nearest one, as the paper words it"),
 }
 TRAINING = {"batch_size": 64, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.0, "augment": False}  # boundary_unlearning.py, main.py
 

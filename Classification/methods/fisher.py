@@ -17,8 +17,7 @@ def fisher(model, forget, retain, trainer, *, noise_scale=1e-6, fisher_samples=0
     the last layer), averaged over a tensor's second dimension, ten times as large in the last layer and in vectors. A class that is
     forgotten whole loses its row of the last layer.
     """
-    order = torch.randperm(len(retain), generator=make_generator("fisher", trainer.seed))[: fisher_samples or None]
-    information = model_fisher(model, trainer.count(retain.take(order.sort().values)))
+    information = model_fisher(model, trainer.count(retain.some(fisher_samples or len(retain), "fisher", trainer.seed)))
     last, gone = head(model), forget.labels.unique()
     gone = gone[~torch.isin(gone, retain.labels)]
     new = {}

@@ -1,6 +1,5 @@
 import torch
 
-from data import make_generator
 from passes import mean_gradient, slopes
 
 
@@ -13,7 +12,7 @@ def iu(model, forget, retain, trainer, *, iu_scale=10.0, fisher_samples=1000):
     plain step along v, without curvature. iu_exact has the inverse that is meant.
     """
     v = influence(model, forget, retain, trainer)
-    few = draw(retain, fisher_samples, trainer.seed)
+    few = retain.some(fisher_samples or len(retain), "iu", trainer.seed)
     first = mean_gradient(model, few.take(torch.zeros(1, dtype=torch.int64)), trainer.accelerator, 1)
     along_v, along_first = (slopes(model, trainer.count(few), direction) for direction in (v, first))
     scale = coefficient(along_v, along_first)
@@ -28,12 +27,6 @@ def influence(model, forget, retain, trainer):
     )
     share = len(forget) / (len(forget) + len(retain))
     return {name: (of_forget[name] - of_retain[name]) * share for name in of_forget}
-
-
-def draw(retain, count, seed):
-    """`count` random samples of the retain set (0: all), in their order there."""
-    order = torch.randperm(len(retain), generator=make_generator("iu", seed))[: count or None]
-    return retain.take(order.sort().values)
 
 
 def coefficient(along_v, along_first):

@@ -4,7 +4,7 @@ from tqdm import tqdm
 from cli import RunError, positive_int
 from passes import fisher_times
 
-from .iu import draw, influence
+from .iu import influence
 
 DAMPING = 1.0  # F starts as the identity, as in the release's recursion, so that its alpha is iu_scale
 CLOSE = 1e-2  # largest residual, as a share of |v|, that counts as solved
@@ -19,7 +19,7 @@ def iu_exact(model, forget, retain, trainer, *, iu_scale=1.0, fisher_samples=100
     ever held. Raises RunError where `cg_steps` steps leave a residual above CLOSE * |v|.
     """
     v = influence(model, forget, retain, trainer)
-    few = draw(retain, fisher_samples, trainer.seed)
+    few = retain.some(fisher_samples or len(retain), "iu", trainer.seed)
     bar = tqdm(total=cg_steps, desc="influence", disable=None)
 
     def times(u):

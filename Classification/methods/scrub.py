@@ -1,4 +1,5 @@
 import copy
+from argparse import BooleanOptionalAction
 
 import torch
 from torch.nn import functional as F
@@ -13,7 +14,8 @@ FLAGS = {
     "ascent_epochs": dict(type=non_negative_int, help="number of first epochs that also push the forget set away"),
     "decay_epochs": dict(type=non_negative_int, nargs="*", metavar="E", help="epochs after which the learning rate falls to a tenth"),
     "rewind": dict(
-        action="store_true", help="SCRUB+R: keep the weights of the epoch whose error on the forget set is nearest to the validation error"
+        action=BooleanOptionalAction,
+        help="SCRUB+R: keep the weights of the epoch whose error on the forget set is nearest to the validation error",
     ),
 }
 # large_scale_unlearning.ipynb

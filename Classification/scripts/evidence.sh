@@ -226,6 +226,6 @@ for part in $PARTS; do
       python table.py "$OUT/$part"
       ;;
   esac
-  if [[ $part =~ ^(random10|random50|class)$ ]]; then python relearn.py "$OUT/$part" --k 100 --epochs 1 5 --lr 0.001 --precision "$PRECISION"; fi
+  if [[ $part =~ ^(random10|random50|class)$ ]]; then python relearn.py "$OUT/$part" --num_images 100 --epochs 1 5 --lr 0.001 --precision "$PRECISION"; fi
   if [[ $part =~ ^(random50|class)$ && $(seeds_of $part) == *\ * ]]; then python evaluate_many.py "$OUT/$part" --precision "$PRECISION"; fi
 done

@@ -224,7 +224,7 @@ def test_many_models_and_relearning_from_a_folder_of_runs(runs_of_two, home, tmp
         all(row["other 3 epochs"] != row["other epoch"] for row in rows) and "Minus Retrain" not in (runs_of_two / "relearn.md").read_text()
     )
     assert script("relearn", runs_of_two, "--lr 1e30") == 1 and "relearning diverged at --lr 1e+30" in capsys.readouterr().err
-    assert script("relearn", runs_of_two, "--k 120") == 1 and "leaves none of the 120 forget images" in capsys.readouterr().err
+    assert script("relearn", runs_of_two, "--num_images 120") == 1 and "leaves none of the 120 forget images" in capsys.readouterr().err
     start = ("--model_path", runs_of_two / "original1", "--num_forget 121 --epochs 0 --lr 0.05 --seed 3 --precision fp32")
     copied = tmp_path / "copied"  # Retrain of another original with the same seed is the same model
     shutil.copytree(runs_of_two, copied)

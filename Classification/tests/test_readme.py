@@ -14,7 +14,7 @@ together = pytest.mark.skipif(not all(folder.is_dir() for folder in FOLDERS), re
 SAME = {  # file: functions and classes that must carry the same text where a folder has them. To extend it, add a name.
     "data.py": ["derive_seed", "make_generator", "class_numbers", "unpadded", "say"],
     "trainer.py": ["average_gradients", "check_gradients", "load_optimizer", "Log", "average_weights", "squared_error"],
-    "imagesets.py": ["class_folders", "find_splits", "read_folder", "decode", "decode_both", "folder_stamp"],
+    "imagesets.py": ["class_folders", "find_splits", "read_folder", "decode", "decode_both", "folder_stamp", "check_arrays"],
     "passes.py": ["without_autocast"],
     "models.py": ["read_weights", "hub_weights"],
     "methods/salun_soft.py": ["proximal_step"],

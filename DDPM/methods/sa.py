@@ -5,7 +5,7 @@ import models
 from cli import non_negative_float, positive_int
 from passes import fisher_diagonal
 from sampling import generate_split
-from trainer import noisy_images, predict_together, squared_error
+from trainer import denoising_losses
 
 FLAGS = {
     "replay": dict(type=positive_int, metavar="N", help="samples that the original draws of each class"),
@@ -35,10 +35,6 @@ def sa(model, trainer, classes, *, steps=20_000, lr=1e-4, alpha=1.0, replay=500,
     pixels = generated.images[0].numel()
     importance = {name: ewc * (models.TIMESTEPS * pixels) ** 2 * value for name, value in fisher.items()}
     for forget_batch, retain_batch in trainer.steps(steps, lr, forget, retain):
-        forget_prediction, retain_prediction = predict_together(
-            model, *((noisy_images(batch), batch.t, batch.labels) for batch in (forget_batch, retain_batch))
-        )
         elastic = sum((importance[name] * (parameter - origin[name]).square()).sum() for name, parameter in model.named_parameters())
-        forget_loss = forget_batch.mean(squared_error(forget_prediction, forget_batch.noise))
-        retain_loss = retain_batch.mean(squared_error(retain_prediction, retain_batch.noise))
+        forget_loss, retain_loss = denoising_losses(model, forget_batch, retain_batch)
         trainer.step(forget=pixels * forget_loss, retain=alpha * pixels * retain_loss, elastic=elastic)

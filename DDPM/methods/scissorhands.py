@@ -4,7 +4,7 @@ import data
 import masking
 from cli import ratio
 from passes import batch_gradients
-from trainer import noisy_images, predict_together, squared_error
+from trainer import denoising_losses
 
 FLAGS = {"trim_ratio": dict(type=ratio, help="fraction of all weights that are drawn anew, the most sensitive ones")}
 
@@ -30,9 +30,5 @@ def scissorhands(model, forget, retain, trainer, *, steps=360, lr=2e-5, forget_w
     masking.apply_where(parameters, new, trainer.mask)
 
     for forget_batch, retain_batch in trainer.steps(steps, lr, forget, retain):
-        forget_prediction, retain_prediction = predict_together(
-            model, *((noisy_images(batch), batch.t, batch.labels) for batch in (forget_batch, retain_batch))
-        )
-        forget_loss = forget_batch.mean(squared_error(forget_prediction, forget_batch.noise))
-        retain_loss = retain_batch.mean(squared_error(retain_prediction, retain_batch.noise))
+        forget_loss, retain_loss = denoising_losses(model, forget_batch, retain_batch)
         trainer.step(forget=-forget_weight * forget_loss, retain=retain_loss)

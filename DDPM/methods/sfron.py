@@ -8,7 +8,7 @@ from trainer import denoising_loss, drop_labels, noisy_images, predict_noise, sq
 
 FLAGS = {
     "forget_alpha": dict(type=non_negative_float, help="weight of the ascent at first; it falls to 0 by half a cosine"),
-    "adaptive": dict(type=non_negative_float, help="lambda: each forget sample is weighted by its loss to the power -lambda"),
+    "adapt": dict(type=non_negative_float, help="lambda: each forget sample is weighted by its loss to the power -lambda"),
     "fisher_ratio": dict(
         type=non_negative_float, help="gamma: the ascent moves only weights whose forget-to-retain Fisher ratio is at least this"
     ),
@@ -16,12 +16,12 @@ FLAGS = {
 
 
 def sfron(
-    model, forget, retain, trainer, classes, training, *, steps=150, lr=1e-4, alpha=1.0, forget_alpha=10.0, adaptive=0.5, fisher_ratio=1.0
+    model, forget, retain, trainer, classes, training, *, steps=150, lr=1e-4, alpha=1.0, forget_alpha=10.0, adapt=0.5, fisher_ratio=1.0
 ):
     """SFRon (Huang et al., NeurIPS 2024, arXiv 2409.19732) as its authors run it on CIFAR-10: in turns a step of gradient ascent on the
     forgotten classes, of the weights with F_f / F_r >= fisher_ratio, and a step down the retain loss, of all weights, by one Adam.
 
-    F: passes.batch_gradients, guided by w = 2. Ascent: a sample of loss l has the weight l^-adaptive, over the batch's mean of it. Losses
+    F: passes.batch_gradients, guided by w = 2. Ascent: a sample of loss l has the weight l^-adapt, over the batch's mean of it. Losses
     are sums over pixels, on which the gradient is clipped to norm 1, and labels are dropped as in training.
     """
     options = {"passes": 1, "batch_size": trainer.settings.batch_size, "seed": trainer.seed, "cond_scale": 2.0, "transform": torch.square}
@@ -32,7 +32,7 @@ def sfron(
         labels = drop_labels(forget_batch, classes.null, dropout)
         prediction = predict_noise(model, noisy_images(forget_batch), forget_batch.t, labels)
         losses = pixels * squared_error(prediction, forget_batch.noise)
-        weights = 1 / (losses.detach() ** adaptive + 1e-8)
+        weights = 1 / (losses.detach() ** adapt + 1e-8)
         mean_weight = trainer.accelerator.reduce(forget_batch.mean(weights), "mean")
         decay = (1 + math.cos(math.pi * trainer.number / steps)) / 2
         ascent = -forget_alpha * decay * forget_batch.mean(weights / mean_weight * losses)

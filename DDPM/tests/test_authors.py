@@ -130,12 +130,12 @@ def test_retrain_descends_the_sum_where_the_original_did(run):
 
 
 @pytest.mark.parametrize("draw_from", ["trained", "original"])
-def test_esd_trains_on_unfinished_samples(draw_from, run):
+def test_esd_trains_on_partially_denoised_samples(draw_from, run):
     """A later step, when the two models differ. Mutation: draw from the other one; noise the samples; swap the sign of eta."""
     stops = [int(torch.randint(4, (), generator=data.make_generator("stop", 1, number))) for number in range(9)]
     number = next(number for number in range(1, 9) if stops[number] > 1)
-    found = run("esd", steps=number + 1, draw_from=draw_from, draw_steps=4, negative_guidance=3.0)
-    first = run("esd", steps=number, draw_from=draw_from, draw_steps=4, negative_guidance=3.0)
+    found = run("esd", steps=number + 1, draw_from=draw_from, sample_steps=4, negative_guidance=3.0)
+    first = run("esd", steps=number, draw_from=draw_from, sample_steps=4, negative_guidance=3.0)
     drawn, stop = first.model if draw_from == "trained" else first.before, stops[number]
     blank = data.Split(torch.zeros(1, 8, 8, 1, dtype=torch.uint8), torch.tensor([FORGOTTEN]), torch.arange(1), "forget")
     batch = data.Stream(blank, batch_size=SIZE, seed=1, timesteps=1000).batch(number)

@@ -188,7 +188,7 @@ OTHERS = {  # name: (command, part of the message)
     ),
     "other weights": (
         "train_classifier --dataset digits --pretrained {home}/original/model.safetensors --data_dir {home}/data --save_dir {tmp}/run",
-        "does not hold the weights of torchvision's resnet34",
+        "belongs to another model: it lacks",
     ),
     "missing samples": ("evaluate --sample_path {tmp}/none --classifier {home}/classifier", "does not exist"),
     "a model as samples": ("evaluate --sample_path {home}/original --classifier {home}/classifier", "where one of kind samples is needed"),

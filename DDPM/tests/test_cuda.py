@@ -21,7 +21,7 @@ from helpers import FORGOTTEN, TINY, ok, script
 
 pytestmark = pytest.mark.slow
 MASK, WEIGHTS = "mask.safetensors", "model.safetensors"
-SHORT = {"esd": "--draw_steps 3", "sa": "--replay 2 --replay_steps 4 --fisher_timesteps 2 --ewc 1e-4"}
+SHORT = {"esd": "--sample_steps 3", "sa": "--replay 2 --replay_steps 4 --fisher_timesteps 2 --ewc 1e-4"}
 SHORT |= {"sfron": "--batch_size 200"}  # of its passes over all images
 
 

@@ -73,6 +73,27 @@ def test_processes_share_the_batch_of_one(world):
     torch.testing.assert_close(sum(values) / world, whole.mean(whole.noise.mean((1, 2, 3))))
 
 
+@pytest.mark.parametrize(
+    "names, message",
+    [(np.array(["a", "b"], object), "holds Python objects, .*dtype=str"), (np.array("a"), r"must be text of shape \(K,\)")],
+)
+def test_class_names_of_ones_own_arrays_are_not_called_damage(names, message, tmp_path):
+    """Mutation: tell a user to remove the file."""
+    images = np.zeros((2, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "digits.npz", x_train=images, y_train=[0, 1], x_test=images, y_test=[0, 1], classes=names)
+    with pytest.raises(RunError, match=message):
+        imagesets.load_images("digits", tmp_path)
+
+
+def test_a_folder_without_an_image_to_test_on_is_refused(tmp_path):
+    """Mutation: leave it to check_arrays, which names a cache that no user has made."""
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name / "1.png")
+    with pytest.raises(RunError, match="no image to test on: each class in .* has only one"):
+        imagesets.load_images("folder", tmp_path, 8)
+
+
 def test_images_of_noise_are_new_in_every_batch_and_the_same_for_any_number_of_processes():
     """Mutation: draw them once, or from a generator of the process."""
     blank = dataclasses.replace(split(), noise=True)

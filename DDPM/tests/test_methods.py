@@ -32,7 +32,7 @@ SETTINGS = {
     "ga": "--steps 15 --lr 5e-4",
     "ga_retain": "--steps 40 --lr 1e-3 --alpha 10",
     "rl": "--steps 60 --lr 1e-3 --alpha 1",
-    "esd": "--steps 60 --lr 1e-3 --draw_steps 8",
+    "esd": "--steps 60 --lr 1e-3 --sample_steps 8",
     "sa": "--steps 60 --lr 1e-3 --ema 0 --replay 4 --replay_steps 20 --fisher_timesteps 8 --ewc 1e-4",
     "salun": "--steps 60 --lr 1e-3 --alpha 1",
     "salun_soft": "--steps 60 --lr 1e-3 --alpha 1",
@@ -41,7 +41,7 @@ SETTINGS = {
     "scissorhands": "--steps 60 --lr 1e-3",
 }
 SHORT = dict.fromkeys(SETTINGS, "--steps 3 --lr 1e-3")
-SHORT |= {"esd": f"{SHORT['esd']} --draw_steps 4", "sa": f"{SHORT['sa']} --replay 4 --replay_steps 8 --fisher_timesteps 8 --ewc 1e-4"}
+SHORT |= {"esd": f"{SHORT['esd']} --sample_steps 4", "sa": f"{SHORT['sa']} --replay 4 --replay_steps 8 --fisher_timesteps 8 --ewc 1e-4"}
 
 
 @torch.no_grad()
