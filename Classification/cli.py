@@ -55,8 +55,8 @@ def for_each(items, measure, last=lambda: None):
             measure(item)
         except AlreadyDone as done:
             print(done)
-        except (RunError, OSError) as error:
-            failures.append(str(error))
+        except Exception as error:  # out of memory, or what nobody foresaw
+            failures.append(sentence(error))
     last()
     if failures:
         raise RunError("\nerror: ".join(failures))
@@ -82,10 +82,16 @@ def sentence(error):
         return f"torch.compile failed ({what}): leave out --compile, or install a C++ compiler"
     if os.environ.get("SALUN_DEBUG"):
         raise error
-    handle, path = tempfile.mkstemp(prefix="salun-", suffix=".log")
-    with open(handle, "w", errors="replace") as file:
-        traceback.print_exception(error, file=file)
-    return f"unexpected {type(error).__name__}: {what}; please report it and attach {path}"
+    unexpected = f"unexpected {type(error).__name__}: {what}"
+    try:
+        handle, path = tempfile.mkstemp(prefix="salun-", suffix=".log")
+        with open(handle, "w", errors="replace") as file:
+            traceback.print_exception(error, file=file)
+    except OSError:  # the disk may be full
+        return f"{unexpected}; SALUN_DEBUG=1 shows where"
+    if (rank := os.environ.get("RANK", "0")) != "0":  # often since process 0 has stopped, which says why
+        return f"process {rank} ended with {what}; its traceback is in {path}"
+    return f"{unexpected}; please report it and attach {path}"
 
 
 def check_launch(mixed_precision):

@@ -7,6 +7,7 @@ it changes; files.cache_folder says where its .npz is kept.
 
 import hashlib
 import os
+import re
 import struct
 import warnings
 import zipfile
@@ -23,6 +24,7 @@ from data import Split, say
 from files import cache_folder, one_at_a_time, writable, write_whole
 
 MOST_CLASSES = 1 << 20
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "GIF", "TIFF")  # whatever a file is called: Pillow hands EPS to Ghostscript
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff")
 
 
@@ -90,12 +92,15 @@ def find_splits(root):
     tests = [named[name] for name in ("test", "testing", "val", "valid", "validation") if name in named]
     if train and (tests or len(class_folders(train)) > 1):
         test = next((folder for folder in tests if class_folders(folder)), None)
-        for folder in tests:
-            if not class_folders(folder):
-                say(f"{folder} is not read: it holds no class folders")
+        unread = [name for name in class_folders(root) if root / name not in (train, test)]
+        if unread:
+            say(f"{root}: not read beside {train.name}{f' and {test.name}' if test else ''}: {', '.join(unread)}")
         return train, test
     if test := next((folder for folder in tests if len(class_folders(folder)) > 1), None):
         raise RunError(f"{root} holds {test.name} and no folder train beside it: add one, or name a folder of class folders")
+    parts = r"(train|test|val|dev|eval)(ing|id|idation)?[ _-]?(set|data|images?|\d+)?"
+    if (names := class_folders(root)) and all(re.fullmatch(parts, name.casefold()) for name in names):
+        raise RunError(f"{root} holds {', '.join(names)}, which are no classes: call the parts train and test, or name one of them")
     return root, None
 
 
@@ -153,7 +158,7 @@ def open_image(path):
     # Pillow raises SyntaxError for some broken PNGs, ValueError for long texts in them, and others for other damage
     damage = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, Image.DecompressionBombError)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             upright = ImageOps.exif_transpose(image)
             if upright.mode[0] not in "IF":
                 return upright

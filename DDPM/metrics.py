@@ -4,9 +4,11 @@ Quality (FID, IS, KID, precision, recall) is torch-fidelity's, between samples a
 classifier's features in place of Inception's the same numbers carry other names: feature_distance is no FID.
 """
 
+import math
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import Subset
 
@@ -121,7 +123,10 @@ def checked_inception(source, folder):
 
     tensors = models.hub_weights(URL_INCEPTION_V3) if source is None else models.read_weights(source)
     path = Path(folder, "inception.pth")
-    torch.save(tensors, path)
+    try:
+        torch.save(tensors, path)
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise RunError(f"could not write {path}: {error}") from error
     try:
         FeatureExtractorInceptionV3(INCEPTION, ["2048"], feature_extractor_weights_path=path)
     except RuntimeError as error:
@@ -155,6 +160,11 @@ def fidelity(samples, reference, *, extractor=INCEPTION, weights=None, cuda=Fals
             raise
         otherwise = "pass --inception_weights FILE, or --features classifier, whose distances are not FIDs"
         raise RunError(f"Inception's weights could not be read or downloaded ({error}): {otherwise}") from error
+    except (np.linalg.LinAlgError, ValueError) as error:
+        raise RunError(f"no distance between samples and real images could be computed ({error}): is the extractor ruined?") from error
+    bad = next((name for name, value in found.items() if not math.isfinite(value)), None)
+    if bad:
+        raise RunError(f"the {bad} of the samples is {found[bad]}: they are all alike, or the extractor is ruined")
     names = {"FID": "frechet_inception_distance", "IS": "inception_score_mean", "KID": "kernel_inception_distance_mean"}
     values = {name: found[key] for name, key in names.items()} | {name: 100 * found[name] for name in ("precision", "recall")}
     return values if inception else {"feature_distance" if name == "FID" else f"feature_{name}": value for name, value in values.items()}

@@ -62,7 +62,8 @@ def read_run(path, *kinds):
 
 def moved(path, recorded, folder):
     """A path that the args.json `recorded` of `folder` names: as it stands there, or where it is if both were moved together."""
-    return Path(path) if Path(path).exists() else folder / os.path.relpath(path, recorded["save_dir"])
+    there, run = (os.path.join(recorded.get("cwd", ""), name) for name in (path, recorded["save_dir"]))  # one may be absolute alone
+    return Path(path) if Path(path).exists() else folder / os.path.relpath(there, run)
 
 
 def versions():
@@ -269,7 +270,7 @@ class RunFolder:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         origin = {"git_commit": git_commit(), "machine": machine(), "versions": versions(), "started": started}
-        origin["sources"] = sources(self.args)
+        origin |= {"sources": sources(self.args), "cwd": os.getcwd()}
         write_json(self.folder / "args.json", {**vars(self.args), **facts, "argv": sys.argv, **origin})
 
     def log(self, **row):

@@ -184,7 +184,7 @@ def common_edge(paths):
     sizes = {}
     for path in paths:
         try:
-            with Image.open(path) as image:  # reads the header alone
+            with Image.open(path, formats=imagesets.FORMATS) as image:  # reads the header alone
                 sizes.setdefault(image.size, path)
         except (OSError, ValueError, Image.DecompressionBombError):
             imagesets.open_image(path)  # says what is wrong

@@ -132,7 +132,10 @@ def checked_inception(source, folder):
 
     tensors = hub_weights(URL_INCEPTION_V3) if source is None else read_weights(source)
     path = Path(folder, "inception.pth")
-    torch.save(tensors, path)
+    try:
+        torch.save(tensors, path)
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise RunError(f"could not write {path}: {error}") from error
     try:
         FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)
     except RuntimeError as error:

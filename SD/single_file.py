@@ -269,4 +269,6 @@ def contents(path):
         raise RunError(f"{path} is an incomplete or damaged file of torch.save ({type(error).__name__}): fetch it again") from error
     for _ in range(3):  # not without end: a table may hold itself
         tensors = tensors["state_dict"] if isinstance(tensors, dict) and "state_dict" in tensors else tensors
+    if isinstance(tensors, dict) and "state_dict" in tensors:  # diffusers would look for its end without end
+        raise RunError(f"{path} holds tables within tables: fetch it again")
     return {name for name in tensors if torch.is_tensor(tensors[name])} if isinstance(tensors, dict) else set(), {}

@@ -253,7 +253,15 @@ def test_odd_folders_are_read_as_they_are_meant(tmp_path, capsys):
         make_folder(tmp_path / name, parts)
         found = imagesets.load_images("folder", tmp_path / name, 8)
         assert (len(found.x_train), len(found.x_test)) == read and found.classes == ["cat", "dog"]
-        assert ("test is not read: it holds no class folders" in capsys.readouterr().err) == ("test" in parts)
+        assert ("not read beside train" in (said := capsys.readouterr().err)) == ("test" in parts) and ("val: test" in said) == (
+            "val/dog" in parts
+        )
+    make_folder(tmp_path / "beside", {"train/cat": 2, "train/dog": 2, "horse": 2, "dev/cat": 1})
+    imagesets.load_images("folder", tmp_path / "beside", 8)
+    assert "beside: not read beside train: dev, horse" in capsys.readouterr().err
+    make_folder(tmp_path / "parts", {"training_set/cat": 2, "test_set/cat": 2})
+    with pytest.raises(RunError, match="holds test_set, training_set, which are no classes"):
+        imagesets.load_images("folder", tmp_path / "parts", 8)
     for name, parts in (("one", {"train/cat": 2, "test/cat": 1}), ("more", {"train/cat": 2, "test/cat": 1, "test/dog": 1})):
         make_folder(tmp_path / f"too few {name}", parts)
         with pytest.raises(RunError, match="train must hold at least two class folders of images; it holds 1"):
@@ -282,6 +290,9 @@ def test_pictures_are_upright_in_8_bits_and_all_broken_ones_are_named(tmp_path):
     assert imagesets.decode([(str(tmp_path / "dark.pgm"), 0)], 16)[0].max() == 0  # 100 of 65535
     Image.fromarray(np.int32([[0, 65535]])).resize((16, 16), Image.Resampling.NEAREST).save(tmp_path / "whole.tif")
     assert imagesets.decode([(str(tmp_path / "whole.tif"), 0)], 16)[0].max() == 255
+    (tmp_path / "script.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(RunError, match="cannot identify"):  # Mutation: let Pillow hand it to Ghostscript
+        imagesets.decode([(str(tmp_path / "script.png"), 0)], 16)
     for name in ("one.png", "two.png"):
         (tmp_path / name).write_bytes(b"torn")
     with pytest.raises(RunError, match=r"one.png cannot be read.*; .*two.png cannot be read"):

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 import cli
 import evaluate
 import files
+import run_folder
 import trainer
 from conftest import ROOT
 from files import read_json, read_tensors, write_json, write_tensors
@@ -121,17 +123,40 @@ def test_a_partial_file_may_go_while_another_process_looks_at_it(tmp_path, monke
     assert (tmp_path / "cache").read_text() == "whole"
 
 
-def test_a_finished_item_does_not_end_the_others(capsys):
-    """Mutation: let AlreadyDone through: the script would end there, with status 0."""
+def test_a_finished_or_failed_item_does_not_end_the_others(capsys):
+    """Mutation: let AlreadyDone through: the script would end there, with status 0. Catch RunError alone: a GPU may be full."""
     seen = []
 
     def measure(item):
         seen.append(item)
         if item == 1:
             raise cli.AlreadyDone("run is finished already")
+        if item == 2:
+            raise MemoryError
 
-    cli.for_each([1, 2], measure)
-    assert seen == [1, 2] and "finished already" in capsys.readouterr().out
+    with pytest.raises(cli.RunError, match="out of memory"):
+        cli.for_each([1, 2, 3], measure, last=lambda: seen.append("last"))
+    assert seen == [1, 2, 3, "last"] and "finished already" in capsys.readouterr().out
+
+
+def test_an_unforeseen_error_is_named_on_a_full_disk_too(monkeypatch):
+    """Mutation: let the error of the log's file through: it would hide the first one."""
+
+    def full(**options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.delenv("SALUN_DEBUG", raising=False)
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    assert cli.sentence(ZeroDivisionError("by zero")).startswith("unexpected ZeroDivisionError: by zero")
+
+
+def test_a_tree_that_was_moved_is_found_where_one_path_was_absolute(tmp_path, monkeypatch):
+    """Mutation: take the relative path from where the command runs now."""
+    (tmp_path / "new" / "data").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    recorded = {"cwd": str(tmp_path / "old"), "save_dir": "runs/a"}
+    found = run_folder.moved(str(tmp_path / "old" / "data"), recorded, tmp_path / "new" / "runs" / "a")
+    assert found.resolve() == (tmp_path / "new" / "data").resolve()
 
 
 def test_half_a_cache_of_a_killed_process_goes_after_a_day(tmp_path):

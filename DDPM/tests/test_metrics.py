@@ -104,6 +104,16 @@ def test_inception_from_a_file(tmp_path, monkeypatch):
     assert set(found) == {"FID", "IS", "KID", "precision", "recall"} and all(math.isfinite(value) for value in found.values())
 
 
+def test_a_distance_that_is_no_number_is_refused(monkeypatch):
+    """Mutation: write it into metrics.json."""
+    import torch_fidelity
+
+    monkeypatch.setattr(torch_fidelity, "calculate_metrics", lambda **options: {"kernel_inception_distance_mean": math.nan})
+    monkeypatch.setattr(metrics, "checked_inception", lambda *rest: "")
+    with pytest.raises(RunError, match="kernel_inception_distance_mean of the samples is nan"):
+        metrics.fidelity(gaussian(10, 20, 12), gaussian(10, 20, 12, seed=1))
+
+
 class Payload:
     """A pickle that makes a folder when it is read as one."""
 

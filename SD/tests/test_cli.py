@@ -647,11 +647,14 @@ def test_every_image_has_a_seed_of_its_own():
 
 @pytest.mark.slow
 def test_models_come_as_folders_and_as_single_files(home, unlearn, tmp_path):
-    """Mutation: export the original's weights."""
+    """Mutation: export the original's weights; let what has forgotten pass for an original where a command names the model in its run."""
     folder = unlearn("rl", "--steps 2 --single_file")
     flags = ("--model_path", folder / "model.safetensors", "--model_config", home / "original" / "model")
     ok("train", *flags, "--steps 0 --save_dir", tmp_path / "imported")
-    ok("train", "--model_path", folder / "model", "--steps 0 --save_dir", tmp_path / "copied")
+    with pytest.raises(cli.RunError, match="is a part of the run .*, which has forgotten: name that"):
+        pipelines.open_pipeline(folder / "model")
+    shutil.copytree(folder / "model", tmp_path / "bare")
+    ok("train", "--model_path", tmp_path / "bare", "--steps 0 --save_dir", tmp_path / "copied")
     opened = [pipelines.open_pipeline(path)[0] for path in (folder, tmp_path / "imported", tmp_path / "copied")]
     assert len({models.sha(one.model, *one.frozen) for one in opened}) == 1
     assert models.sha(opened[0].model) != models.sha(pipelines.open_pipeline(home / "original")[0].model)
