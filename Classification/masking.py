@@ -8,6 +8,7 @@ parameters and lie outside it: they follow the data in train mode, whatever the 
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -97,6 +98,8 @@ def make(kind, mask_ratio, parameters, saliency, seed=None):
     if kind == "layerwise":
         scores, counts = RandomScores(parameters, seed), {name: int(part.sum()) for name, part in mask.items()}
         return {name: largest({name: scores[name]}, counts[name])[name] for name in parameters}
+    if kind != "saliency":
+        raise RunError(f"no branch makes a mask of the kind {kind}: add one")
     return mask
 
 
@@ -178,7 +181,7 @@ def load(path, parameters, facts):
     mask_flags if there are any, and the seconds the mask took. Raises RunError if the file is none of ours, was made from another
     model or for another forget set, or contradicts its ratio.
     """
-    path = path / "mask.safetensors" if path.is_dir() else path
+    path = Path(path, "mask.safetensors") if Path(path).is_dir() else path
     packed, metadata = read_tensors(path)
     if metadata.get("kind") != "saliency mask":
         raise RunError(f"{path} is not a mask: make one with generate_mask.py")

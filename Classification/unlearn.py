@@ -103,7 +103,7 @@ def main(argv=None):
     inputs |= {"training": trained, "fresh": fresh}
     run_folder.start_clock()
     with trainer.batches_large_enough("raise --batch_size or --forget_batch_size, or forget more than one image"):
-        method(**{name: inputs[name] for name in cli.method_inputs(method)}, **args.options)
+        method(**cli.handed(method, inputs), **args.options)
     seconds = run_folder.seconds()
 
     # Save, after a check that no frozen weight moved

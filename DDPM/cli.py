@@ -157,8 +157,8 @@ FLAGS = {  # name: (group, other spellings, options of add_argument)
     "mask_path": (METHOD, [], dict(type=Path, metavar="RUN", help="run of generate_mask.py: train only its salient weights")),
     "mask_ratio": (METHOD, [], dict(type=ratio, help="share of all weights in the mask")),
     "alpha": (METHOD, [], dict(type=non_negative_float, help="weight of the retain term: forget + alpha * retain")),
-    "lr": (METHOD, ["--unlearn_lr"], dict(type=positive_float, help="learning rate")),
-    "epochs": (METHOD, ["--unlearn_epochs"], dict(type=non_negative_int, help="passes over the data that the method reads")),
+    "lr": (METHOD, [], dict(type=positive_float, help="learning rate")),
+    "epochs": (METHOD, [], dict(type=non_negative_int, help="passes over the data that the method reads")),
     "steps": (METHOD, [], dict(type=non_negative_int, help="optimizer steps")),
     "batch_size": (METHOD, [], dict(type=positive_int, help="samples per step, over all processes")),
     "forget_batch_size": (METHOD, [], dict(type=positive_int, help="forget samples per step (default: --batch_size)")),
@@ -197,11 +197,13 @@ class Parser(argparse.ArgumentParser):
         """add_argument, in one of the groups."""
         self.groups[group].add_argument(*spellings, **options)
 
-    def add_shared(self, *names, required=(), options=None, **defaults):
-        """Add flags of FLAGS: plain names, required ones, then those with a default. options: {name: changed options of add_argument}."""
+    def add_shared(self, *names, required=(), options=None, spellings=None, **defaults):
+        """Add flags of FLAGS: plain names, required ones, then those with a default. options: {name: changed options of add_argument},
+        spellings: {name: another spelling}."""
         for name in (*names, *required, *defaults):
             group, aliases, own = FLAGS[name]
             default = {"default": defaults[name]} if name in defaults else {}
+            aliases = aliases + [spelling for flag, spelling in (spellings or {}).items() if flag == name]
             self.add(group, f"--{name}", *aliases, required=name in required, **own | (options or {}).get(name, {}) | default)
 
     def refuse(self, flags):
@@ -235,6 +237,14 @@ def method_flags(method):
     return inspect.getfullargspec(inspect.unwrap(method)).kwonlydefaults or {}
 
 
+def handed(method, inputs):
+    """{name: value} of what a method asks for. Raises RunError for what is not among the inputs."""
+    asked = method_inputs(method)
+    if unknown := [name for name in asked if name not in inputs]:
+        raise RunError(f"{method.__name__} asks for {', '.join(unknown)}: there are {', '.join(inputs)}, and flags stand after a *")
+    return {name: inputs[name] for name in asked}
+
+
 def declared(method, name):
     """The dict FLAGS or TRAINING of the file a method stands in."""
     return getattr(sys.modules[method.__module__], name, {})
@@ -259,6 +269,8 @@ def training_settings(args, method, trained, defaults):
     `trained`, the settings of the original's training.
     """
     given = {name: value for name in defaults if (value := getattr(args, name)) is not None}
+    if unknown := declared(method, "TRAINING").keys() - defaults.keys():
+        raise RunError(f"TRAINING of {method.__name__} has {', '.join(sorted(unknown))}: lr, epochs and steps stand in its signature")
     settings = defaults | declared(method, "TRAINING") | given
     return {name: trained.get(name) if value is None else value for name, value in settings.items()}
 
@@ -280,9 +292,9 @@ def add_method_flags(parser, methods, shared):
             raise RunError(f"method {names[0]} has --{flag} in its signature but not in FLAGS of its file: declare it there")
         try:
             if flag in FLAGS:
-                parser.add_shared(flag, options=shared)
+                parser.add_shared(flag, options=shared, spellings={"lr": "--unlearn_lr", "epochs": "--unlearn_epochs"})  # not of train.py
             else:
-                options = declarations[flag] | {"default": None, "help": f"{', '.join(names)}: {declarations[flag]['help']}"}
+                options = declarations[flag] | {"default": None, "help": f"{', '.join(names)}: {declarations[flag].get('help', '')}"}
                 parser.add(METHOD if flag in shared else SINGLE, f"--{flag}", **options)
         except argparse.ArgumentError as error:  # a flag that the script has already
             raise RunError(f"method {names[0]}: {error}") from error

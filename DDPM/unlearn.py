@@ -88,7 +88,7 @@ def main(argv=None):
     fresh = functools.partial(models.build_unet, **loaded.facts["architecture"], seed=args.seed)
     inputs |= {"targets": targets, "training": trained, "fresh": fresh}
     run_folder.start_clock()
-    method(**{name: inputs[name] for name in cli.method_inputs(method)}, **args.options)
+    method(**cli.handed(method, inputs), **args.options)
     seconds = run_folder.seconds()
 
     # Save, after a check that no frozen weight moved

@@ -407,6 +407,8 @@ def plot(rows, floor, path):
 
 def main(argv=None):
     args = parse(argv)
+    if lacking := [name for name in (*COLUMNS, *MORE) if name not in DEFINITIONS]:
+        raise RunError(f"metrics.py shows {', '.join(lacking)} and does not say in DEFINITIONS what that is: add a line")
     runs = collect(args.folder, args.over_classes)
     rows, floor = summarise(runs, args.by_options or args.best)
     if not args.incomplete:

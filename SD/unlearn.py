@@ -163,7 +163,7 @@ def main(argv=None):
         "generated": functools.partial(generate_split, flags=flags, run_folder=run_folder, **same),
     }
     run_folder.start_clock()
-    method(**{name: inputs[name] for name in cli.method_inputs(method)}, **args.options)
+    method(**cli.handed(method, inputs), **args.options)
     seconds = run_folder.seconds()
 
     # Save, after a check that no frozen weight moved

@@ -6,8 +6,8 @@ that does not name `retain` is handed no retain data. Its keyword-only parameter
 original was trained). A flag that no other method has is declared in the method's own file, in FLAGS. TRAINING there holds the training
 settings of the method's authors, where they differ from the original's.
 
-A loss is a mean over the global batch: batch.mean(per-sample losses), or trainer.cross_entropy. A mean over this process's samples
-would be wrong under several processes.
+A loss is a mean over the global batch: batch.mean(per-sample losses), or cross_entropy of trainer.py (not of the `trainer`). A mean over
+this process's samples would be wrong under several processes.
 """
 
 from argparse import BooleanOptionalAction

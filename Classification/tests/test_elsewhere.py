@@ -20,6 +20,7 @@ import fake_cuda
 import models
 import networks
 import passes
+import train
 import trainer
 import weights
 from cli import RunError
@@ -619,4 +620,6 @@ def test_commands_of_the_papers_repository_run(home, tmp_path):
     for name in ("GA", "FT_prune"):
         ok("unlearn --precision fp32 --unlearn", name, known, "--model_path", home / "original", "--save_dir", tmp_path / name)
     assert read_json(tmp_path / "GA" / "args.json")["forget_sha"] == read_json(home / "mask" / "args.json")["forget_sha"]
+    with pytest.raises(SystemExit):  # Mutation: let them train the original
+        train.parse(["--dataset", "digits", "--save_dir", "x", "--unlearn_lr", "0.1"])
     assert models.architecture("vgg16_bn_lth") == "vgg16_bn"

@@ -87,6 +87,13 @@ def test_every_kind_keeps_exactly_its_share(kind, ratio, monkeypatch):
         assert torch.equal(sizes[kept].sort().values, sizes.sort().values[: int(kept.sum())])
 
 
+def test_a_kind_without_a_branch_is_no_saliency_mask(monkeypatch):
+    """Mutation: let it fall through."""
+    monkeypatch.setitem(masking.KINDS, "smallest", "the smallest weights")
+    with pytest.raises(RunError, match="no branch makes a mask of the kind smallest"):
+        masking.make("smallest", 0.5, saliency(1), saliency)
+
+
 def test_random_masks_follow_their_seed_and_nothing_else():
     """Mutation: the global generator; the same scores for all tensors; ask for the gradient; 24-bit scores, whose ties favour the start."""
     weights, made = {"a": torch.zeros(400, 500), "b": torch.zeros(400, 500)}, {}

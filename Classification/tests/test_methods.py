@@ -1,8 +1,10 @@
 """Every method trains and keeps its promise. Each test names the mutation that would break it."""
 
+import argparse
 import copy
 import importlib
 import json
+import sys
 import types
 from unittest.mock import Mock
 
@@ -216,6 +218,19 @@ def test_a_new_method_with_a_flag_of_its_own_is_one_file_and_one_line(tmp_path, 
     ok("table", tmp_path / "runs")
     assert "mine" in capsys.readouterr().out
     assert script("unlearn", "--method ft --push 1 --num_forget 60 --model_path", home / "original", "--save_dir", tmp_path / "no") != 0
+
+
+def test_what_a_method_cannot_be_handed_is_named(monkeypatch):
+    """Mutation: let a KeyError or a TypeError speak."""
+
+    def odd(model, mask, epochs=1): ...
+
+    with pytest.raises(RunError, match=r"odd asks for mask, epochs: there are model, and flags stand after a \*"):
+        cli.handed(odd, {"model": 0})
+    assert cli.handed(odd, {"model": 0, "mask": 1, "epochs": 2, "val": 3}) == {"model": 0, "mask": 1, "epochs": 2}
+    monkeypatch.setattr(sys.modules[__name__], "TRAINING", {"lr": 1.0}, raising=False)
+    with pytest.raises(RunError, match="TRAINING of odd has lr"):
+        cli.training_settings(argparse.Namespace(batch_size=None), odd, {}, {"batch_size": 3})
 
 
 @pytest.mark.parametrize(
