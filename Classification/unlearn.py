@@ -11,6 +11,7 @@ forget set: it is the reference for all other methods. What is forgotten is give
 import argparse
 import functools
 import re
+import sys
 
 import cli
 import data
@@ -51,6 +52,8 @@ def parse(argv=None):
     parser.add(cli.RUN, "--setting", type=word, metavar="NAME", help=setting)
     parser.add_shared("resume", "overwrite", "device", "precision", "compile", seed=1)
     args = parser.parse_args(argv)
+    if args.method == "retrain" and any(str(word).startswith(("--unlearn_lr", "--unlearn_epochs")) for word in argv or sys.argv):
+        parser.error("--method retrain is trained as the original was, not as one unlearns: write --lr or --epochs if that is meant")
     task.check_forget_flags(parser, args)
     if args.alpha is not None and (ours := PAPER_ALPHA.get(args.method)):
         if getattr(args, ours) is not None:

@@ -8,6 +8,7 @@ the forgotten classes and two retained ones are drawn as the run proceeds, and f
 """
 
 import functools
+import sys
 
 import cli
 import data
@@ -40,6 +41,8 @@ def parse(argv=None):
     parser.add(cli.RUN, "--save_every", type=cli.positive_int, metavar="N", help="draw the forgotten classes every N steps, for fading.gif")
     parser.add_shared("resume", "overwrite", "device", "precision", "compile", seed=1)
     args = parser.parse_args(argv)
+    if args.method == "retrain" and any(str(word).startswith(("--unlearn_lr", "--unlearn_epochs")) for word in argv or sys.argv):
+        parser.error("--method retrain is trained as the original was, not as one unlearns: write --lr or --epochs if that is meant")
     args.options = cli.method_options(parser, args, METHODS)
     if args.target_class is not None and "targets" not in cli.method_inputs(METHODS[args.method]):
         parser.error(f"--method {args.method} does not read --target_class")

@@ -22,6 +22,7 @@ import networks
 import passes
 import train
 import trainer
+import unlearn
 import weights
 from cli import RunError
 from files import read_json, read_tensors, write_tensors
@@ -622,4 +623,6 @@ def test_commands_of_the_papers_repository_run(home, tmp_path):
     assert read_json(tmp_path / "GA" / "args.json")["forget_sha"] == read_json(home / "mask" / "args.json")["forget_sha"]
     with pytest.raises(SystemExit):  # Mutation: let them train the original
         train.parse(["--dataset", "digits", "--save_dir", "x", "--unlearn_lr", "0.1"])
+    with pytest.raises(SystemExit):  # Mutation: let them train the reference
+        unlearn.parse("--method retrain --model_path x --num_forget 1 --save_dir y --unlearn_epochs=2".split())
     assert models.architecture("vgg16_bn_lth") == "vgg16_bn"
