@@ -624,5 +624,5 @@ def test_commands_of_the_papers_repository_run(home, tmp_path):
     with pytest.raises(SystemExit):  # Mutation: let them train the original
         train.parse(["--dataset", "digits", "--save_dir", "x", "--unlearn_lr", "0.1"])
     with pytest.raises(SystemExit):  # Mutation: let them train the reference
-        unlearn.parse("--method retrain --model_path x --num_forget 1 --save_dir y --unlearn_epochs=2".split())
+        unlearn.parse(["--method", "retrain", "--model_path", "x", "--num_forget", "1", "--save_dir", "y", "--unlearn_epochs=2"])
     assert models.architecture("vgg16_bn_lth") == "vgg16_bn"
