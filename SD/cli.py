@@ -89,8 +89,8 @@ def sentence(error):
             traceback.print_exception(error, file=file)
     except OSError:  # the disk may be full
         return f"{unexpected}; SALUN_DEBUG=1 shows where"
-    if (rank := os.environ.get("RANK", "0")) != "0":  # often since process 0 has stopped, which says why
-        return f"process {rank} ended with {what}; its traceback is in {path}"
+    if os.environ.get("RANK", "0") != "0":  # often since process 0 has stopped, which says why
+        return f"{unexpected}; its traceback is in {path}"
     return f"{unexpected}; please report it and attach {path}"
 
 
@@ -269,8 +269,8 @@ def training_settings(args, method, trained, defaults):
     `trained`, the settings of the original's training.
     """
     given = {name: value for name in defaults if (value := getattr(args, name)) is not None}
-    if unknown := declared(method, "TRAINING").keys() - defaults.keys():
-        raise RunError(f"TRAINING of {method.__name__} has {', '.join(sorted(unknown))}: lr, epochs and steps stand in its signature")
+    if unknown := declared(method, "TRAINING").keys() & {"lr", "epochs", "steps"}:
+        raise RunError(f"TRAINING of {method.__name__} has {', '.join(sorted(unknown))}: these are defaults in its signature")
     settings = defaults | declared(method, "TRAINING") | given
     return {name: trained.get(name) if value is None else value for name, value in settings.items()}
 

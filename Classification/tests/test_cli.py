@@ -164,7 +164,7 @@ def test_a_pickle_and_other_data_are_refused(home, tmp_path, capsys):
         (("evaluate", "--model_path", "a", "--retrain_path", "/nonexistent"), "does not exist"),
         (("evaluate_many", "/nonexistent"), "no finished runs of unlearn.py"),
         (("relearn", "/nonexistent"), "no finished runs of unlearn.py"),
-        (("relearn", "/nonexistent", "--k", 0), "must be at least 1"),
+        (("relearn", "/nonexistent", "--num_images", 0), "must be at least 1"),
         (("table", "/nonexistent"), "no measured runs"),
     ],
 )
