@@ -134,6 +134,8 @@ share = number(float, lambda value: 0 <= value < 1, "in [0, 1)")
 
 def device(text):
     """An argparse type of --device: 0 and cuda:0 are cuda too. Of another GPU's number it says how to choose that one."""
+    if text == "mps":
+        raise argparse.ArgumentTypeError("Apple's GPU is not supported: leave --device out to compute on the CPU")
     number = text.removeprefix("cuda:")
     if set(number.split(",")) == {"0"}:
         return "cuda"

@@ -185,7 +185,7 @@ def decode(rows, size):
         except RunError as error:
             return str(error)
 
-    pool = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes and scales without the interpreter's lock
+    pool = ThreadPoolExecutor(min(16, os.cpu_count()))  # Pillow decodes and scales without the interpreter's lock
     try:
         said = list(tqdm(pool.map(read, range(len(rows))), "decode", len(rows), disable=None))
     finally:

@@ -37,7 +37,8 @@ def make_accelerator(device, precision):
         raise RunError("--precision fp16 needs a GPU: take bf16 or fp32")
     if on_cpu:
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-        native = bool(capabilities.get("avx512_bf16") or capabilities.get("bf16"))
+        fast = torch.backends.mkldnn.is_available()  # macOS has bf16 and not the library that makes it fast
+        native = fast and bool(capabilities.get("avx512_bf16") or capabilities.get("bf16"))
     else:
         native = torch.cuda.get_device_capability()[0] >= 8
     half = {"auto": "bf16" if native else "no", "fp32": "no"}.get(precision, precision)
