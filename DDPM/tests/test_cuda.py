@@ -94,14 +94,14 @@ def test_half_precision_scales_its_gradients(home, tmp_path, monkeypatch):
 def test_no_step_waits_for_the_gpu(method, more, home, tmp_path):
     """Clipping is off: it groups gradients by device in C++, which sees the CPU. Mutation: copy noise from memory that is not pinned."""
     waits = []
-    for steps in (2, 4):
+    for steps in (1, 2, 4):  # the first run of a process waits once more
         flags = (
             f"--method {method} --steps {steps} --lr 1e-3 --batch_size 4 --grad_clip 0 --device cuda {more.format(home=home)} --save_dir"
         )
         with fake_cuda.installed(fused=True) as gpu:
             ok("unlearn", "--model_path", home / "original", "--forget_class", FORGOTTEN, flags, tmp_path / str(steps))
         waits.append(gpu.waits)
-    assert waits[0] == waits[1]
+    assert waits[1] == waits[2]
 
 
 def test_the_mask_equals_the_cpu(on_both, home):
