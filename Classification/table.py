@@ -420,7 +420,7 @@ def main(argv=None):
         raise RunError(f"--against {args.against} is not in the table: it has {', '.join(methods)}")
     against = args.against or "salun"
     paired = [] if args.by_options else paired_cells(rows, runs, against)
-    each = EACH.format(against), metric_cells(rows, runs, against) if paired else []
+    each = (EACH.format(against), metric_cells(rows, runs, against) if paired else [])
     name = "best" if args.best else "table"
     captions = caption(rows, floor, runs, args.best)
     text = markdown(rows, captions, paired, each)

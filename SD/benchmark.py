@@ -197,7 +197,8 @@ def full_size(part, args, accelerator):
     if what == "mask":
         options = {"guidance_scale": 8.5, "passes": 1, "batch_size": 1, "seed": 1}
         saliency = passes.mean_gradient(family, forget, embeddings, accelerator, **options)
-        torch.cuda.synchronize() if accelerator.device.type == "cuda" else None  # a GPU computes on after a call
+        if accelerator.device.type == "cuda":  # it computes on after a call
+            torch.cuda.synchronize()
         middle = time.perf_counter()
         mask = masking.select(saliency, ratio)
         figures |= {"gradient, seconds": middle - start, "select, seconds": time.perf_counter() - middle}

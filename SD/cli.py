@@ -77,7 +77,8 @@ def sentence(error):
     what = " ".join(str(error).split())[:200]
     memory = "out of memory" in what or "can't allocate memory" in what
     if memory or type(error).__name__ in ("OutOfMemoryError", "MemoryError", "_ArrayMemoryError"):
-        return f"out of memory ({what}): pass --micro_batch 1 and --gradient_checkpointing where there are such, else lower --batch_size"
+        lower = "where there are such, else lower --batch_size or --eval_batch_size"
+        return f"out of memory ({what}): pass --micro_batch 1 and --gradient_checkpointing {lower}"
     if type(error).__name__ in ("InductorError", "BackendCompilerFailed"):
         return f"torch.compile failed ({what}): leave out --compile, or install a C++ compiler"
     if os.environ.get("SALUN_DEBUG"):
@@ -201,12 +202,18 @@ class Parser(argparse.ArgumentParser):
 
     def add_shared(self, *names, required=(), options=None, spellings=None, **defaults):
         """Add flags of FLAGS: plain names, required ones, then those with a default. options: {name: changed options of add_argument},
-        spellings: {name: another spelling}."""
+        spellings: {name: [another spelling]}."""
         for name in (*names, *required, *defaults):
             group, aliases, own = FLAGS[name]
             default = {"default": defaults[name]} if name in defaults else {}
-            aliases = aliases + [spelling for flag, spelling in (spellings or {}).items() if flag == name]
-            self.add(group, f"--{name}", *aliases, required=name in required, **own | (options or {}).get(name, {}) | default)
+            self.add(
+                group,
+                f"--{name}",
+                *aliases,
+                *(spellings or {}).get(name, []),
+                required=name in required,
+                **own | (options or {}).get(name, {}) | default,
+            )
 
     def refuse(self, flags):
         """Answer flags of other programs with a sentence, {flag: what to do instead}, unless this one has them."""
@@ -294,7 +301,9 @@ def add_method_flags(parser, methods, shared):
             raise RunError(f"method {names[0]} has --{flag} in its signature but not in FLAGS of its file: declare it there")
         try:
             if flag in FLAGS:
-                parser.add_shared(flag, options=shared, spellings={"lr": "--unlearn_lr", "epochs": "--unlearn_epochs"})  # not of train.py
+                parser.add_shared(
+                    flag, options=shared, spellings={"lr": ["--unlearn_lr"], "epochs": ["--unlearn_epochs"]}
+                )  # train.py has none
             else:
                 options = declarations[flag] | {"default": None, "help": f"{', '.join(names)}: {declarations[flag].get('help', '')}"}
                 parser.add(METHOD if flag in shared else SINGLE, f"--{flag}", **options)

@@ -51,7 +51,7 @@ def parse(argv=None):
     parser.add(cli.RUN, "--offload_saliency", nargs="?", const="host", metavar="DIR", help=where)
     seed = {"seed": dict(help="seed of the noise (default: 1), and of the mask kinds that draw")}
     defaults = {"mask_ratio": 0.5, "epochs": 1, "batch_size": 8, "precision": "fp32"}
-    spellings = {"epochs": "--unlearn_epochs"}
+    spellings = {"epochs": ["--unlearn_epochs"]}
     parser.add_shared("resume", "overwrite", "device", "seed", options=seed, spellings=spellings, **defaults)
     parser.add(cli.METHOD, "--mask_kind", choices=masking.KINDS, default="saliency", help="which weights; all but saliency are controls")
     args = parser.parse_args(argv)
