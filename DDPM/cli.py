@@ -206,14 +206,8 @@ class Parser(argparse.ArgumentParser):
         for name in (*names, *required, *defaults):
             group, aliases, own = FLAGS[name]
             default = {"default": defaults[name]} if name in defaults else {}
-            self.add(
-                group,
-                f"--{name}",
-                *aliases,
-                *(spellings or {}).get(name, []),
-                required=name in required,
-                **own | (options or {}).get(name, {}) | default,
-            )
+            aliases = [*aliases, *(spellings or {}).get(name, [])]
+            self.add(group, f"--{name}", *aliases, required=name in required, **own | (options or {}).get(name, {}) | default)
 
     def refuse(self, flags):
         """Answer flags of other programs with a sentence, {flag: what to do instead}, unless this one has them."""
