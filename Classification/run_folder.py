@@ -38,7 +38,7 @@ WEIGHTS = "model.safetensors last.safetensors mask.safetensors checkpoint.safete
 WRITTEN = f"done.json log.csv {WEIGHTS} metrics.json model samples fading.gif"
 PATHS = ("model_path", "classifier", "pretrained", "clip_model")  # flags that name a file or folder, or something else
 NOT_COMPARED = ["save_dir", "resume", "overwrite", "device", "processes", "computed_on", "parent"]  # may differ when a run is resumed
-NOT_COMPARED += ["cache_dir", "data_on", "eval_batch_size", "settings"]
+NOT_COMPARED += ["cache_dir", "data_on", "eval_batch_size", "settings", "precision"]  # autocast, what --precision came to, is compared
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "numpy", "safetensors", "torch-fidelity")
 
 
@@ -182,6 +182,7 @@ class RunFolder:
             if self.args.resume:
                 self._known = recorded
                 self._check_same(vars(self.args))
+                self._check_precision()
         elif self.folder.exists() and (not self.folder.is_dir() or any(name[0] != "." for name in os.listdir(self.folder))):
             raise RunError(f"--save_dir {self.folder} exists and is not a run folder: name a new or empty folder")
 
@@ -215,6 +216,14 @@ class RunFolder:
         if differing:
             what = ", ".join(differing)
             raise RunError(f"cannot resume {self.folder}: it was started with other values of {what}. Repeat them or pass --overwrite")
+
+    def _check_precision(self):
+        """Refuse to continue in another precision than a run began in: auto is not the same on all machines. A finished one may stay."""
+        then, finished = self._known.get("autocast"), (self.folder / "done.json").is_file()
+        asked = getattr(self.args, "precision", "auto") != "auto"
+        if then not in (None, self.accelerator.mixed_precision) and (asked or not finished):
+            then = then.replace("no", "fp32")
+            raise RunError(f"cannot resume {self.folder} in another precision than its own, {then}: pass --precision {then}")
 
     def _check_sources(self):
         """Refuse to take a finished run for one that would start from what lies in its sources now."""

@@ -187,6 +187,8 @@ def test_an_existing_run_is_never_lost(home, tmp_path, capsys):
     assert files(folder) == before
     assert script(*unlearn_command(home, folder, "--resume", "--seed", 5)) != 0 and "other values of seed" in capsys.readouterr().err
     assert script(*unlearn_command(home, folder, "--resume")) == 0 and "finished already" in capsys.readouterr().out
+    assert script(*unlearn_command(home, folder, "--resume", "--precision", "bf16")) != 0
+    assert "another precision than its own, fp32: pass --precision fp32" in capsys.readouterr().err
     recorded = home / "original" / "args.json"
     text = recorded.read_text()
     recorded.write_text(text.replace('"started": "2', '"started": "1'))  # another run has taken its place

@@ -390,6 +390,20 @@ def test_a_masked_run_goes_on_only_on_its_kind_of_device(home, tmp_path, capsys)
     assert script("unlearn", *flags, tmp_path / "run", "--resume") == 1 and "it goes on only on cuda" in one_error(capsys)
 
 
+def test_a_run_goes_on_only_in_its_precision(home, tmp_path, capsys):
+    """auto is bf16 or fp32, by machine. Mutation: compare the flag --precision alone, or only refuse where it was passed."""
+    start = ("unlearn", "--method ga --epochs 1 --resume --model_path", home / "original")
+    flags = (*start, f"--num_forget {NUM_FORGET} --save_dir", tmp_path)
+    ok(*flags, "--precision fp32")
+    path = tmp_path / "args.json"
+    write_json(path, read_json(path) | {"precision": "auto", "autocast": "an earlier machine's"})
+    assert script(*flags) == 0 and "finished already" in capsys.readouterr().out  # nothing is left to compute
+    (tmp_path / "done.json").unlink()
+    assert script(*flags) == 1 and "pass --precision an earlier machine's" in one_error(capsys)
+    write_json(path, read_json(path) | {"autocast": "no"})
+    ok(*flags, "--precision fp32")  # the other machine says what auto was
+
+
 def test_a_batch_norm_that_several_gpus_would_replace_is_refused():
     """timm's holds the activation. Mutation: convert whatever is a BatchNorm."""
 
