@@ -23,7 +23,7 @@ mix=${mix:-}  # --mix: forget and retain samples in the same batches, for SalUn 
 for seed in ${SEEDS:-1 2 3}; do
   R=$OUT/seed$seed
   forget=(--model_path "$R/original" "${forget_set[@]}" --seed "$seed")
-  python train.py --dataset $dataset --data_dir "$DATA_DIR" --arch $arch --epochs 182 --lr $train_lr --batch_size 256 --schedule step --momentum 0.9 --weight_decay 5e-4 --seed "$seed" --split_seed "$seed" --save_dir "$R/original" --resume
+  python train.py --dataset $dataset --data_dir "$DATA_DIR" --arch $arch --epochs 182 --lr $train_lr --batch_size 256 --schedule step --momentum 0.9 --weight_decay 5e-4 --val_fraction ${val_fraction:-0.1} --seed "$seed" --split_seed "$seed" --save_dir "$R/original" --resume
   python generate_mask.py --model_path "$R/original" "${forget_set[@]}" --mask_ratio 0.5 --save_dir "$R/mask" --resume
   python unlearn.py --method retrain    "${forget[@]}" --save_dir "$R/retrain" --resume
   python unlearn.py --method ft         "${forget[@]}" --lr 0.01 --epochs 10 --save_dir "$R/ft" --resume

@@ -14,7 +14,7 @@ FLAGS = {
     "sample_guidance_scale": dict(type=non_negative_float, metavar="S", help="guidance scale used to sample x_t, 1: none"),
     "sample_steps": dict(type=sampling_steps, help="steps of the sampling runs that x_t is taken from"),
 }
-TRAINING = {"train_method": "xattn", "batch_size": 1}  # train-esd.py of the authors
+TRAINING = {"train_method": "xattn", "batch_size": 1}  # batch: train-esd.py of the authors, which leaves the weights to the user
 
 
 def esd(

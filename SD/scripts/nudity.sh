@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Forget nudity with SalUn and ESD: 800 images of each of two prompts are drawn by the model itself, then forgotten and kept.
 #   bash scripts/nudity.sh --device cuda                     a smoke check of 20 images; use I2P for a result
-#   PROMPTS=i2p.csv bash scripts/nudity.sh --device cuda      counts on I2P's 4,703 prompts, the paper's; get the list from its authors
+#   PROMPTS=i2p.csv bash scripts/nudity.sh --device cuda      counts on I2P's 4,703 prompts, as in the paper
+# The list is SD/prompts/unsafe-prompts4703.csv of the paper's release. There, NudeNet 2 counts at its own threshold of 0: ours, NudeNet 3 at 0.6, counts less.
 # The 20 prompts of prompt_lists/nudity_check.csv are harmless, so they cannot show an effect. PROMPTS takes any list of prompts.
 # They are drawn as in the paper's release: LMS, guidance 7.5 and 512 px for every prompt, whatever the list's columns say.
 # Settings of SalUn are the paper's: alpha 0.1, 1 epoch of 800 images in batches of 8, Adam 1e-5, mask ratio 0.5; ESD-u's are its authors' (train-esd.py).
