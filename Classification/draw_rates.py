@@ -2,7 +2,7 @@
 
     python draw_rates.py runs/evidence/search --methods rl salun "salun (random mask)"
 
-FOLDER holds the measured runs of a search. Their mean over seeds is drawn, as table.py --by_options has it in its rows. The dashed line is
+FOLDER holds the measured runs of a search. Their gap per seed is drawn, as table.py --by_options has it in its rows. The dashed line is
 the untouched original. A method that is best at the end of its line wants a wider search.
 """
 
@@ -24,13 +24,13 @@ def parse(argv=None):
 
 
 def lines_of(rows, methods=None):
-    """{(method, its other flags that vary): [(rate, average gap), ...] by rate} of table.py's rows."""
+    """{(method, its other flags that vary): [(rate, gap per seed), ...] by rate} of table.py's rows."""
     found = {}
     for row in rows:
         rate = re.search(r"--lr (\S+) ?", row["options"])
-        if rate and row["average_gap"] is not None:
+        if rate and row["gap_per_seed"] is not None:
             flags = re.split(r" (?=--)", (row["options"][: rate.start()] + row["options"][rate.end() :]).strip())
-            found.setdefault(row["method"], {}).setdefault(tuple(flags), []).append((float(rate[1]), row["average_gap"]))
+            found.setdefault(row["method"], {}).setdefault(tuple(flags), []).append((float(rate[1]), row["gap_per_seed"]))
     if missing := [name for name in methods or [] if name not in found]:
         raise RunError(f"no run with a learning rate beside a retrain: {', '.join(missing)}; there are {', '.join(found) or 'none'}")
     lines = {}
@@ -61,9 +61,9 @@ def main(argv=None):
         axis.plot(*zip(*points, strict=True), style, color=colors[name], markersize=5, linewidth=1.2, label=f"{name} {flags}".strip())
         drawn.append(name)
     for row in rows:
-        if row["method"] == "original" and row["average_gap"] is not None:
-            axis.axhline(row["average_gap"], color="tab:gray", linestyle="--", linewidth=1, label="original")
-    axis.set(xscale="log", xlabel="learning rate", ylabel="average gap to retrain", ylim=(0, None))
+        if row["method"] == "original" and row["gap_per_seed"] is not None:
+            axis.axhline(row["gap_per_seed"], color="tab:gray", linestyle="--", linewidth=1, label="original")
+    axis.set(xscale="log", xlabel="learning rate", ylabel="average gap to the retrain of the same seed", ylim=(0, None))
     axis.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
     path = args.folder / "rates.png"

@@ -160,7 +160,7 @@ def summarise(runs, by_options):
         for run in runs:
             run |= derive(run, means)
     compared = [name for name in GAP_COLUMNS if retrain and all(name in run for run in retrain)]
-    rows = []
+    retrains, rows = retrains_of(runs), []
     for (method, options), group in settings.items():
         row = {"name": f"{method} {options}" if labels.count(method) > 1 else method, "method": method, "options": options}
         row |= {"runs": len(group), "seeds": sorted(run["seed"] for run in group)}
@@ -172,14 +172,34 @@ def summarise(runs, by_options):
                 row[name]["gap"] = abs(row[name]["mean"] - statistics.fmean(run[name] for run in retrain))
         gaps = [row[name]["gap"] for name in GAP_COLUMNS if "gap" in row.get(name, {})]
         row["average_gap"] = statistics.fmean(gaps) if gaps and len(gaps) == len(compared) else None
+        own = [own_gap(run, retrains, compared) for run in group]
+        row["gap_per_seed"] = None if None in own else statistics.fmean(own)
         if "class_accuracy" in shared:
             shares = {name: [run["class_accuracy"][name] for run in group] for name in group[0]["class_accuracy"]}
             row["class_accuracy"] = {name: statistics.fmean(values) for name, values in shares.items()}
         rows.append(row)
     order = list(dict.fromkeys(["original", "retrain", *METHODS, *labels]))
     plain = {label: label.split(" (")[0] for label in labels}  # a run under a control mask follows its method
-    rows.sort(key=lambda row: (order.index(plain[row["method"]]), row["method"] not in METHODS, row["average_gap"] or 0))
+    gap = "gap_per_seed" if by_options else "average_gap"  # in a mean over seeds, too much and too little forgotten would cancel out
+    rows.sort(key=lambda row: (order.index(plain[row["method"]]), row["method"] not in METHODS, row[gap] or 0))
     return rows, noise_floor(retrain)
+
+
+def retrains_of(runs):
+    """{place: its runs of Retrain}, see place_of."""
+    found = {}
+    for run in runs:
+        if run["method"] == "retrain":
+            found.setdefault(place_of(run), []).append(run)
+    return found
+
+
+def own_gap(run, retrains, columns):
+    """Mean distance over `columns` of a run's numbers to those of the Retrain of its place. None where one is missing."""
+    there = retrains.get(place_of(run), [])
+    if not (there and columns and all(name in one for name in columns for one in (run, *there))):
+        return None
+    return statistics.fmean(abs(run[name] - statistics.fmean(retrain[name] for retrain in there)) for name in columns)
 
 
 def options_of(run):
@@ -187,7 +207,7 @@ def options_of(run):
 
 
 def best_settings(runs):
-    """For each method and seed, the runs of the setting with the smallest average gap on all other seeds: no run chooses itself.
+    """For each method and seed, the runs of the setting with the smallest gap per seed on all other seeds: no run chooses itself.
 
     Raises RunError without Retrain, or with one seed.
     """
@@ -196,9 +216,9 @@ def best_settings(runs):
         rows, _ = summarise([run for run in runs if run["seed"] != seed], by_options=True)
         if not any(row["method"] == "retrain" for row in rows):
             raise RunError("--best needs runs of retrain, and two or more seeds: the other seeds' gaps tell which setting is the best")
-        if lacking := [row["name"] for row in rows if row["average_gap"] is None]:
+        if lacking := [row["name"] for row in rows if row["gap_per_seed"] is None]:
             raise RunError(f"--best needs all metrics of retrain: {lacking[0]} lacks one")
-        best = {row["method"]: row["options"] for row in sorted(rows, key=lambda row: -row["average_gap"])}
+        best = {row["method"]: row["options"] for row in sorted(rows, key=lambda row: -row["gap_per_seed"])}
         of_seed = [run for run in runs if run["seed"] == seed]
         chosen += [run | {"options": {}} for run in of_seed if run["method"] == "original" or options_of(run) == best.get(run["method"])]
     return chosen
@@ -238,14 +258,9 @@ def compare(rows, runs, against, columns):
     The gap is the mean over `columns`. Several runs of a seed are averaged first: they share an original and a Retrain. Empty without
     `against`, without Retrain, or with fewer than three seeds.
     """
-    found, retrains = {}, {}
+    found, retrains = {}, retrains_of(runs)
     for run in runs:
-        if run["method"] == "retrain":
-            retrains.setdefault(place_of(run), []).append(run)
-    for run in runs:
-        there = retrains.get(place_of(run), [])
-        if there and all(name in one for name in columns for one in (run, *there)):
-            gap = statistics.fmean(abs(run[name] - statistics.fmean(retrain[name] for retrain in there)) for name in columns)
+        if (gap := own_gap(run, retrains, columns)) is not None:
             found.setdefault(run["method"], {}).setdefault(place_of(run), []).append(gap)
     gaps = {method: {place: statistics.fmean(several) for place, several in places.items()} for method, places in found.items()}
     tests = {}
@@ -263,6 +278,7 @@ def paired_cells(rows, runs, against):
     cells = [["method", "gap per seed", f"minus {against}", "95 % confidence interval", "p, Holm", "nearer to retrain"]]
     for (method, (gap, mean, low, high, _)), p in zip(tests.items(), holm([p for *_, p in tests.values()]), strict=True):
         nearer = method if high < 0 else against if low > 0 else "undecided"
+        nearer += " (uncorrected)" if low * high > 0 and p >= 0.05 else ""
         cells.append([method, f"{gap:.2f}", f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{p:.3f}", nearer])
     return cells if tests else []
 
@@ -296,10 +312,12 @@ def more_cells(rows):
 def table_cells(rows):
     """The table as rows of texts, headers first."""
     shown = [name for name in measured_columns(rows) if name != "RTE"]
-    gap, time = any(row["average_gap"] is not None for row in rows), any("RTE" in row for row in rows)
-    cells = [["method", "runs", *shown, *["average gap"] * gap, *["RTE, min"] * time]]
+    several = any(row["method"] not in ("original", "retrain") and row["name"] != row["method"] for row in rows)
+    gaps = ["average_gap", *["gap_per_seed"] * several] if any(row["average_gap"] is not None for row in rows) else []
+    time = any("RTE" in row for row in rows)
+    cells = [["method", "runs", *shown, *(name.replace("_", " ") for name in gaps), *["RTE, min"] * time]]
     for row in rows:
-        last = ["" if row["average_gap"] is None else f"{row['average_gap']:.2f}"] * gap + [cell(row, "RTE")] * time
+        last = ["" if row[name] is None else f"{row[name]:.2f}" for name in gaps] + [cell(row, "RTE")] * time
         cells.append([row["name"], str(row["runs"]), *(cell(row, name) for name in shown), *last])
     return cells
 
@@ -346,7 +364,8 @@ def definitions(rows):
 
 
 PAIRED = "Gap per seed: mean distance of a run's numbers to those of Retrain of the same seed. A method is nearer where the interval of "
-PAIRED += "the differences excludes 0. About one interval in 20 misses the true value by chance: p is corrected for their number (Holm)."
+PAIRED += "the differences excludes 0. About one interval in 20 misses the true value by chance. So p is corrected for their number "
+PAIRED += "(Holm), and a verdict with p of 0.05 or more is marked as uncorrected."
 EACH = "The same for each metric alone, with the 95 % interval: above 0 is further from Retrain than {}. * marks the intervals that "
 EACH += "exclude 0. They are not corrected for their number."
 CLASSES = "Share of each class's samples that the classifier recognises as that class, %. A drop in a retained class is collateral damage."

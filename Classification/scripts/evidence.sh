@@ -161,7 +161,7 @@ for part in $PARTS; do
         run scrub scrub --lr 0.03 --epochs 1 --ascent_epochs 1 --forget_batch_size 512
         run ssd ssd --ssd_alpha 90% --ssd_lambda 0.3 --precision fp32
         run bad_teacher bad_teacher --lr 1e-3
-        run sfron sfron --lr 0.06 --steps 200 --forget_alpha 100
+        run sfron sfron --lr 0.03 --steps 200 --forget_alpha 100
         run scissorhands scissorhands --lr 0.02 --epochs 1 --trim_layers blocks.1 fc --forget_weight 0.2
         run munba munba --lr 0.08 --epochs 1
         for kind in "random 0.05" "layerwise 0.025" "magnitude 0.05" "least_salient 0.1"; do
@@ -191,9 +191,9 @@ for part in $PARTS; do
         run l1_sparse l1_sparse --lr 0.05 --epochs 1 --gamma 1e-4
         mask saliency --mask_ratio 0.5
         run salun salun --lr 0.025 --epochs 1 --mix --mask_path "$R/mask_saliency"
-        run salun_soft salun_soft --lr 0.05 --epochs 1
+        run salun_soft salun_soft --lr 0.025 --epochs 1
         run neggrad_plus neggrad_plus --lr 0.48 --epochs 1 --beta 0.99
-        run scrub scrub --lr 0.004 --epochs 1 --ascent_epochs 1 --forget_batch_size 512
+        run scrub scrub --lr 0.003 --epochs 1 --ascent_epochs 1 --forget_batch_size 512
         ;;
       class)
         begin "$s" --forget_class "$CLASS"

@@ -403,6 +403,25 @@ def test_the_best_setting_of_a_seed_is_chosen_on_the_other_seeds(tmp_path, capsy
     assert script("table", tmp_path, "--best") == 1 and "two or more seeds" in capsys.readouterr().err
 
 
+def test_too_much_and_too_little_forgotten_do_not_cancel_out_in_a_search(tmp_path):
+    """Mutation: sort or choose by the average gap, of means over seeds."""
+    gaps = {0.1: (5, -5, 2), 0.2: (3, 3, 3)}  # 0.1 has the smaller average gap, over all and over two of them
+    for seed in range(3):
+        write_run(tmp_path / f"retrain{seed}", "retrain", seed)
+        for lr in gaps:
+            write_run(tmp_path / f"rl{seed}_{lr}", "rl", seed, options={"lr": lr})
+            path = tmp_path / f"rl{seed}_{lr}" / "metrics.json"
+            write_json(path, read_json(path) | dict.fromkeys(metrics.GAP_COLUMNS, 50.0 + gaps[lr][seed]))
+    ok("table", tmp_path, "--by_options")
+    first, second = (row for row in read_json(tmp_path / "table.json")["rows"] if row["method"] == "rl")
+    assert (first["options"], first["average_gap"], first["gap_per_seed"]) == ("--lr 0.2", 3, 3)
+    assert second["average_gap"] == pytest.approx(2 / 3) and second["gap_per_seed"] == 4
+    assert "| average gap | gap per seed |" in (tmp_path / "table.md").read_text()
+    ok("table", tmp_path, "--best")
+    (row,) = [row for row in read_json(tmp_path / "best.json")["rows"] if row["method"] == "rl"]
+    assert row["average_gap"] == 3
+
+
 def test_an_original_of_each_seed_is_asked_for_where_they_differ(tmp_path, capsys):
     """Mutation: leave the original out of missing_seeds()."""
     for seed in (1, 2):
@@ -439,7 +458,7 @@ def test_several_sets_of_one_class_do_not_count_as_classes(tmp_path, capsys):
 
 def test_a_method_is_nearer_only_where_the_paired_interval_excludes_0(tmp_path, capsys):
     """Mutation: the interval of unpaired means; the normal distribution's 1.96; keep the last run of a seed only; average gaps in EACH."""
-    gaps = {"salun": (1.0, 5.0, 9.0), "ft": (1.4, 5.5, 9.6), "ga": (0.5, 6.0, 9.0)}
+    gaps = {"salun": (1.0, 5.0, 9.0), "ft": (1.4, 5.5, 9.6), "ga": (0.5, 6.0, 9.0), "bs": (1.35, 5.5, 9.68)}
     for seed in range(3):
         for method, values in (gaps | {"retrain": (0, 0, 0)}).items():
             write_run(tmp_path / f"{method}{seed}", method, seed)
@@ -450,7 +469,9 @@ def test_a_method_is_nearer_only_where_the_paired_interval_excludes_0(tmp_path, 
     low, high = stats.ttest_rel(gaps["ft"], gaps["salun"]).confidence_interval()
     text = (tmp_path / "table.md").read_text()
     first, second = (stats.ttest_rel(gaps[name], gaps["salun"]).pvalue for name in ("ft", "ga"))
-    assert f"| ft | 5.50 | +0.50 | {low:+.2f} to {high:+.2f} | {2 * first:.3f} | salun |" in text and low > 0
+    assert f"| ft | 5.50 | +0.50 | {low:+.2f} to {high:+.2f} | {3 * first:.3f} | salun |" in text and low > 0
+    third = stats.ttest_rel(gaps["bs"], gaps["salun"]).pvalue  # below 0.05, and twice that is not. Mutation: a verdict as if alone
+    assert 0.025 < third < 0.05 and f"| {2 * third:.3f} | salun (uncorrected) |" in text and text.count("uncorrected)") == 1
     line = next(line for line in text.splitlines() if line.startswith("| ft | +0.5 ("))
     assert f"+0.5 ({low:+.1f} to {high:+.1f}) * | +1.0 ({2 * low:+.1f} to {2 * high:+.1f}) * |" in line and "| ga | +0.2 (" in text
     assert "| ga | 5.17 | +0.17 |" in text and f"| {second:.3f} | undecided |" in text and text.count("| undecided |") == 1
@@ -460,7 +481,7 @@ def test_a_method_is_nearer_only_where_the_paired_interval_excludes_0(tmp_path, 
     assert "| ft | 5.27 |" in (tmp_path / "table.md").read_text()
     shutil.rmtree(tmp_path / "again")
     ok("table", tmp_path, "--against ft")
-    assert f"| salun | 5.00 | -0.50 | {-high:+.2f} to {-low:+.2f} | {2 * first:.3f} | salun |" in (tmp_path / "table.md").read_text()
+    assert f"| salun | 5.00 | -0.50 | {-high:+.2f} to {-low:+.2f} | {3 * first:.3f} | salun |" in (tmp_path / "table.md").read_text()
     assert table.holm([0.03, 0.01, 0.04]) == pytest.approx([0.06, 0.03, 0.06])  # Mutation: multiply all by three; no running maximum
 
 
