@@ -68,16 +68,17 @@ def load_retrained(args, accelerator):
     return {"sha": loaded.facts["parent_sha"], "forget_sha": loaded.facts["forget_sha"], "outputs": outputs_of(loaded, args)}
 
 
-def how_measured(args, retrained):
+def how_measured(args, accelerator, retrained):
     """What the numbers of metrics.json depend on besides the model."""
     how = {name: getattr(args, name) for name in ("held_out", "num_retain", "mia_redraws", "seed")}
-    return how | {"retrain_path": retrained["sha"] if retrained else None}
+    return how | {"precision": accelerator.mixed_precision.replace("no", "fp32"), "retrain_path": retrained["sha"] if retrained else None}
 
 
 def measure_run(path, args, accelerator, retrained):
     """A run of unlearn.py."""
     folder, recorded = read_run(path, "unlearn")
-    if is_measured(folder, args, how_measured(args, retrained)):
+    how = how_measured(args, accelerator, retrained)
+    if is_measured(folder, args, how):
         return
     loaded = task.load_unlearned(folder, recorded, accelerator, args)
     done = read_json(folder / "done.json")
@@ -87,7 +88,7 @@ def measure_run(path, args, accelerator, retrained):
         model = folder / "model.safetensors"
         if not model.is_file() or file_sha(model) != loaded.facts["parent_sha"]:
             raise RunError(f"the run in {folder} was replaced while it was measured: measure it again")
-        print(f"{folder}: {write_metrics(folder, recorded, loaded, measured, args, retrained)}")
+        print(f"{folder}: {write_metrics(folder, recorded, loaded, measured, how)}")
 
 
 def measure_original(args, accelerator, retrained):
@@ -98,7 +99,8 @@ def measure_original(args, accelerator, retrained):
     measured = measure(loaded, args, retrained)
     if accelerator.is_main_process:
         recorded = read_json(run_folder.folder / "args.json")
-        run_folder.finish(write_metrics(run_folder.folder, recorded, loaded, measured, args, retrained), seconds=0.0)
+        how = how_measured(args, accelerator, retrained)
+        run_folder.finish(write_metrics(run_folder.folder, recorded, loaded, measured, how), seconds=0.0)
 
 
 def outputs_of(loaded, args):
@@ -152,19 +154,22 @@ def compare(outputs, theirs, of_forgotten):
     return result
 
 
-def write_metrics(folder, recorded, loaded, measured, args, retrained):
-    """Write metrics.json, all that table.py reads. recorded: the run's args.json; measured: {metric: number}. Return a line of figures."""
+def write_metrics(folder, recorded, loaded, measured, how):
+    """Write metrics.json, all that table.py reads. recorded: the run's args.json; measured: {metric: number}; how: see how_measured.
+
+    Return a line of figures.
+    """
     labels = sorted(set(data.class_numbers(recorded["forget_class"] or [], recorded["classes"])))  # 5 3 is 3 5
     classes = f" of class {', '.join(recorded['classes'][label] for label in labels)}" if labels else ""
     facts = {
         "data set": loaded.training["dataset"],
         "architecture": recorded["architecture"]["arch"],
         "forgotten": f"{recorded['num_forgotten']:,} training samples{classes}",
-        "held-out images": args.held_out,
-        "retain images": "all" if args.num_retain is None else f"{args.num_retain:,} at most",
+        "held-out images": how["held_out"],
+        "retain images": "all" if how["num_retain"] is None else f"{how['num_retain']:,} at most",
     }
     row = describe(recorded, loaded.training["seed"], facts)
-    write_json(folder / "metrics.json", row | measured | {"how": how_measured(args, retrained)})
+    write_json(folder / "metrics.json", row | measured | {"how": how})
     return "  ".join(f"{name} {measured[name]:.2f}" for name in metrics.COLUMNS if name in measured)
 
 

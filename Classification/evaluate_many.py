@@ -28,7 +28,7 @@ COLUMNS = {  # name: what it is
     "KLOM forget": "KL divergence of the unlearned models' margins from the retrained ones', mean over forget images, nats. Better: low",
     "KLOM 95 %": "the value that 95 % of the forget images do not exceed. Better: low",
     "KLOM unseen": "the mean over held-out images: what else changed. Better: low",
-    "floor": "the mean KLOM of as many models of one kind, if margins are normal and independent: what chance alone gives",
+    "floor": "the mean KLOM that chance alone gives as many models of one kind, if margins are normal, independent and equally variable",
 }
 
 

@@ -74,6 +74,6 @@ def klom(unlearned, retrained):
 
 
 def klom_floor(count, others, samples=20_000):
-    """The mean KLOM of `count` and `others` models of one and the same kind whose margins are normal and independent, by a simulation."""
+    """The mean KLOM of `count` and `others` models of one kind, simulated: margins are normal, independent and equally variable."""
     draw = np.random.default_rng(0)
     return float(klom(draw.standard_normal((count, samples)), draw.standard_normal((others, samples))).mean())

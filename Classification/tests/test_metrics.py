@@ -268,8 +268,9 @@ def test_a_run_is_measured_against_retrain_image_by_image(runs_of_two, home, cap
     assert measured["ft1"]["agreement"] < 100 and measured["ft1"]["KL_test"] > 0 and measured["ft1"]["MIA_noise"] >= 0
     ok("evaluate", start, runs_of_two / "ft1", "--retrain_path", runs_of_two / "retrain1", "--resume")
     assert "ft1 is measured already" in capsys.readouterr().out
-    assert script("evaluate", start, runs_of_two / "ft1", "--retrain_path", runs_of_two / "retrain2", "--resume --held_out val") == 1
-    assert "measured with other values of held_out, retrain_path: pass --overwrite" in capsys.readouterr().err
+    other = (start.replace("fp32", "bf16"), runs_of_two / "ft1", "--retrain_path", runs_of_two / "retrain2", "--held_out val")
+    assert script("evaluate", *other, "--resume") == 1
+    assert "measured with other values of held_out, precision, retrain_path: pass --overwrite" in capsys.readouterr().err
     assert script("evaluate", start, runs_of_two / "ft2", "--retrain_path", runs_of_two / "ft1") == 1
     assert "is a run of ft" in capsys.readouterr().err
     ok("unlearn", "--method retrain --num_forget 5 --epochs 0 --lr 1 --model_path", home / "original", "--save_dir", home / "other_retrain")
