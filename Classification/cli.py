@@ -77,7 +77,7 @@ def sentence(error):
     what = " ".join(str(error).split())[:200]
     memory = "out of memory" in what or "can't allocate memory" in what
     if memory or type(error).__name__ in ("OutOfMemoryError", "MemoryError", "_ArrayMemoryError"):
-        lower = "where there are such, else lower --batch_size or --eval_batch_size"
+        lower = "if the script has them, else lower --batch_size or --eval_batch_size"
         return f"out of memory ({what}): pass --micro_batch 1 and --gradient_checkpointing {lower}"
     if type(error).__name__ in ("InductorError", "BackendCompilerFailed"):
         return f"torch.compile failed ({what}): leave out --compile, or install a C++ compiler"
@@ -303,7 +303,7 @@ def add_method_flags(parser, methods, shared):
                 parser.add(METHOD if flag in shared else SINGLE, f"--{flag}", **options)
         except argparse.ArgumentError as error:  # a flag that the script has already
             raise RunError(f"method {names[0]}: {error}") from error
-    parser.epilog = "methods, the data they read, and the defaults of their flags (None: the original's, or none):\n" + "\n".join(
+    parser.epilog = "methods, the data they read, and the defaults of their flags (None: the original's value, or unused):\n" + "\n".join(
         f"  {name:13s}{' and '.join(part for part in ('forget', 'retain') if part in method_inputs(method)) or 'no images':18s} "
         + " ".join(written(flag, value) for flag, value in (method_flags(method) | training_of(method)).items())
         for name, method in methods.items()

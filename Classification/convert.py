@@ -8,7 +8,7 @@ that all names share is removed, the official release's normalisation becomes pi
 float32. `train.py --model_path model.safetensors --epochs 0` then makes a run of the weights.
 
 A mask of the official release is a table of zeros and ones. It does not say for which model and which samples it was made:
---model_path and the forget flags do, and are taken at their word. The seconds that it took are unknown, so RTE counts none.
+--model_path and the forget flags do, and convert.py relies on them. The seconds that it took are unknown, so RTE counts none.
 """
 
 import argparse

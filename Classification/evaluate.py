@@ -34,7 +34,7 @@ def parse(argv=None):
     few = "measure on N retain images, drawn by --seed, to save time (default: all of them)"
     parser.add(cli.DATA, "--num_retain", type=cli.positive_int, metavar="N", help=few)
     parser.add(cli.RUN, "--eval_batch_size", **task.EVAL_BATCH_SIZE)
-    retrain = "run of --method retrain with the same forget set: compare outputs with its, image by image"
+    retrain = "run of --method retrain with the same forget set: compare outputs with this run's, image by image"
     parser.add(cli.DATA, "--retrain_path", type=Path, metavar="RUN", help=retrain)
     redraws = "draw the members of the MIA this many times, for its standard deviation"
     parser.add(cli.RUN, "--mia_redraws", type=cli.number(int, lambda n: 2 <= n <= 1000, "at least 2 and at most 1000"), help=redraws)

@@ -24,7 +24,7 @@ def parse(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_shared("data_dir", "cache_dir", required=["save_dir", "model_path"])
     task.add_forget_flags(parser)
-    seed = {"seed": dict(help="seed of the mask kinds that draw")}
+    seed = {"seed": dict(help="seed of the random mask kinds")}
     parser.add_shared("resume", "overwrite", "device", "seed", options=seed, mask_ratio=0.5, batch_size=256, precision="fp32")
     parser.add(cli.METHOD, "--mask_kind", choices=masking.KINDS, default="saliency", help="which weights; all but saliency are controls")
     args = parser.parse_args(argv)

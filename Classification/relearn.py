@@ -3,9 +3,9 @@
     python relearn.py runs/quickstart
 
 Takes every finished run of unlearn.py below FOLDER. Each model is trained on the same --num_images images of its forget set, in one step
-on all of them and in epochs of single images, by plain SGD, with BatchNorm fixed. Then it is asked for the other forget images. A model
-that had only hidden what it knew finds it again at once: more than Retrain does. From three seeds on, a further table says how much more,
-seed by seed, and how sure that is. No run folder is changed.
+on all of them and in epochs of single images, by plain SGD, with BatchNorm fixed. Then it is tested on the other forget images. A model
+that had only hidden what it knew recovers it at once, beyond what Retrain learns. With three or more seeds, a further table says how
+much more, seed by seed, and how sure that is. No run folder is changed.
 """
 
 import copy
@@ -43,7 +43,7 @@ def parse(argv=None):
     task.add_how_flags(parser)
     num_images = "forget images that are learned again, drawn by --seed"
     parser.add(cli.FORGET, "--num_images", type=cli.positive_int, default=10, metavar="N", help=num_images)
-    epochs = "epochs of single images after which to ask"
+    epochs = "numbers of epochs, one image per step, after which to measure"
     parser.add(cli.FORGET, "--epochs", type=cli.positive_int, nargs="+", default=[1], metavar="N", help=epochs)
     parser.add_shared("data_dir", "cache_dir", "device", "precision", lr=0.01, seed=1)
     return parser.parse_args(argv)
@@ -56,7 +56,7 @@ def main(argv=None):
     for runs in groups.values():
         for folder, recorded in runs:
             if args.num_images >= (count := recorded["num_forgotten"]):
-                raise RunError(f"--num_images {args.num_images} leaves none of the {count} forget images of {folder} to ask for")
+                raise RunError(f"--num_images {args.num_images} leaves none of the {count} forget images of {folder} to test on")
     measured = {}
     with tqdm(total=sum(map(len, groups.values())), desc="models", disable=None) as bar:
         for name, runs in groups.items():

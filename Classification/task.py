@@ -33,7 +33,7 @@ NOT_HERE = {  # flags of the paper's own repository
     "workers": "leave it out, all images are kept in memory",
     "num_workers": "leave it out, all images are kept in memory",
     "train_seed": "write --seed",
-    "decreasing_lr": "write --schedule step, which has the drops of 91,136 in 182 epochs, at the same shares of any run",
+    "decreasing_lr": "write --schedule step, which drops the rate at 91/182 and 136/182 of the run",
     "no-aug": "write --no-augment (unlearn.py) or --crop 0 --no_flip (train.py), masks and measurements never augment",
     "no-l1-epochs": "leave it out, the weight of the L1 norm falls from the first epoch on",
     "warmup": "write --schedule linear, which warms up for 15 % of the run",
@@ -193,7 +193,7 @@ def amount(text):
 
 def add_how_flags(parser):
     """Add the flags of HOW."""
-    own = dict(type=models.architecture, help="as the run was trained; only FILE.py:CLASS must be named again, as its code is run")
+    own = dict(type=models.architecture, help="architecture of the run; only FILE.py:CLASS must be given again, because its code is run")
     parser.add(cli.DATA, "--arch", **own)
     parser.add(cli.DATA, "--dataset", type=dataset, choices=imagesets.DATASETS, help="as the run was trained: need not be given")
     parser.add(cli.DATA, "--data_on", **DATA_ON)

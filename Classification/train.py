@@ -39,7 +39,7 @@ def parse(argv=None):
     parser.add_shared("limit", "resume", "overwrite", "device", "precision", "compile", lr=0.1, epochs=182, batch_size=256, seed=1)
     crop = "pad images by PX and crop them at random; 0: never (default: what the data set has in the paper's repository, 8 for folder)"
     parser.add(cli.METHOD, "--crop", type=task.crop, metavar="PX", help=crop)
-    parser.add(cli.METHOD, "--no_flip", action="store_true", help="never mirror images; digits and svhn are not mirrored without it")
+    parser.add(cli.METHOD, "--no_flip", action="store_true", help="never mirror images (digits and svhn are never mirrored anyway)")
     parser.add(cli.RUN, "--eval_batch_size", **task.EVAL_BATCH_SIZE)
     parser.refuse(task.NOT_HERE)
     return parser.parse_args(argv)

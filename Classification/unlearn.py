@@ -46,14 +46,14 @@ def parse(argv=None):
     schedule = "(default: constant; sfron: cosine; retrain: the original's)"
     choices["schedule"] = dict(choices=trainer.SCHEDULES, help=f"learning-rate schedule {schedule}")
     parser.add_shared(*SETTINGS, options=choices)
-    augment = "the original's random crops and flips, while unlearning too (default: the method's authors', else yes)"
+    augment = "keep the original's random crops and flips while unlearning (default: as the method's authors do, else yes)"
     parser.add(cli.METHOD, "--augment", action=argparse.BooleanOptionalAction, help=augment)
     setting = "name of a second setting of a method, which gets a row of its own in the tables: METHOD (NAME)"
     parser.add(cli.RUN, "--setting", type=word, metavar="NAME", help=setting)
     parser.add_shared("resume", "overwrite", "device", "precision", "compile", seed=1)
     args = parser.parse_args(argv)
     if args.method == "retrain" and any(str(word).startswith(("--unlearn_lr", "--unlearn_epochs")) for word in argv or sys.argv):
-        parser.error("--method retrain is trained as the original was, not as one unlearns: write --lr or --epochs if that is meant")
+        parser.error("--method retrain trains as the original was trained: write --lr or --epochs to train it otherwise")
     task.check_forget_flags(parser, args)
     if args.alpha is not None and (ours := PAPER_ALPHA.get(args.method)):
         if getattr(args, ours) is not None:

@@ -34,7 +34,7 @@ def parse(argv=None):
     parser.add(cli.DATA, "--sample_path", nargs="+", type=Path, required=True, metavar="RUN", help="runs of sample.py to measure")
     parser.add(cli.DATA, "--classifier", type=Path, required=True, metavar="RUN", help="run of train_classifier.py")
     parser.add_shared("save_dir", "data_dir", "cache_dir", "forget_class")
-    features = "classifier: for where Inception cannot be had; no FID then"
+    features = "network of the features; classifier: where Inception's weights are not available (no FID then)"
     parser.add(cli.METHOD, "--features", choices=("inception", "classifier"), default="inception", help=features)
     inception_weights = "torch-fidelity's Inception weights (default: downloaded)"
     parser.add(cli.METHOD, "--inception_weights", type=Path, metavar="FILE", help=inception_weights)

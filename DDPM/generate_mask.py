@@ -33,7 +33,7 @@ def parse(argv=None):
     clip = "clip each batch's gradient to norm 1, as the official release does, so that batches weigh the same in place of images"
     parser.add(cli.METHOD, "--clip_batches", action="store_true", help=clip)
     options = {"epochs": dict(type=cli.positive_int, help="passes over the images, each with noise of its own")}
-    options["seed"] = dict(help="seed of the noise (default: 1), and of the mask kinds that draw")
+    options["seed"] = dict(help="seed of the noise (default: 1), and of the random mask kinds")
     parser.add_shared("resume", "overwrite", "device", "seed", options=options, mask_ratio=0.5, epochs=1, batch_size=128, precision="fp32")
     parser.add(cli.METHOD, "--mask_kind", choices=masking.KINDS, default="saliency", help="which weights; all but saliency are controls")
     args = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Relearning: how fast does a model that has forgotten come back, when it sees a few of the forgotten images again?
+"""Relearning: how fast does a forgotten class come back when the model sees a few of its images again?
 
     python relearn.py --model_path runs/c10/salun --num_images 10 --steps 50 --save_dir runs/c10/relearned/salun
 

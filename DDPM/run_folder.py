@@ -215,7 +215,7 @@ class RunFolder:
         differing = sorted(name for name in recorded if name not in NOT_COMPARED and differs(name))
         if differing:
             what = ", ".join(differing)
-            raise RunError(f"cannot resume {self.folder}: it was started with other values of {what}. Repeat them or pass --overwrite")
+            raise RunError(f"cannot resume {self.folder}: it was started with other values of {what}. Pass those, or --overwrite")
 
     def _check_precision(self):
         """Refuse to continue in another precision than a run began in: auto is not the same on all machines. A finished one may stay."""

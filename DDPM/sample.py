@@ -47,7 +47,8 @@ def parse(argv=None):
     parser.add(cli.METHOD, "--eta", type=eta, default=0.0, help="ddim: noise at every step, 1: as much as ddpm")
     parser.add(cli.METHOD, "--no_clip", action="store_true", help="do not clip x0 to the range of pixels at every step")
     parser.add(cli.METHOD, "--stretch", action="store_true", help="stretch every image to its own darkest and brightest value")
-    parser.add_shared("resume", "overwrite", "device", "compile", batch_size=128, precision="fp32", seed=1)
+    batch = {"batch_size": dict(help="images that a process draws at once")}
+    parser.add_shared("resume", "overwrite", "device", "compile", options=batch, batch_size=128, precision="fp32", seed=1)
     task.refuse_release(parser, argv, INSTEAD)
     args = parser.parse_args(argv)
     if len(args.save_dir) != len(args.model_path):

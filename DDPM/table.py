@@ -32,7 +32,7 @@ def parse(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that holds the run folders")
     parser.add_argument("--by_options", action="store_true", help="a row for every setting of a method's flags, to choose hyper-parameters")
-    best = "of each method only one setting per seed, that with the smallest average gap on the other seeds, into best.md"
+    best = "write best.md, in which each method has for each seed the setting with the smallest gap per seed on the other seeds"
     parser.add_argument("--best", action="store_true", help=best)
     parser.add_argument("--over_classes", action="store_true", help="runs that forget different classes count as runs of one method")
     against = "row that the others are compared with, seed by seed (default: salun)"

@@ -47,7 +47,7 @@ def parse(argv=None):
     parser.add_shared(options=choices, steps=800_000, lr=2e-4, batch_size=128, schedule="constant", optimizer="adam", weight_decay=0.0)
     class_dropout = "share of the labels replaced by the null class, for guidance"
     parser.add(cli.METHOD, "--class_dropout", type=cli.share, default=0.1, help=class_dropout)
-    loss = "mean over the values of an image, or their sum, on which --grad_clip acts as in the official release"
+    loss = "loss of an image: mean or sum over its values; with sum, --grad_clip acts as in the official release"
     parser.add(cli.METHOD, "--loss", choices=("mean", "sum"), default="mean", help=loss)
     parser.add_shared(ema=0.9999, grad_clip=1.0)
     parser.add(cli.RUN, "--save_every", type=cli.positive_int, metavar="N", help="draw a grid of samples every N steps")

@@ -42,7 +42,7 @@ def parse(argv=None):
     parser.add_shared("resume", "overwrite", "device", "precision", "compile", seed=1)
     args = parser.parse_args(argv)
     if args.method == "retrain" and any(str(word).startswith(("--unlearn_lr", "--unlearn_epochs")) for word in argv or sys.argv):
-        parser.error("--method retrain is trained as the original was, not as one unlearns: write --lr or --epochs if that is meant")
+        parser.error("--method retrain trains as the original was trained: write --lr or --steps to train it otherwise")
     args.options = cli.method_options(parser, args, METHODS)
     if args.target_class is not None and "targets" not in cli.method_inputs(METHODS[args.method]):
         parser.error(f"--method {args.method} does not read --target_class")

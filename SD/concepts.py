@@ -82,7 +82,7 @@ def add_concept_flags(parser):
     parser.refuse(NOT_HERE)
     parser.add_shared("forget_class")
     parser.add(cli.FORGET, "--forget_prompt", **texts | {"type": data.full_prompt}, help="forget what these prompts describe")
-    target = "prompt that stands in: one for all, or one for each forgotten one (classes: default the next retained one)"
+    target = "prompt that stands in for what is forgotten: one for all, or one for each (default for classes: the next retained one)"
     parser.add(cli.FORGET, "--target_prompt", **texts, help=target)
     parser.add(cli.FORGET, "--retain_prompts", **texts, help="prompts to retain (default: the target prompts)")
     generated = "(default: --num_images images that the original generates for each prompt)"

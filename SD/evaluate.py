@@ -7,7 +7,8 @@
 --classifier counts how many images show the class that was asked for, in the column class of the prompts; the others' accuracies are the
 collateral damage. Images of real things for the distance (FID) come from --reference_dir, or from the data set that the model's run
 knows. --clip_model tells how well images fit their prompts, by class or group. --nudenet counts exposed body parts. What was forgotten is
-known from the model that drew the samples. Pass --forget_class for samples of the original, or if it is not a class of the prompts.
+known from the model that drew the samples. Pass --forget_class for samples of the original, or if what was forgotten is not a
+class of the prompts.
 """
 
 import functools
@@ -43,7 +44,7 @@ def parse(argv=None):
     parser.add(cli.DATA, "--reference_dir", type=Path, metavar="DIR", help=reference)
     parser.add(cli.DATA, "--dataset", choices=imagesets.DATASETS, help="data set of the real images (default: the model's own)")
     parser.add_shared("data_dir")
-    features = "of the distance. classifier: for where Inception cannot be had; no FID then"
+    features = "network of the features; classifier: where Inception's weights are not available (no FID then)"
     parser.add(cli.METHOD, "--features", choices=("inception", "classifier", "none"), default="inception", help=features)
     parser.add(cli.METHOD, "--inception_weights", **file, help="torch-fidelity's Inception weights (default: downloaded)")
     number = "reference images, drawn by --seed (default: all)"

@@ -50,7 +50,8 @@ def parse(argv=None):
     parser.add(cli.METHOD, "--guidance_scale", "--guidance", type=cli.non_negative_float, metavar="S", help=scale)
     parser.add(cli.DATA, "--image_size", type=models.image_edge, metavar="PX", help="edge of the images (default: the model's)")
     pipelines.add_weights_flag(parser)
-    seed = {"seed": dict(help="seed of the first prompt, the others count on; a list has its own (default: 1)")}
+    seed = {"seed": dict(help="seed of the first prompt, 1 more for each further one (default: 1); a list has its own")}
+    seed["batch_size"] = dict(help="images that a process draws at once")
     parser.add_shared("resume", "overwrite", "device", "compile", "seed", options=seed, batch_size=8, precision="auto")
     parser.refuse(NOT_HERE)
     args = parser.parse_args(argv)

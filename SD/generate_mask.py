@@ -49,7 +49,7 @@ def parse(argv=None):
     pipelines.add_weights_flag(parser)
     where = "sum the saliency in the host's memory, or in a file in DIR, and not on the device"
     parser.add(cli.RUN, "--offload_saliency", nargs="?", const="host", metavar="DIR", help=where)
-    seed = {"seed": dict(help="seed of the noise (default: 1), and of the mask kinds that draw")}
+    seed = {"seed": dict(help="seed of the noise (default: 1), and of the random mask kinds")}
     defaults = {"mask_ratio": 0.5, "epochs": 1, "batch_size": 8, "precision": "fp32"}
     spellings = {"epochs": ["--unlearn_epochs"]}
     parser.add_shared("resume", "overwrite", "device", "seed", options=seed, spellings=spellings, **defaults)

@@ -60,7 +60,7 @@ def add_variant_flag(parser, group):
 
 
 def add_weights_flag(parser):
-    weights = "precision in which weights are held; those that train, and the autoencoder, are float32 too"
+    weights = "precision of the weights in memory; trained weights also have a float32 copy, and the autoencoder is float32"
     parser.add(cli.RUN, "--weights_dtype", choices=models.DTYPES, default="fp32", help=weights)
 
 

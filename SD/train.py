@@ -39,7 +39,7 @@ def parse(argv=None):
     parser.add_shared(required=["save_dir"])
     model = "run, diffusers folder, hub id, or .safetensors/.ckpt file to start from"
     parser.add(cli.DATA, "--model_path", metavar="MODEL", help=model)
-    config = "diffusers folder that tells the shapes of a single file, without the hub"
+    config = "diffusers folder with the configuration of a single file, in place of the hub's"
     parser.add(cli.DATA, "--model_config", metavar="FOLDER", help=config)
     pipelines.add_variant_flag(parser, cli.DATA)
     parser.add(cli.DATA, "--from_scratch", action="store_true", help="build a small pipeline and train all of it")

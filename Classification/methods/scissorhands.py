@@ -10,8 +10,8 @@ from trainer import cross_entropy
 
 MARGIN, RIDGE = 0.5, 1e-3  # of the projection, as in project2cone2()
 FLAGS = {
-    "trim_sparsity": dict(type=share, help="share of the weights that the trimming leaves alone"),
-    "trim_layers": dict(nargs="+", metavar="PART", help="parts of the names of the layers that are trimmed and projected"),
+    "trim_sparsity": dict(type=share, help="share of the weights that are not reinitialised"),
+    "trim_layers": dict(nargs="+", metavar="PART", help="parts of the names of the layers that are reinitialised and projected"),
     "forget_weight": dict(type=non_negative_float, help="weight of the forget loss that is ascended"),
 }
 

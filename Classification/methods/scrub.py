@@ -11,7 +11,7 @@ from trainer import cross_entropy
 TEMPERATURE = 4.0  # of the distillation, as in the authors' code
 RUNAWAY = 1e3  # a batch's mean KL * T^2 beyond this, where logits are hundreds apart, is not a classifier's answer any more
 FLAGS = {
-    "ascent_epochs": dict(type=non_negative_int, help="number of first epochs that also push the forget set away"),
+    "ascent_epochs": dict(type=non_negative_int, help="number of epochs, from the first on, that also ascend on the forget set"),
     "decay_epochs": dict(type=non_negative_int, nargs="*", metavar="E", help="epochs after which the learning rate falls to a tenth"),
     "rewind": dict(
         action=BooleanOptionalAction,

@@ -12,8 +12,8 @@
 # parts. Training images and validation split are the same for all: validation images stand for data never seen. A method takes one
 # epoch, 6 % of the original's training, which is the paper's share. Those that read the forget set alone take five where it is small.
 # Masks, IU and SSD are computed in fp32, the rest in bf16, which halves the time on a CPU with AVX512-BF16. For other CPUs, PRECISION=fp32.
-# Finished runs are skipped, a cut-off run is continued. Seeds can run side by side, and then once more for the tables. For a quick look,
-# TRIES=2 takes two settings of each method.
+# Finished runs are skipped and an interrupted run continues. Seeds can run in parallel: run all of them once more to make
+# the tables. For a quick look, TRIES=2 takes two settings of each method.
 #   PARTS=search SEARCH_SEEDS=101 METHODS="rl salun" bash scripts/evidence.sh --data_dir ~/data
 set -euo pipefail
 source "$(dirname "$0")/common.sh"

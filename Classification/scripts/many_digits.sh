@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Many models a method on 8x8 digits: U-LiRA and KLOM (evaluate_many.py), relearning (relearn.py), and SalUn under every kind of mask
+# Many models per method on 8x8 digits: U-LiRA and KLOM (evaluate_many.py), relearning (relearn.py), and SalUn under every kind of mask
 # (table.py). All runs forget the same 129 images: one --split_seed. Settings are those of quickstart.sh. About 16 times its time.
-# Expect: see "Digits" in README.md. Finished runs are skipped, a cut-off run is continued:
+# Expect: see "Digits" in README.md. Finished runs are skipped and an interrupted run continues:
 #   SEEDS="1 2 3 4" bash scripts/many_digits.sh
 set -euo pipefail
 source "$(dirname "$0")/common.sh"

@@ -3,7 +3,7 @@
 #   DATA=~/photos CLASS=dog bash scripts/own_data.sh
 # DATA holds train/<class>/* and test/<class>/* (or val/), or <class>/* alone, a tenth of which is then held out. CLASS is a class's folder
 # name or number. To forget single images, replace --forget_class below by --forget_indices FILE, which lists their paths in DATA, one per
-# line: train/dog/7.jpg, or dog/7.jpg. Finished runs are skipped, a cut-off run is continued.
+# line: train/dog/7.jpg, or dog/7.jpg. Finished runs are skipped and an interrupted run continues.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 DATA=${DATA:-data/own}

@@ -2,7 +2,7 @@
 # The whole of this folder on 8x8 digits, which need no download: original, retrain and every method, 10 % random forgetting.
 # A few minutes per seed on two CPU cores. Hyper-parameters are the choice of tune_digits.sh; of two methods there is a second row at their
 # authors' settings, and SalUn has one under a random mask. Expect: see "Digits" in README.md.
-# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help:
+# Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help:
 #   SEEDS="1 2 3 4 5" bash scripts/quickstart.sh
 set -euo pipefail
 source "$(dirname "$0")/common.sh"

@@ -7,7 +7,7 @@
 # CIFAR-10, CIFAR-100 and Tiny-ImageNet. FT, GA and the rate of l1-sparse: README of Unlearn-Sparse. IU's scale of 10 and l1-sparse's gamma
 # of 1e-4: the commands of Scissorhands' authors for the release's code on this setting (sh/main_0.1_cifar10.sh), the release states none.
 # BE and BS: boundary_unlearning.py of their authors, for whole classes; Scissorhands' authors run them at 1e-6 here.
-# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help:
+# Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help:
 #   SEEDS="1 2 3" bash scripts/table1_10.sh --data_dir ~/data
 # The other scripts of the paper's settings set the lower-case variables and run this one, so a changed setting is one edit here.
 set -euo pipefail

@@ -4,7 +4,7 @@
 # SalUn-soft 3.41 / 99.62 / 91.82 / 31.50 / 4.30, RL 4.80 / 99.55 / 91.31 / 41.95 / 6.65. All rows are in README.md.
 # An independent ten-seed re-run of the fixed release found average gaps of 4.57 for SalUn and 1.71 for SalUn-soft.
 # Settings are those of table1_10.sh. SalUn's official ones are known for 10 % only and taken over here.
-# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help:
+# Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help:
 #   SEEDS="1 2 3" bash scripts/table1_50.sh --data_dir ~/data
 set -euo pipefail
 forget_value=22500 folder=table1_50

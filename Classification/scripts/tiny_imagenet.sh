@@ -4,7 +4,7 @@
 # of the validation folder is the test set. Here, it is all of it.
 # The paper reports this setting in its appendix; no figure of it is repeated here because none could be checked. Not run by this
 # project: it needs a GPU for half a day per seed (an estimate). Settings are those of table1_10.sh, which has their sources.
-# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help:
+# Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help:
 #   SEEDS="1 2 3" bash scripts/tiny_imagenet.sh --data_dir ~/data
 set -euo pipefail
 dataset=tiny_imagenet mix=--mix val_fraction=0 forget_value=0.1 folder=tiny_imagenet

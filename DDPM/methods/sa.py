@@ -10,7 +10,7 @@ from trainer import denoising_losses
 FLAGS = {
     "replay": dict(type=positive_int, metavar="N", help="samples that the original draws of each class"),
     "replay_steps": dict(type=positive_int, metavar="N", help="sampling steps of each of them"),
-    "ewc": dict(type=non_negative_float, help="weight of the elastic term"),
+    "ewc": dict(type=non_negative_float, help="weight of the Fisher-weighted distance to the original's weights"),
     "fisher_timesteps": dict(type=positive_int, metavar="N", help="timesteps in the gradient of an image"),
 }
 TRAINING = {"ema": 0.9999}

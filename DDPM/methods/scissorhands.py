@@ -6,7 +6,7 @@ from cli import ratio
 from passes import batch_gradients
 from trainer import denoising_losses
 
-FLAGS = {"trim_ratio": dict(type=ratio, help="fraction of all weights that are drawn anew, the most sensitive ones")}
+FLAGS = {"trim_ratio": dict(type=ratio, help="share of all weights that are reinitialised, the most sensitive ones")}
 
 
 def scissorhands(model, forget, retain, trainer, *, steps=360, lr=2e-5, forget_weight=0.1, trim_ratio=0.001):

@@ -6,7 +6,7 @@
 #   original, retrain   the two models
 #   search              three rates for every method, on another class of the same original (SEARCH_CLASS=ship)
 #   table               all methods on CLASS. Not run yet, nor is the search: the rates are those of digits_table.sh, the hours an estimate
-# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help:
+# Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help:
 #   DATA_DIR=~/data bash scripts/cifar10_cpu.sh
 set -euo pipefail
 source "$(dirname "$0")/common.sh"

@@ -4,10 +4,11 @@
 # files. Each of the two trainings of 800,000 steps is three times that. METHODS="retrain salun" runs those alone.
 # The paper's figures, UA / FID (from memory, unverified): Retrain 100 / 11.7, ESD 100 / 17.4, SalUn 99.2 / 11.2. An independent re-run
 # of class 0 found FID 7.94 (Retrain, at guidance 0), 12.68 (ESD) and 11.25 (SalUn, both at guidance 2).
-# Training, mask, SalUn, RL, Retrain, judge and sampling have the official release's settings: last weights, losses and clipping of sums, guided mask, eta 1,
-# nothing clipped, images stretched. SalUn-soft shares SalUn's. ESD has the steps, rate and guidance of the release before April 2024. SA, EraseDiff and SFRon have their authors',
-# Scissorhands its authors' for Stable Diffusion. GA's rate is a guess. Samples of SA and EraseDiff are drawn from averaged weights, as by their authors.
-# The original is trained and drawn once for all classes. Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help:
+# Training, mask, SalUn, RL, Retrain, classifier and sampling have the official release's settings: last weights, summed losses whose
+# gradients are clipped, guided mask, eta 1, x0 not clipped, images stretched. SalUn-soft shares SalUn's. ESD has the steps, rate and
+# guidance of the release before April 2024. SA, EraseDiff and SFRon have their authors', Scissorhands its authors' for Stable Diffusion.
+# GA's rate is a guess. Samples of SA and EraseDiff are drawn from averaged weights, as by their authors.
+# The original is trained and drawn once for all classes. Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help:
 #   for c in 0 1 2 3 4 5 6 7 8 9; do CLASS=$c DATA_DIR=~/data bash scripts/cifar10_table.sh; done
 # stl10_table.sh sets the lower-case variables and runs this script, so a changed setting is one edit here.
 set -euo pipefail

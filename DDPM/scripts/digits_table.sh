@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every method on 8x8 digits, three seeds: the table "Digits" of README.md. About a quarter of an hour per seed on two CPU cores.
 # Then each model is trained on ten images of the forgotten digit again: its table is in the folder $OUT with _relearned behind its name.
-# Settings are the choice of tune_digits.sh. Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help:
+# Settings are the choice of tune_digits.sh. Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help:
 #   SEEDS="1 2 3 4 5" bash scripts/digits_table.sh
 set -euo pipefail
 source "$(dirname "$0")/common.sh"

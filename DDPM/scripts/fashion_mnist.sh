@@ -2,7 +2,7 @@
 # Fashion-MNIST at 28 px, one class forgotten (CLASS=1: trousers): every method but SA and SFRon, whose Fisher information takes long, and SalUn
 # with two control masks. About an hour and a half on two CPU cores, or on a GPU.
 # The table "Fashion-MNIST" of README.md. Nothing was searched here: the rates are those of digits_table.sh, with half its steps.
-# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help:
+# Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help:
 #   CLASS=8 DATA_DIR=~/data bash scripts/fashion_mnist.sh
 set -euo pipefail
 source "$(dirname "$0")/common.sh"

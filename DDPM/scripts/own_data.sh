@@ -4,7 +4,7 @@
 # DATA holds train/<class>/* and test/<class>/* (or val/), or <class>/* alone, a tenth of which is then held out. CLASS is a class's folder
 # name or number. Settings are guesses for some thousand images at 64 px, a day on a GPU; this project ran it shrunk only. The classifier
 # that judges the samples starts from ImageNet's weights, which are downloaded: --pretrained none does without.
-# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help.
+# Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 DATA=${DATA:-data/own}

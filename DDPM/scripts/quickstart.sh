@@ -2,7 +2,7 @@
 # Forget the digit 3 of a DDPM trained on 8x8 digits, which need no download: original, retrain, SalUn and one baseline (ESD).
 # A few minutes on two CPU cores. Expect: SalUn's samples of the forgotten digit are recognised in at most 5 % of the cases, those of the
 # other digits in at least 90 %. before_after_salun.png and seed1/salun/fading.gif show it.
-# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help:
+# Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help:
 #   CLASS=8 OUT=runs/forget_8 bash scripts/quickstart.sh
 set -euo pipefail
 source "$(dirname "$0")/common.sh"

@@ -2,7 +2,7 @@
 # Every method on a tiny Stable Diffusion of 8x8 digits, three seeds: the table "Digits" of README.md. About a quarter of an hour per seed on
 # two CPU cores. Then each model is trained on ten images of the forgotten digit again: its table is in the folder $OUT with _relearned behind
 # its name. Losses, weights and optimizers are those of each method's authors, rates are the choice of tune_digits.sh.
-# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help:
+# Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help:
 #   SEEDS="1 2 3 4 5" bash scripts/digits_table.sh
 set -euo pipefail
 source "$(dirname "$0")/common.sh"

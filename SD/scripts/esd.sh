@@ -3,7 +3,7 @@
 #   FORGET="Van Gogh" bash scripts/esd.sh --device cuda
 # Its authors' settings (train-esd.py of 2023): 1,000 steps of one sample, Adam 1e-5, negative guidance 1, x_t drawn at guidance 3 in 50
 # steps. Those of their code of 2025: STEPS=200 bash scripts/esd.sh --draw_from original --lr 5e-5
-# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help.
+# Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help.
 # On a GPU of 24 GB: MEMORY=--gradient_checkpointing bash scripts/esd.sh
 set -euo pipefail
 source "$(dirname "$0")/common.sh"

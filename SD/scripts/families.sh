@@ -3,7 +3,7 @@
 # Diffusion 3 and FLUX.1, the table "Digits, other families" of README.md. One seed, no download, about half an hour on two CPU cores.
 # Expect: the original draws what it is asked for in at least 90 % of its samples; SalUn's samples of the forgotten digit are recognised in
 # at most 5 % of the cases, those of the other digits in at least 85 %. $OUT/<family>/before_after_salun.png shows it.
-# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help:
+# Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help:
 #   FAMILIES=sd3 CLASS=eight bash scripts/families.sh
 set -euo pipefail
 source "$(dirname "$0")/common.sh"

@@ -7,7 +7,7 @@
 # The paper's row to expect (mean of ten classes, unverified): UA / FID SalUn 99.8 / 1.22, ESD 99.4 / 1.49, FMN 42.5 / 1.30. Its FID has
 # 64 features of Inception, ours the usual 2,048: ours is on another scale, and high with 900 images. Compare it only within a table.
 # METHODS="ga ga_retain rl esd fmn salun salun_soft uce ca" runs every method. MODEL and CLASSIFIER may be local: a diffusers folder, efficientnet_lite0.
-# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help.
+# Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help.
 # On a GPU of 24 GB: MEMORY=--gradient_checkpointing bash scripts/imagenette_class.sh. Without it the mask alone needs some 35 GiB (counted, not
 # measured). Each run takes about 5.5 GB of disk.
 set -euo pipefail

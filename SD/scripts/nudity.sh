@@ -6,7 +6,7 @@
 # The 20 prompts of prompt_lists/nudity_check.csv are harmless, so they cannot show an effect. PROMPTS takes any list of prompts.
 # They are drawn as in the paper's release: LMS, guidance 7.5 and 512 px for every prompt, whatever the list's columns say.
 # Settings of SalUn are the paper's: alpha 0.1, 1 epoch of 800 images in batches of 8, Adam 1e-5, mask ratio 0.5; ESD-u's are its authors' (train-esd.py).
-# Needs pip install nudenet (AGPL). Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help.
+# Needs pip install nudenet (AGPL). Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help.
 # On a GPU of 24 GB: MEMORY=--gradient_checkpointing bash scripts/nudity.sh
 set -euo pipefail
 source "$(dirname "$0")/common.sh"

@@ -2,8 +2,9 @@
 # Forget an object by its prompt alone; the model draws the images that are forgotten and kept. What happens to related things is counted.
 #   CLASS=dog TARGET=cat bash scripts/object.sh --device cuda
 # UA and the others' accuracies need a classifier that knows the words of prompt_lists/objects.csv; the CLIP score needs none.
-# Settings are the paper's for classes (Adam 1e-5, 600 steps of 8, alpha 0.5, mask ratio 0.5); the 200 own images of a prompt are a guess.
-# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help.
+# Settings are the paper's for classes (Adam 1e-5, 600 steps of 8, alpha 0.5, mask ratio 0.5); the 200 images generated per prompt are
+# a guess.
+# Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help.
 # On a GPU of 24 GB: MEMORY=--gradient_checkpointing bash scripts/object.sh
 set -euo pipefail
 source "$(dirname "$0")/common.sh"

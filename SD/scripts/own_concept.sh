@@ -2,8 +2,8 @@
 # Your own concept, with flags only: name what to forget, what to draw in its place and what to keep.
 #   FORGET="a photo of a grumpy cat" TARGET="a photo of a cat" KEEP="a photo of a dog" bash scripts/own_concept.sh --device cuda
 # With your own images add FORGET_DIR=folder. The result is a diffusers folder, and next to it model.safetensors for web UIs.
-# Settings: Adam 1e-5, batches of 8, alpha 0.5, mask ratio 0.5 as in the paper; 200 steps on 100 own images of a prompt are a guess.
-# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help.
+# Settings: Adam 1e-5, batches of 8, alpha 0.5, mask ratio 0.5 as in the paper; 200 steps on 100 generated images per prompt are a guess.
+# Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help.
 # On a GPU of 24 GB: MEMORY=--gradient_checkpointing bash scripts/own_concept.sh
 set -euo pipefail
 source "$(dirname "$0")/common.sh"

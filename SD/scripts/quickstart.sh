@@ -3,7 +3,7 @@
 # SalUn and one baseline (ESD). A few minutes on two CPU cores. Expect: the original draws what it is asked for in at least 90 % of its
 # samples; SalUn's samples of the forgotten digit are recognised in at most 5 % of the cases, those of the other digits in at least 85 %.
 # before_after_salun.png and seed1/salun/fading.gif show it.
-# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help:
+# Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help:
 #   CLASS=eight OUT=runs/forget_eight bash scripts/quickstart.sh
 set -euo pipefail
 source "$(dirname "$0")/common.sh"

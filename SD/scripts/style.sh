@@ -3,7 +3,7 @@
 #   STYLE="a pencil sketch" LABEL="pencil sketch" TARGET="a photograph" bash scripts/style.sh --device cuda
 # ESD-x, UCE and concept ablation have their authors' settings (README.md, "Against the authors' code"), but UCE keeps the prompts named here,
 # where its authors keep a list of artists. SalUn's 200 steps are a guess.
-# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help.
+# Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help.
 # On a GPU of 24 GB: MEMORY=--gradient_checkpointing bash scripts/style.sh
 set -euo pipefail
 source "$(dirname "$0")/common.sh"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A search for the settings of quickstart.sh and digits_table.sh: four settings per method, on a seed that no table uses. What is looked for:
 # the highest mean of UA and remaining accuracy, then the lowest feature_distance. About half an hour on two CPU cores.
-# Finished runs are skipped, a cut-off run is continued. Further flags go to the commands that take them, see --help.
+# Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 DATA_DIR=${DATA_DIR:-data}
