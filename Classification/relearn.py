@@ -75,7 +75,10 @@ def stage_of(epochs):
 
 
 def relearn(loaded, k, epochs, lr, seed):
-    """{(stage, set): accuracy in percent} of one model, as it is, after a step on `k` images, and after each number of `epochs` on them."""
+    """{(stage, set): accuracy in percent} of one model, as it is, after a step on `k` images, and after each number of `epochs` on them.
+
+    The stage "gained" is the change from first to last: how much comes back, apart from what was never gone.
+    """
     order = torch.randperm(len(loaded.forget), generator=data.make_generator("relearn", seed))
     again, other = (loaded.forget.take(rows.sort().values) for rows in (order[:k], order[k:]))
     sets = {"other": other, "rest": loaded.retain.some(REST, "relearn rest", seed)}
@@ -101,7 +104,7 @@ def relearn(loaded, k, epochs, lr, seed):
         train(loaded.model, again, lr, 1)
         if epoch in epochs:
             ask(stage_of(epoch), loaded.model)
-    return measured
+    return measured | {("gained", name): measured[stage_of(max(epochs)), name] - measured["before", name] for name in sets}
 
 
 def train(model, split, lr, batch_size):
@@ -136,6 +139,7 @@ def save(folder, measured, args):
     flat = {name: [one for runs in places.values() for one in runs] for name, places in measured.items()}
     keys = list(dict.fromkeys(key for results in flat.values() for one in results for key in one))
     stages = STAGES | {stage_of(n): f"after {n} epoch{'s' * (n > 1)} of single images" for n in sorted(args.epochs)}
+    stages["gained"] = f"{stage_of(max(args.epochs))} minus before"
     keys.sort(key=lambda key: (list(SETS).index(key[1]), list(stages).index(key[0])))
     columns = {key: f"{key[1]} {key[0]}" for key in keys}
     compared = compare(measured, keys)

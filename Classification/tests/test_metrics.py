@@ -219,7 +219,10 @@ def test_many_models_and_relearning_from_a_folder_of_runs(runs_of_two, home, tmp
     rows = json.loads((runs_of_two / "relearn.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["retrain", "ft"] and all(row["runs"] == 2 for row in rows)
     assert all(row["other epoch"] != row["other before"] for row in rows)
-    assert [name for name in rows[0] if name.startswith("other")] == ["other before", "other step", "other epoch", "other 3 epochs"]
+    stages = ["other before", "other step", "other epoch", "other 3 epochs", "other gained"]
+    assert [name for name in rows[0] if name.startswith("other")] == stages
+    for row in rows:  # Mutation: gained by the first of --epochs, or by the step
+        assert row["other gained"] == pytest.approx(row["other 3 epochs"] - row["other before"])
     assert (
         all(row["other 3 epochs"] != row["other epoch"] for row in rows) and "Minus Retrain" not in (runs_of_two / "relearn.md").read_text()
     )
