@@ -5,7 +5,7 @@
 #   search        10 % forgotten: eight settings for every method, for other kinds of masks and for other shares of weights in them
 #   search50      50 % forgotten, search_class: one class forgotten: eight settings for the methods that matter most
 #   random10      10 % forgotten, another set in each run, with the settings that the search chose
-#   masks10       10 % forgotten: RL and SalUn under five masks, at six rates each
+#   masks10       10 % forgotten: RL and SalUn under five masks, masks_class: one class forgotten: RL and SalUn under two, at six rates each
 #   random50      50 % forgotten, the same set in all runs; class: one class forgotten
 #   floor         three models retrained without the set that seed 1 of random10 forgets: the noise of a single model
 # The search has seeds of its own (SEARCH_SEEDS=), 101 and 102, the other parts 1 to 5 (SEEDS=). A seed has its own original in all
@@ -20,7 +20,7 @@ source "$(dirname "$0")/common.sh"
 OUT=${OUT:-runs/evidence}
 DATA_DIR=${DATA_DIR:-data}
 CLASS=${CLASS:-3}
-PARTS=${PARTS:-search search50 search_class random10 masks10 random50 class floor}
+PARTS=${PARTS:-search search50 search_class random10 masks10 random50 class masks_class floor}
 TRIES=${TRIES:-8}  # 2, 4, 6 or 8
 PRECISION=${PRECISION:-bf16}
 KNOWN="ft rl bs l1_sparse scrub salun salun_soft ga iu be neggrad_plus ssd bad_teacher sfron scissorhands munba"
@@ -121,7 +121,7 @@ masks() {
 seeds_of() {
   case $1 in
     search*) echo "${SEARCH_SEEDS:-101 102}" ;;
-    random10 | masks10 | random50 | class) echo "${SEEDS:-1 2 3 4 5}" ;;
+    random10 | masks10 | random50 | class | masks_class) echo "${SEEDS:-1 2 3 4 5}" ;;
     floor) echo 1 ;;
     *) echo "error: no part $1" >&2; return 1 ;;
   esac
@@ -207,6 +207,14 @@ for part in $PARTS; do
         run neggrad_plus neggrad_plus --lr 0.03 --epochs 1 --beta 0.99
         run scrub scrub --lr 0.008 --epochs 1 --ascent_epochs 1 --forget_batch_size 512
         ;;
+      masks_class)
+        begin "$s" --forget_class "$CLASS"
+        grid rl rl --lr "0.006 0.009 0.013 0.018 0.025 0.035" --epochs 1
+        for kind in saliency layerwise; do
+          mask $kind --mask_ratio 0.5 --mask_kind $kind
+          grid salun_$kind salun --lr "0.009 0.013 0.018 0.025 0.035 0.05" --epochs 1 --mask_path "$R/mask_$kind"
+        done
+        ;;
       floor)
         begin "$s" --num_forget 0.1 --split_seed "$s"
         for again in 2 3; do run retrain_$again retrain --seed $again; done
@@ -217,10 +225,10 @@ for part in $PARTS; do
 done
 for part in $PARTS; do
   case $part in
-    search* | masks10)
+    search* | masks*)
       python table.py "$OUT/$part" --by_options
       python draw_rates.py "$OUT/$part"
-      if [[ $part == masks10 && $(seeds_of $part) == *\ * ]]; then python table.py "$OUT/$part" --best; fi
+      if [[ $part == masks* && $(seeds_of $part) == *\ * ]]; then python table.py "$OUT/$part" --best; fi
       ;;
     *)
       python table.py "$OUT/$part"
