@@ -49,7 +49,7 @@ CASES = {
     "Classification": f"NUM_FORGET=6 {PAPER}",
     "Classification/benchmark.sh": "BATCH_SIZE=8 EPOCHS=1 --rounds 1",
     "Classification/cifar10_class.sh": f"CLASS=3 {PAPER}",
-    "Classification/evidence.sh": "SEARCH_SEEDS=101 SEEDS='1 2' TRIES=2 LIMIT=100 EPOCHS=1 BATCH_SIZE=32 --fisher_samples 4 NUM_IMAGES=3",
+    "Classification/evidence.sh": "SEARCH_SEEDS=101 SEEDS='1 2' TRIES=2 LIMIT=100 EPOCHS=1 BATCH_SIZE=32 NUM_IMAGES=3 --fisher_samples 4",
     "Classification/gpu_check.sh": GPU_CHECK,
     "Classification/own_data.sh": f"{OWN} EPOCHS=1 BATCH_SIZE=8 IMAGE_SIZE=32",
     "Classification/many_digits.sh": "NUM_FORGET=20 LIMIT=200 EPOCHS=1 STEPS=2 SEEDS='1 2'",
