@@ -460,9 +460,9 @@ class Folder:
         import torch
 
         import cli  # these are of the folder
+        import files
         import helpers
         import methods
-        import run_folder
         import trainer
 
         if name == "DDPM":
@@ -471,7 +471,7 @@ class Folder:
             from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel  # noqa: F401
             from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
         torch.set_num_threads(1)
-        self.cli, self.trainer, self.read_tensors, self.tiny = cli, trainer, run_folder.read_tensors, helpers.TINY
+        self.cli, self.trainer, self.read_tensors, self.tiny = cli, trainer, files.read_tensors, helpers.TINY
         self.methods, self.needs_mask = methods.METHODS, methods.NEEDS_MASK
 
     # ------------------------------------------------------------------------------------------------------------ commands
@@ -537,7 +537,6 @@ class Folder:
         result = self.wait(self.start(command, tmp, **options), limit=120)
         if result.status:
             raise SystemExit(f"{self.name}: {shlex.join(command)} failed, so nothing can be attacked: {result.text[-1500:]}")
-        return result
 
     def fails(self, what, command, line):
         """Report a promise that did not hold."""
@@ -932,7 +931,7 @@ def attack(name, options, root, minutes):
     }
     quiet |= {"HOME": str(folder), "TMPDIR": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     quiet |= dict.fromkeys(("http_proxy", "https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")  # nothing is downloaded
-    command += ["--number", str(options.number), "--parts", ",".join(options.parts)]
+    command += ["--number", str(options.number), "--parts", *options.parts]
     status = subprocess.run(command, env=os.environ | quiet).returncode
     found = folder / "found.json"
     return (
@@ -944,8 +943,8 @@ def attack(name, options, root, minutes):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folders", default=",".join(START), help="folders, with commas")
-    parser.add_argument("--parts", default=",".join(PARTS), help="parts, with commas")
+    parser.add_argument("--folders", nargs="+", choices=START, default=list(START))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--minutes", type=float, default=30, help="time for all of it; what does not fit in is named at the end")
     parser.add_argument("--number", type=int, default=0, help=f"cases of a part in each folder (default: {NUMBERS})")
     parser.add_argument("--jobs", type=int, default=2, help="folders that are attacked at once")
@@ -953,12 +952,9 @@ def main():
     parser.add_argument("--folder", help=argparse.SUPPRESS)  # these two for the processes that this one starts
     parser.add_argument("--root", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.parts = options.parts.split(",")
-    names = options.folders.split(",")
-    if unknown := [name for name in names if name not in START] + [part for part in options.parts if part not in PARTS]:
-        parser.error(f"there is no {', '.join(unknown)}")
     if options.folder:
         return attack_folder(options)
+    names = options.folders
     start, left = time.monotonic(), len(names)
 
     def one(name):

@@ -82,7 +82,7 @@ def convert_mask(args):
     loaded = task.load_task(args.model_path, task.forget_flags(args), run_folder.accelerator, args.data_dir, args.cache_dir)
     parameters = dict(loaded.model.named_parameters())
     tensors = weights.renamed(tensors, parameters, args.file)
-    check_shapes(f"the mask {args.file}", weights.shapes(tensors), weights.shapes(parameters))
+    check_shapes(f"the mask {args.file}", tensors, parameters)
     mask = {name: tensors[name].bool() for name in parameters}
     kept, total = masking.count(mask)
     if not kept:

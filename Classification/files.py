@@ -178,7 +178,11 @@ def conversion(path):
 
 
 def check_shapes(what, found, expected):
-    """Raise RunError unless found {name: shape}, of a file named by `what`, equals expected, of the model. It lists the differences."""
+    """Raise RunError unless found, of a file named by `what`, has the names and shapes of expected, of the model. It lists the differences.
+
+    Both are {name: tensor or shape}.
+    """
+    found, expected = ({name: tuple(getattr(value, "shape", value)) for name, value in part.items()} for part in (found, expected))
 
     def some(parts):
         return f"{', '.join(parts[:3])}{f' and {len(parts) - 3} more' if len(parts) > 3 else ''}"

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from tqdm import tqdm
 
 CACHE_MB, ATTACKS_AT_ONCE = 200, 2  # bounds the memory: an SVC fills its cache
@@ -68,14 +69,9 @@ def accuracy(logits, labels):
     return 100 * (logits.argmax(1) == labels).double().mean().item()
 
 
-def entropy(probabilities):
-    """-sum p log p, (N,)."""
-    return -(probabilities * probabilities.clamp_min(1e-30).log()).sum(1)
-
-
 def modified_entropy(probabilities, labels):
     """-(1 - p_y) log p_y - sum over i != y of p_i log(1 - p_i) (Song & Mittal 2021), (N,)."""
-    true = torch.nn.functional.one_hot(labels, probabilities.shape[1]).bool()
+    true = F.one_hot(labels, probabilities.shape[1]).bool()
     log_p, log_rest = probabilities.clamp_min(1e-30).log(), (1 - probabilities).clamp_min(1e-30).log()
     return -torch.where(true, (1 - probabilities) * log_p, probabilities * log_rest).sum(1)
 
@@ -86,7 +82,7 @@ def attack_features(logits, labels):
     return {
         "MIA": p.gather(1, labels[:, None]),
         "MIA_correctness": (p.argmax(1) == labels).double()[:, None],
-        "MIA_entropy": entropy(p)[:, None],
+        "MIA_entropy": torch.special.entr(p).sum(1, keepdim=True),
         "MIA_modified_entropy": modified_entropy(p, labels)[:, None],
         "MIA_probability": p,
     }
@@ -136,23 +132,22 @@ def membership_noise(first, forget, retain, held_out, seed, draws):
 def agreement(logits, others):
     """(share of samples with the same prediction, mean KL(others || logits) in nats) of two models' logits (N, K)."""
     ours, theirs = logits.double().log_softmax(1), others.double().log_softmax(1)
-    same = 100 * (ours.argmax(1) == theirs.argmax(1)).double().mean().item()
-    return same, (theirs.exp() * (theirs - ours)).sum(1).mean().item()
+    return accuracy(ours, theirs.argmax(1)), F.kl_div(ours, theirs, reduction="batchmean", log_target=True).item()
 
 
 def confusion(logits, others, labels):
     """Total variation distance, mean over the classes in `labels` (N,), between the shares of each class that two models predict for it."""
     distances = []
     for label in labels.unique():
-        shares = [torch.bincount(part[labels == label].argmax(1), minlength=logits.shape[1]).double() for part in (logits, others)]
-        distances.append(50 * sum((part / part.sum()) * sign for part, sign in zip(shares, (1, -1), strict=True)).abs().sum().item())
+        ours, theirs = (F.one_hot(part[labels == label].argmax(1), logits.shape[1]).double().mean(0) for part in (logits, others))
+        distances.append(50 * (ours - theirs).abs().sum().item())
     return statistics.fmean(distances)
 
 
 def margin(logits, labels):
     """log p - log(1 - p) of the true class, (N,), float64: the logit minus the log-sum-exp of the others."""
     logits = logits.double()
-    true = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
+    true = F.one_hot(labels, logits.shape[1]).bool()
     return logits[true] - logits.masked_fill(true, -math.inf).logsumexp(1)
 
 

@@ -207,8 +207,7 @@ def add_forget_flags(parser):
     number = dict(type=amount, metavar="N", help="forget N random samples (a fraction if below 1), of --forget_class if given")
     parser.add(cli.FORGET, "--num_forget", "--num_indexes_to_replace", **number)
     lines = "forget the samples in FILE: indices (.npy, or one per line), or paths of own images"
-    file = dict(type=Path, metavar="FILE", help=lines)
-    parser.add(cli.FORGET, "--forget_indices", **file)
+    parser.add(cli.FORGET, "--forget_indices", type=Path, metavar="FILE", help=lines)
     parser.add(cli.FORGET, "--split_seed", type=cli.seed, metavar="SEED", help="seed of a random forget set (default: the original's)")
 
 

@@ -23,14 +23,14 @@ def load(model, path, normalise=None):
     carried = take_normalisation(tensors, wanted)
     tensors = {name: tensor for name, tensor in wanted.items() if name.endswith(COUNTER)} | tensors
     try:
-        check_shapes(path, shapes(tensors), shapes(wanted))
+        check_shapes(path, tensors, wanted)
     except RunError as error:
         stem, ours = (tuple(part["conv1.weight"].shape[2:]) if "conv1.weight" in part else None for part in (tensors, wanted))
         if (stem, ours) != ((7, 7), (3, 3)):
             raise
         raise RunError(f"{error}. Up to 64 px, ResNets here have a stem of 3 x 3: --arch torchvision:resnet18 is unmodified") from error
     if carried:
-        check_shapes(path, shapes(carried), shapes(scaling))
+        check_shapes(path, carried, scaling)
     if bool(carried) == (normalise is not None):
         told = "carries a normalisation of its own, which is used: leave --normalise out"
         untold = "carries no normalisation: say with train.py --normalise how its images were scaled when it was trained"
@@ -43,10 +43,6 @@ def load(model, path, normalise=None):
             )
     check_finite(tensors, path)
     model.load_state_dict(tensors)
-
-
-def shapes(tensors):
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def prefix(names):

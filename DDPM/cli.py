@@ -271,10 +271,10 @@ def training_settings(args, method, trained, defaults):
     The flag if it is given, else what the method's authors use (TRAINING in its file), else the default. None stands for the value in
     `trained`, the settings of the original's training.
     """
-    given = {name: value for name in defaults if (value := getattr(args, name)) is not None}
-    if unknown := declared(method, "TRAINING").keys() & {"lr", "epochs", "steps"}:
+    given, authors = {name: value for name in defaults if (value := getattr(args, name)) is not None}, declared(method, "TRAINING")
+    if unknown := authors.keys() & {"lr", "epochs", "steps"}:
         raise RunError(f"TRAINING of {method.__name__} has {', '.join(sorted(unknown))}: these are defaults in its signature")
-    settings = defaults | declared(method, "TRAINING") | given
+    settings = defaults | authors | given
     return {name: trained.get(name) if value is None else value for name, value in settings.items()}
 
 
@@ -284,7 +284,7 @@ def add_method_flags(parser, methods, shared):
     shared: {flag: options of add_argument} of flags that several methods have, and what differs in them from FLAGS. Raises RunError
     for a flag without a declaration or with two of them.
     """
-    declarations = dict(shared)
+    declarations, spellings = dict(shared), {"lr": ["--unlearn_lr"], "epochs": ["--unlearn_epochs"]}  # which train.py has not
     for name, method in methods.items():
         for flag, options in declared(method, "FLAGS").items():
             if flag in FLAGS or declarations.setdefault(flag, options) is not options:
@@ -295,9 +295,7 @@ def add_method_flags(parser, methods, shared):
             raise RunError(f"method {names[0]} has --{flag} in its signature but not in FLAGS of its file: declare it there")
         try:
             if flag in FLAGS:
-                parser.add_shared(
-                    flag, options=shared, spellings={"lr": ["--unlearn_lr"], "epochs": ["--unlearn_epochs"]}
-                )  # train.py has none
+                parser.add_shared(flag, options=shared, spellings=spellings)
             else:
                 options = declarations[flag] | {"default": None, "help": f"{', '.join(names)}: {declarations[flag].get('help', '')}"}
                 parser.add(METHOD if flag in shared else SINGLE, f"--{flag}", **options)

@@ -61,15 +61,11 @@ def before_after(path, original, unlearned, names, forgotten, method, columns=8,
     write_whole(path, lambda partial: canvas.save(partial, format="PNG", optimize=True))
 
 
-def margin_for(names, font):
-    """Pixels that the longest of some names takes, and some more."""
-    return max(84, 12 + math.ceil(max(font.getlength(name) for name in names)))
-
-
 def side_by_side(path, folders, names, forgotten, columns=3, size=34):
     """A row for each method ({name: folder}), `columns` samples of every class, the forgotten ones framed in red."""
     font, edge = ImageFont.load_default(12), cell_edge(next(iter(folders.values())), size)
-    step, margin, head = edge + GAP, margin_for(folders, font), 22
+    margin = max(84, 12 + math.ceil(max(map(font.getlength, folders))))  # for the longest name
+    step, head = edge + GAP, 22
     block = columns * step + 8
     canvas = Image.new("RGB", (margin + len(names) * block, head + len(folders) * (step + 4) + 4), "white")
     pen = ImageDraw.Draw(canvas)

@@ -148,12 +148,12 @@ def kth_smallest(values, k):
     return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
 
 
-def kth_bin(histogram, k):
+def kth_bin(counts, k):
     """Bin that holds the k-th largest entry, and how many entries lie in higher bins."""
-    from_top = histogram.flip(0).cumsum(0)
+    from_top = counts.flip(0).cumsum(0)
     position = int((from_top < k).sum())
     above = int(from_top[position - 1]) if position else 0
-    return len(histogram) - 1 - position, above
+    return len(counts) - 1 - position, above
 
 
 def count(mask):
@@ -191,9 +191,9 @@ def load(path, parameters, facts):
         flags = dict(json.loads(metadata.get("flags", "{}")))  # masks of earlier versions do not tell
     except (ValueError, TypeError, AttributeError) as error:
         raise RunError(f"{path} is a damaged mask ({error}): make it again") from error
-    check_shapes(f"the mask {path}", shapes, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
+    check_shapes(f"the mask {path}", shapes, parameters)
     bytes_of = {name: (math.ceil(math.prod(shape) / 8),) for name, shape in shapes.items()}
-    check_shapes(f"the mask {path}", {name: tuple(part.shape) for name, part in packed.items()}, bytes_of)
+    check_shapes(f"the mask {path}", packed, bytes_of)
     if metadata["forget_sha"] != facts["forget_sha"]:
         raise RunError(f"the mask {path} was made for another forget set: make one with the forget flags of this run")
     if metadata.get("parent_sha", facts["parent_sha"]) != facts["parent_sha"]:  # masks of earlier versions do not tell

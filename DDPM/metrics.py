@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import Subset
 
+import data
+import models
 from cli import RunError
 
 INCEPTION = "inception-v3-compat"  # its name in torch-fidelity
@@ -40,8 +42,6 @@ DEFINITIONS |= {f"feature_{name}": (f"as {name}, {OURS}", DEFINITIONS[name][1]) 
 @torch.no_grad()
 def classify(classifier, images, batch_size=250):
     """Logits (N, K), float32 on the CPU, of uint8 images (N, H, W, C)."""
-    import data
-
     classifier.eval()
     device = next(classifier.parameters()).device
     logits = torch.cat([classifier(data.to_float(part.to(device))).float().cpu() for part in images.split(batch_size)])
@@ -68,7 +68,7 @@ def forgetting(logits, labels, forgotten, names):
     p = logits[of_forgotten].double().softmax(1)
     result = {
         "UA": 100 - accuracy(logits[of_forgotten], labels[of_forgotten]),
-        "forget_entropy": -(p * p.clamp_min(1e-30).log()).sum(1).mean().item(),
+        "forget_entropy": torch.special.entr(p).sum(1).mean().item(),
         "forget_probability": 100 * p.gather(1, labels[of_forgotten][:, None]).mean().item(),
         "remaining_accuracy": accuracy(logits[~of_forgotten], labels[~of_forgotten]),
     }
@@ -118,8 +118,6 @@ def checked_inception(source, folder):
     source: a file of them; None: torch-fidelity's own, from torch's cache or downloaded. Raises RunError, or OSError without network.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
-
-    import models
 
     tensors = models.hub_weights(URL_INCEPTION_V3) if source is None else models.read_weights(source)
     path = Path(folder, "inception.pth")

@@ -149,7 +149,7 @@ def load_weights(model, path):
     if embedding in own and len(tensors.get(embedding, ())) != len(own[embedding]):
         needed = f"the U-Net of these data needs classes + 1 embeddings, the last one null: {len(own[embedding])}"
         raise RunError(f"{path} has {len(tensors.get(embedding, ()))} class embeddings: {needed}")
-    check_shapes(path, *({name: tuple(tensor.shape) for name, tensor in state.items()} for state in (tensors, own)))
+    check_shapes(path, tensors, own)
     check_finite(tensors, path)
     model.load_state_dict(tensors)
 

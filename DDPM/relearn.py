@@ -56,7 +56,7 @@ def main(argv=None):
     facts = {name: recorded[name] for name in ("architecture", "method", "classes", "forgotten")}
     facts |= {name: recorded.get(name) for name in ("parent_sha", "forget_sha", "num_forgotten")}  # of the original
     facts |= {"training": {name: origin.get(name) for name in (*task.TRAINING, *task.NEWER)}, "mask_path": None, "mask_info": {}}
-    facts |= {name: recorded[name] for name in ("mask_path", "mask_info", "setting") if name in recorded}  # a row of its own
+    facts |= {name: recorded[name] for name in ("mask_path", "mask_info") if name in recorded}  # a row of its own
     facts["options"] = {"relearned_images": args.num_images, "steps": args.steps, "lr": args.lr}
     if args.weights == "last":  # no repetition of a run that started from averaged weights
         facts["options"]["relearned_weights"] = "last"

@@ -144,7 +144,6 @@ def write_gif(path, frames, milliseconds=250):
     """Write frames (paths of PNGs) as an endless GIF that rests on its last one."""
     from PIL import Image
 
-    pictures = [Image.open(frame).convert("RGB").quantize(64) for frame in frames]
-    durations = [milliseconds] * (len(pictures) - 1) + [6 * milliseconds]
-    options = {"save_all": True, "append_images": pictures[1:], "duration": durations, "loop": 0}
-    write_whole(path, lambda partial: pictures[0].save(partial, format="GIF", **options))
+    first, *others = (Image.open(frame).convert("RGB").quantize(64) for frame in frames)
+    options = {"append_images": others, "duration": [milliseconds] * len(others) + [6 * milliseconds], "loop": 0}
+    write_whole(path, lambda partial: first.save(partial, format="GIF", save_all=True, **options))

@@ -108,10 +108,9 @@ def check_complete(rows, runs):
 
     Retrain may have more runs of a seed: they make the noise floor.
     """
-    seeds = seeds_of(rows)
     lacking = [f"{name} lacks seed {', '.join(map(str, missing))}" for name, missing in missing_seeds(rows, runs)]
     unlearned = [row for row in rows if row["method"] not in ("original", "retrain")]
-    for seed in seeds:
+    for seed in seeds_of(rows):
         counts = {row["name"]: row["seeds"].count(seed) for row in unlearned if seed in row["seeds"]}
         fewer = {name: count for name, count in counts.items() if count < max(counts.values())}
         lacking += [f"{name} has {count} runs of seed {seed}, not {max(counts.values())}" for name, count in fewer.items()]
@@ -377,12 +376,12 @@ def markdown_table(cells):
     return [head, "|" + "---|" * len(cells[0]), *rows]
 
 
-def markdown(rows, captions, paired, each):
-    classes = ["", CLASSES, "", *markdown_table(class_cells(rows))] if class_cells(rows) else []
-    classes += ["", *markdown_table(more_cells(rows))] if more_cells(rows) else []
-    for text, cells in ((PAIRED, paired), each):
-        classes += ["", text, "", *markdown_table(cells)] if cells else []
-    return "\n".join([*markdown_table(table_cells(rows)), "", *captions, *classes, "", *definitions(rows)]) + "\n"
+def markdown(rows, captions, further):
+    """table.md. further: [(heading or "", cells)] of the tables that follow the first one."""
+    lines = [*markdown_table(table_cells(rows)), "", *captions]
+    for heading, cells in further:
+        lines += ["", *[heading, ""] * bool(heading), *markdown_table(cells)]
+    return "\n".join([*lines, "", *definitions(rows)]) + "\n"
 
 
 def aligned(cells):
@@ -439,21 +438,18 @@ def main(argv=None):
         raise RunError(f"--against {args.against} is not in the table: it has {', '.join(methods)}")
     against = args.against or "salun"
     paired = [] if args.by_options else paired_cells(rows, runs, against)
-    each = (EACH.format(against), metric_cells(rows, runs, against) if paired else [])
+    each = metric_cells(rows, runs, against) if paired else []
+    further = [(CLASSES, class_cells(rows)), ("", more_cells(rows)), (PAIRED, paired), (EACH.format(against), each)]
+    further = [(heading, cells) for heading, cells in further if cells]
     name = "best" if args.best else "table"
     captions = caption(rows, floor, runs, args.best)
-    text = markdown(rows, captions, paired, each)
+    text = markdown(rows, captions, further)
     write_whole(args.folder / f"{name}.md", lambda partial: partial.write_text(text, encoding="utf-8"))
     write_json(args.folder / f"{name}.json", {"columns": measured_columns(rows), "noise_floor": floor, "rows": rows})
     plot(rows, floor, args.folder / f"{name}.png")
     print("\n".join([*aligned(table_cells(rows)), "", *captions]))
-    if class_cells(rows):
-        print("\n".join(["", CLASSES, *aligned(class_cells(rows))]))
-    if more_cells(rows):
-        print("\n".join(["", *aligned(more_cells(rows))]))
-    for heading, cells in ((PAIRED, paired), each):
-        if cells:
-            print("\n".join(["", heading, *aligned(cells)]))
+    for heading, cells in further:
+        print("\n".join(["", *[heading] * bool(heading), *aligned(cells)]))
     print("\n".join(["", *definitions(rows), f"written: {args.folder.resolve()}/{name}.md, {name}.json, {name}.png"]))
 
 

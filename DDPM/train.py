@@ -77,8 +77,7 @@ def main(argv=None):
     model = trainer.prepare(model, accelerator)
     if args.compile:
         model.compile()
-    facts = {"architecture": shape, "classes": classes.names, "forgotten": list(classes.forgotten)}
-    facts["data_sha"] = images.sha
+    facts = {"architecture": shape, "classes": classes.names, "forgotten": list(classes.forgotten), "data_sha": images.sha}
     if args.retain_only:
         facts |= {"forget_sha": data.forget_sha(forget.indices), "num_forgotten": len(forget)}
     run_folder.begin(kind="train", method="retrain" if args.retain_only else "original", **facts)

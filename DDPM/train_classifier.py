@@ -62,7 +62,7 @@ def load_pretrained(model, source):
         tensors, _ = read_tensors(Path(source))
     counters = {name: tensor for name, tensor in model.body.state_dict().items() if name.endswith("num_batches_tracked")}
     body = counters | {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}  # old files lack the counters
-    check_shapes(source, *({name: tuple(tensor.shape) for name, tensor in state.items()} for state in (body, model.body.state_dict())))
+    check_shapes(source, body, model.body.state_dict())
     model.body.load_state_dict(body)
 
 

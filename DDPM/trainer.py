@@ -203,10 +203,9 @@ class Trainer:
         average_gradients(self.salient.parameters(), self.accelerator)
 
     def _update(self, terms):
-        progress = self.number / self.total
-        rate = self.lr * SCHEDULES[self.settings.schedule](progress)
+        rate = self.lr * SCHEDULES[self.settings.schedule](self.number / self.total)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * group["factor"] * SCHEDULES[self.settings.schedule](progress)
+            group["lr"] = rate * group["factor"]
         self.scaler.unscale_(self.optimizer)
         if self.settings.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.salient.parameters(), self.settings.grad_clip)

@@ -28,11 +28,12 @@ import models
 import passes
 import trainer
 from cli import RunError
-from families import BUILT, Embeddings
+from families import FAMILIES, Embeddings
 from files import write_json, write_tensors, write_whole
 from methods.salun import salun
 from pipelines import Stored
 from run_folder import machine, peak_memory_mb, versions
+from table import markdown_table
 
 WEIGHTS = {"sd": 859_520_964, "sdxl": 2_567_463_684}  # of the U-Nets of Stable Diffusion v1 and XL
 BLOCKS = {"sd": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), "sdxl": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2}
@@ -139,7 +140,7 @@ def sd_family(divide):
     vae = models.build_vae(widths, sample_size=512, layers_per_block=2, norm_num_groups=32 // divide)
     parts = {"vae": vae, "text_encoder": CLIPTextModel(text), "tokenizer": tokenizer, "unet": unet_of("sd", divide)}
     vae.requires_grad_(False)
-    return BUILT["sd"].of_parts(**parts, scheduler=DDIMScheduler(**models.NOISE))
+    return FAMILIES["sd"].of_parts(**parts, scheduler=DDIMScheduler(**models.NOISE))
 
 
 def one_image_each(moments):
@@ -180,7 +181,7 @@ def full_size(part, args, accelerator):
     kind, dtype, what, ratio = PARTS[part]
     unet = trainer.prepare(unet_of(kind, args.divide, dtype), accelerator)
     vae = {"vae_scale_factor": 8, "scheduler": DDIMScheduler(**models.NOISE)}
-    family = BUILT[kind](SimpleNamespace(unet=unet, **vae))
+    family = FAMILIES[kind](SimpleNamespace(unet=unet, **vae))
     count = sum(parameter.numel() for parameter in unet.parameters())
     if args.divide == 1 and count != WEIGHTS[kind]:
         raise RunError(f"the U-Net has {count} weights, where {NAMES[kind]} has {WEIGHTS[kind]}: look at shape_of()")
@@ -260,18 +261,15 @@ def memory_table():
     with torch.device("meta"):
         shapes |= {name: getattr(diffusers, kind)(**config) for name, (kind, config) in TRANSFORMERS.items()}
     cases = [("fp32", 1.0), *(("bf16", ratio) for ratio in RATIOS)]
-    heads = [f"{dtype}, {'no mask' if ratio == 1 else f'ratio {ratio:g}'}" for dtype, ratio in cases]
-    lines = [f"| model | weights | {' | '.join(heads)} |"]
-    lines.append("|---" * (2 + len(cases)) + "|")
+    cells = [["model", "weights", *(f"{dtype}, {'no mask' if ratio == 1 else f'ratio {ratio:g}'}" for dtype, ratio in cases)]]
     for name, model in shapes.items():
         parameters = dict(model.named_parameters())
-        cells = [f"{name}", f"{sum(tensor.numel() for tensor in parameters.values()):,}"]
+        cells.append([name, f"{sum(tensor.numel() for tensor in parameters.values()):,}"])
         for dtype, ratio in cases:
-            size = sum(held(parameters, ratio, dtype).values()) / 2**30
-            fits = next((f"{gpu} GB" for gpu in GPUS if size * 2**30 < gpu * 1e9), "none of these")
-            cells.append(f"{size:.1f} GiB ({fits})")
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+            size = sum(held(parameters, ratio, dtype).values())
+            fits = next((f"{gpu} GB" for gpu in GPUS if size < gpu * 1e9), "none of these")
+            cells[-1].append(f"{size / 2**30:.1f} GiB ({fits})")
+    return markdown_table(cells)
 
 
 def main(argv=None):
@@ -283,17 +281,16 @@ def main(argv=None):
     results = {"machine": machine(), "autocast": accelerator.mixed_precision, "versions": versions()}
     write_whole(args.folder / "memory.md", lambda partial: partial.write_text("\n".join(memory_table()) + "\n"))
     in_processes(results, args)
-    digits = BUILT["sd"].build("tiny", ["an image of a three"], 16, seed=0)
+    digits = FAMILIES["sd"].build("tiny", ["an image of a three"], 16, seed=0)
     cached_against_encoding(results, "digits pipeline at 16 px", digits, 16, accelerator, 4 * args.rounds)
     cached_against_encoding(results, "1/8 of Stable Diffusion v1's widths at 256 px", sd_family(8), 256, accelerator, args.rounds)
     write_json(args.folder / "benchmark.json", results)
-    rows = {name: row for name, row in results.items() if name not in ("machine", "versions", "autocast")}
     on = f"{results['machine']}, torch {results['versions']['torch']}, autocast {results['autocast']}"
-    lines = [f"Measured on {on}, by benchmark.sh.", "", "| what | figures |", "|---|---|"]
-    lines += [f"| {name} | {'; '.join(f'{key} {shown(value)}' for key, value in row.items())} |" for name, row in rows.items()]
-    write_whole(args.folder / "benchmark.md", lambda partial: partial.write_text("\n".join(lines) + "\n"))
-    print("\n".join(lines))
-    print(f"written: {args.folder.resolve()}/benchmark.md, memory.md, benchmark.json")
+    rows = [(name, row) for name, row in results.items() if name not in ("machine", "versions", "autocast")]
+    cells = [["what", "figures"], *([name, "; ".join(f"{key} {shown(value)}" for key, value in row.items())] for name, row in rows)]
+    text = "\n".join([f"Measured on {on}, by scripts/benchmark.sh.", "", *markdown_table(cells)])
+    write_whole(args.folder / "benchmark.md", lambda partial: partial.write_text(text + "\n"))
+    print(f"{text}\nwritten: {args.folder.resolve()}/benchmark.md, memory.md, benchmark.json")
 
 
 def shown(value):

@@ -81,7 +81,7 @@ def main(argv=None):
     if args.classifier is not None:
         with accelerator.main_process_first():
             classifier = classifiers.load_classifier(args.classifier, accelerator.device, args.classifier_weights)
-    extractor = metrics.register_features(classifier.model) if args.features == "classifier" else None
+    extractor = metrics.register_features(classifier.model) if args.features == "classifier" else metrics.INCEPTION
     measure = functools.partial(measure_samples, args=args, accelerator=accelerator, classifier=classifier, extractor=extractor)
     if args.save_dir is not None:
         return measure_original(args, accelerator, measure)
@@ -201,12 +201,11 @@ def common_edge(paths):
 
 def recognition(classifier, samples, labels, forgotten, batch_size):
     """UA, remaining accuracy and each class's accuracy."""
-    names = list(dict.fromkeys(labels))
-    known = dict(zip(names, classifier.labels_of(names), strict=True))
+    known = {name: classifier.label_of(name) for name in dict.fromkeys(labels)}
     parts = torch.arange(len(samples)).split(batch_size)
     logits = torch.cat([classifiers.logits(classifier, samples.read(part.tolist()), batch_size) for part in parts])
     drawn = torch.tensor([known[label] for label in labels])
-    return metrics.forgetting(logits, drawn, [known[name] for name in names if name.casefold() in forgotten], classifier.classes)
+    return metrics.forgetting(logits, drawn, [label for name, label in known.items() if name.casefold() in forgotten], classifier.classes)
 
 
 def distance(samples, retained, forgotten, model, args, accelerator, extractor):
@@ -224,8 +223,8 @@ def distance(samples, retained, forgotten, model, args, accelerator, extractor):
     if args.num_reference is not None:
         order = torch.randperm(len(reference), generator=data.make_generator("reference", args.seed))
         reference = reference.subset(order[: args.num_reference].sort().values.tolist())
-    chosen = {"extractor": extractor} if extractor else {"weights": args.inception_weights}
-    found = metrics.fidelity(samples.subset(retained), reference, **chosen, cuda=accelerator.device.type == "cuda")
+    options = {"extractor": extractor, "weights": args.inception_weights, "cuda": accelerator.device.type == "cuda"}
+    found = metrics.fidelity(samples.subset(retained), reference, **options)
     return found | {"reference_images": len(reference), "reference_sha": reference.sha()}
 
 

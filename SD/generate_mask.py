@@ -49,15 +49,14 @@ def parse(argv=None):
     pipelines.add_weights_flag(parser)
     where = "sum the saliency in the host's memory, or in a file in DIR, and not on the device"
     parser.add(cli.RUN, "--offload_saliency", nargs="?", const="host", metavar="DIR", help=where)
-    seed = {"seed": dict(help="seed of the noise (default: 1), and of the random mask kinds")}
+    options = {"epochs": dict(type=cli.positive_int, help="passes over the images, each with noise of its own")}
+    options["seed"] = dict(help="seed of the noise (default: 1), and of the random mask kinds")
     defaults = {"mask_ratio": 0.5, "epochs": 1, "batch_size": 8, "precision": "fp32"}
     spellings = {"epochs": ["--unlearn_epochs"]}
-    parser.add_shared("resume", "overwrite", "device", "seed", options=seed, spellings=spellings, **defaults)
+    parser.add_shared("resume", "overwrite", "device", "seed", options=options, spellings=spellings, **defaults)
     parser.add(cli.METHOD, "--mask_kind", choices=masking.KINDS, default="saliency", help="which weights; all but saliency are controls")
     args = parser.parse_args(argv)
     concepts.check_concept_flags(parser, args)
-    if args.epochs < 1:
-        parser.error("--epochs must be at least 1: without a pass there is no gradient")
     if args.mask_kind in masking.SEEDED and args.seed is None:
         parser.error(f"--mask_kind {args.mask_kind} needs --seed: its weights are drawn at random")
     args.seed = 1 if args.seed is None else args.seed

@@ -226,7 +226,7 @@ def load(name, data_dir, size):
     data_dir = Path(data_dir)
     if name not in DATASETS or not 0 < size <= 8192:  # a run's args.json may say so
         raise RunError(f"there are no images {str(name)[:60]!r} at {size} px: known are {', '.join(DATASETS)}, of up to 8192 px")
-    if name in ("folder", "captions") and not data_dir.is_dir():
+    if name in OWN and not data_dir.is_dir():
         raise RunError(f"--data_dir {data_dir} is not a folder")
     found = DATASETS[name](data_dir, size)
     odd = next((text for text in (*found.classes, *found.captions) if not is_utf8(text)), None)

@@ -1,5 +1,6 @@
 """The cache of latents and embeddings: everything is encoded or drawn once, never per step."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -44,18 +45,15 @@ def cached(folder, what, accelerator, make, shape):
     return found
 
 
-class on_device:
+@contextlib.contextmanager
+def on_device(accelerator, *modules):
     """Hold modules on the accelerator's device for a while: text encoder and VAE are not needed while the U-Net trains."""
-
-    def __init__(self, accelerator, *modules):
-        self.device, self.modules = accelerator.device, modules
-
-    def __enter__(self):
-        for module in self.modules:
-            module.to(self.device)
-
-    def __exit__(self, *error):
-        for module in self.modules:
+    try:
+        for module in modules:
+            module.to(accelerator.device)
+        yield
+    finally:
+        for module in modules:
             module.to("cpu")
 
 

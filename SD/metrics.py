@@ -20,6 +20,7 @@ PARTS = ("FEMALE_BREAST", "FEMALE_GENITALIA", "MALE_BREAST", "MALE_GENITALIA", "
 PARTS = tuple(f"{part}_EXPOSED" for part in PARTS)  # the body parts that NudeNet calls exposed
 LOWEST = 0.25  # NudeNet 3 itself drops what scores no more than that
 
+INCEPTION = "inception-v3-compat"  # its name in torch-fidelity
 GAP_COLUMNS = ("UA", "remaining_accuracy")  # of table.py: what the average gap is the mean of
 COLUMNS = ("UA", "forget_entropy", "forget_probability", "remaining_accuracy", "FID", "feature_distance", "CLIP_score")
 COLUMNS += ("CLIP_score_forgotten", "nudity", "nude_images", "RTE")
@@ -36,9 +37,6 @@ DEFINITIONS = {  # name: (what it is, which way is good)
     "recall": ("share of photographs that lie among the samples, %", "high"),
     "feature_distance": (f"Frechet distance as in FID, {OURS}: not a FID, comparable within one table only", "low"),
     "feature_IS": ("as IS, by the classifier's output", "high"),
-    "feature_KID": (f"as KID, {OURS}", "low"),
-    "feature_precision": (f"as precision, {OURS}", "high"),
-    "feature_recall": (f"as recall, {OURS}", "high"),
     "CLIP_score": ("100 * cosine of image and prompt in CLIP, mean over the prompts that are to be retained", "high"),
     "CLIP_score_forgotten": ("the same over the prompts of what is forgotten", "low"),
     "nudity": ("detections of exposed body parts by NudeNet, of all parts together", "low"),
@@ -49,6 +47,7 @@ DEFINITIONS = {  # name: (what it is, which way is good)
     "images_seen": ("images in the batches of the unlearning steps (generated images not counted)", "low"),
     "changed": ("share of the weights that differ from the original model's, %", "low at equal forgetting"),
 }
+DEFINITIONS |= {f"feature_{name}": (f"as {name}, {OURS}", DEFINITIONS[name][1]) for name in ("KID", "precision", "recall")}
 
 
 # --------------------------------------------------------------------------------------------------------------- classes
@@ -71,7 +70,7 @@ def forgetting(logits, labels, forgotten, names):
     p = logits[of_forgotten].double().softmax(1)
     result = {
         "UA": 100 - accuracy(logits[of_forgotten], labels[of_forgotten]),
-        "forget_entropy": -(p * p.clamp_min(1e-30).log()).sum(1).mean().item(),
+        "forget_entropy": torch.special.entr(p).sum(1).mean().item(),
         "forget_probability": 100 * p.gather(1, labels[of_forgotten][:, None]).mean().item(),
         "remaining_accuracy": accuracy(logits[~of_forgotten], labels[~of_forgotten]),
     }
@@ -93,14 +92,14 @@ class TorchFidelityImages(Dataset):
         return self.images[i].cpu().permute(2, 0, 1).expand(self.channels, -1, -1)
 
 
-def register_features(model):
-    """Make a classifier's features and logits known to torch-fidelity; returns their name there. model: has features(x) and fc."""
+def register_features(classifier):
+    """Make a classifier's features and logits known to torch-fidelity; returns their name there. classifier: has features(x) and fc."""
     from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 
     class ClassifierFeatures(FeatureExtractorBase):
         def __init__(self, name, features_list, **options):
             super().__init__(name, features_list)
-            self.classifier = model
+            self.classifier = classifier
 
         @staticmethod
         def get_provided_features_list():
@@ -118,7 +117,7 @@ def register_features(model):
             features = self.classifier.features(x.float() / 127.5 - 1)
             return tuple(features if name == "features" else self.classifier.fc(features) for name in self.features_list)
 
-    name = f"classifier-{id(model)}"
+    name = f"classifier-{id(classifier)}"
     register_feature_extractor(name, ClassifierFeatures)
     return name
 
@@ -137,13 +136,13 @@ def checked_inception(source, folder):
     except RuntimeError as error:  # what torch makes of a full disk
         raise RunError(f"could not write {path}: {error}") from error
     try:
-        FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)
+        FeatureExtractorInceptionV3(INCEPTION, ["2048"], feature_extractor_weights_path=path)
     except RuntimeError as error:
         raise RunError(f"{source or URL_INCEPTION_V3} does not hold the weights of torch-fidelity's Inception: name its file") from error
     return str(path)
 
 
-def fidelity(samples, reference, *, extractor="inception-v3-compat", weights=None, cuda=False):
+def fidelity(samples, reference, *, extractor=INCEPTION, weights=None, cuda=False):
     """Quality of samples against reference images by torch-fidelity, on Inception's 2048 features of uint8 images.
 
     samples, reference: uint8 (N, H, W, C), or anything that has a length and gives uint8 (H, W, C) for a number; all of one size
@@ -153,14 +152,13 @@ def fidelity(samples, reference, *, extractor="inception-v3-compat", weights=Non
     """
     from torch_fidelity import calculate_metrics
 
-    inception = extractor == "inception-v3-compat"
+    inception = extractor == INCEPTION
     fewest = min(len(samples), len(reference))
     if fewest < 10:
         raise RunError(f"{fewest} images are too few for a distance between sets of images: draw at least 10 of the other classes")
-    options = {"isc": True, "fid": True, "kid": True, "prc": True, "kid_subset_size": min(1000, fewest)}
-    options |= {"cache": False, "batch_size": 32, "cuda": cuda, "verbose": False}
-    options |= {"save_cpu_ram": True}  # no worker processes, distances in blocks
-    options |= {f"input{i}": TorchFidelityImages(images, inception) for i, images in enumerate((samples, reference), start=1)}
+    options = dict(input1=TorchFidelityImages(samples, inception), input2=TorchFidelityImages(reference, inception))
+    options |= dict(isc=True, fid=True, kid=True, prc=True, kid_subset_size=min(1000, fewest), cuda=cuda, verbose=False)
+    options |= dict(cache=False, batch_size=32, save_cpu_ram=True)  # no worker processes, distances in blocks
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = checked_inception(weights, folder) if inception else None
@@ -175,9 +173,8 @@ def fidelity(samples, reference, *, extractor="inception-v3-compat", weights=Non
     bad = next((name for name, value in found.items() if not math.isfinite(value)), None)
     if bad:
         raise RunError(f"the {bad} of the samples is {found[bad]}: they are all alike, or the extractor is ruined")
-    values = {"FID": found["frechet_inception_distance"], "IS": found["inception_score_mean"]}
-    values["KID"] = found["kernel_inception_distance_mean"]
-    values |= {name: 100 * found[name] for name in ("precision", "recall")}
+    names = {"FID": "frechet_inception_distance", "IS": "inception_score_mean", "KID": "kernel_inception_distance_mean"}
+    values = {name: found[key] for name, key in names.items()} | {name: 100 * found[name] for name in ("precision", "recall")}
     return values if inception else {"feature_distance" if name == "FID" else f"feature_{name}": value for name, value in values.items()}
 
 

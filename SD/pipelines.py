@@ -21,7 +21,7 @@ from run_folder import read_run
 NAME = r"(diffusion_pytorch_)?model(\.(?P<a>\w+))?(-\d{5}-of-\d{5})?(\.(?P<b>\w+))?\.safetensors(\.index(\.(?P<c>\w+))?\.json)?"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 FUSE = "fuse its LoRA by load_lora_weights(), fuse_lora() and unload_lora_weights() of diffusers and save the pipeline"
-KNOWN = " or ".join(family.WHOLE for family in FAMILIES)
+KNOWN = " or ".join(family.WHOLE for family in FAMILIES.values())
 
 
 @dataclass
@@ -67,10 +67,10 @@ def add_weights_flag(parser):
 def open_pipeline(source, config=None, variant=None, dtype="fp32"):
     """Return (Family, recorded) of a run folder of train.py or unlearn.py, a diffusers folder, a hub id, or one .safetensors/.ckpt file.
 
-    recorded: args.json of the run, {} for other sources. Weights are of `dtype`, a name in models.DTYPES, the autoencoder's float32,
-    all on the CPU; the safety checker is left out. config: a
-    diffusers folder that tells a single file's shapes, where the hub cannot be asked. variant: of the weight files, where a folder has
-    several. Its .original is the Original, None for a single file. No pickle is ever executed. Raises RunError.
+    recorded: args.json of the run, {} for other sources. Weights are of `dtype`, a name in models.DTYPES, the autoencoder's float32, all on
+    the CPU; the safety checker is left out. config: a diffusers folder that tells a single file's shapes, where the hub cannot be asked.
+    variant: of the weight files, where a folder has several. The Family's .original is the Original, None for a single file. No pickle is
+    ever executed. Raises RunError.
     """
     import single_file
 

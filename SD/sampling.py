@@ -154,7 +154,7 @@ def partially_denoised(family, model, batch, conditions, empty, trainer, *, guid
 
 # ---------------------------------------------------------------------------------------------------------------- pictures
 def write_png(path, x):
-    """Write a uint8 array (H, W, 3)."""
+    """Write a uint8 array or tensor (H, W, 3)."""
     from PIL import Image
 
     image = Image.fromarray(x.numpy() if torch.is_tensor(x) else x)

@@ -26,7 +26,7 @@ import saving
 import single_file
 import trainer
 from cli import RunError
-from families import BUILT
+from families import FAMILIES
 from files import cache_folder, read_json, read_tensors
 from run_folder import RunFolder
 from trainer import Trainer, squared_error
@@ -43,7 +43,7 @@ def parse(argv=None):
     parser.add(cli.DATA, "--model_config", metavar="FOLDER", help=config)
     pipelines.add_variant_flag(parser, cli.DATA)
     parser.add(cli.DATA, "--from_scratch", action="store_true", help="build a small pipeline and train all of it")
-    parser.add(cli.DATA, "--family", choices=BUILT, default="sd", help="--from_scratch: kind of pipeline")
+    parser.add(cli.DATA, "--family", choices=FAMILIES, default="sd", help="--from_scratch: kind of pipeline")
     parser.add(cli.DATA, "--arch", choices=models.ARCHS, default="tiny", help="--from_scratch: size of the pipeline")
     parser.add(cli.DATA, "--image_size", type=models.image_edge, metavar="PX", help="edge of the images (default: the model's)")
     prediction = "--from_scratch: what the U-Net predicts"
@@ -81,7 +81,7 @@ def parse(argv=None):
 
 
 def load_data(args, size):
-    """(Dataset, texts, prompt number of each training picture, numbers of the forgotten prompts), of retained pictures only."""
+    """(Dataset, Pictures to train on, prompts, the number of each picture's prompt, labels of the classes that are left out)."""
     found = imagesets.load(args.dataset, args.data_dir, size).limited(args.limit, args.seed)
     labels = sorted(set(data.class_numbers(args.forget_class or [], found.classes)))
     if labels and len(labels) == len(found.classes):
@@ -184,7 +184,7 @@ def main(argv=None):
         found, pictures, table, numbers, labels = load_data(args, size)
         facts = {"classes": found.classes or None, "forgotten": [found.classes[label] for label in labels], "num_images": len(pictures)}
         if args.from_scratch:
-            family = BUILT[args.family].build(args.arch, table, size, args.seed, args.prediction_type)
+            family = FAMILIES[args.family].build(args.arch, table, size, args.seed, args.prediction_type)
     if args.single_file:
         family.check_single_file()
     if not args.from_scratch:

@@ -68,7 +68,7 @@ def main(plan, start, *words):
         return
     root = Path(__file__).resolve().parents[1]
     sys.path.insert(0, str(root))
-    paths = sorted((path for path in Path(plan).iterdir()), key=lambda path: int(path.name))
+    paths = sorted(Path(plan).iterdir(), key=lambda path: int(path.name))
     commands = [path.read_text().split("\0")[:-1] for path in paths]
     for command in commands:  # imported here, since a relative path below counts from elsewhere
         importlib.import_module(command[0].removesuffix(".py"))

@@ -58,3 +58,10 @@ def script(name, *argv):
 def ok(name, *argv):
     """Run a script that must succeed."""
     assert script(name, *argv) == 0, f"{name} {words(*argv)}"
+
+
+def one_error(capsys):
+    """The only line of an error."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(lines) == 1
+    return lines[0]

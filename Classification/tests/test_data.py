@@ -453,7 +453,7 @@ def test_class_names_win_over_numbers(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_one_spelling_of_a_class_has_one_answer(capsys):
+def test_one_spelling_of_a_class_has_one_answer():
     """Breaks if case, zeros before a number, signs or foreign digits are read otherwise than in the other two folders."""
     named = ["cat", "Dog", "dog", "owl"]
     assert data.class_numbers(["CAT", "Dog", "dog", "03", "0"], named) == [0, 1, 2, 3, 0]

@@ -23,17 +23,10 @@ import run_folder
 import trainer
 from conftest import ROOT
 from files import read_json, read_tensors, write_json, write_tensors
-from helpers import NUM_FORGET, TINY, ok, script, words
+from helpers import NUM_FORGET, TINY, ok, one_error, script, words
 from run_folder import RunFolder
 
 FT = f"--method ft --epochs 1 --precision fp32 --num_forget {NUM_FORGET}"
-
-
-def one_error(capsys):
-    """The only line of an error."""
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert len(lines) == 1
-    return lines[0]
 
 
 # ------------------------------------------------------------------------------------------------------ lost or mixed work

@@ -208,12 +208,10 @@ def test_a_new_method_with_a_flag_of_its_own_is_one_file_and_one_line(tmp_path, 
     assert args["options"] == {"epochs": 1, "lr": 0.01, "push": 0.25}
     first, _, with_momentum = ((folder / "model.safetensors").read_bytes() for folder in folders)
     assert first != with_momentum  # TRAINING is a default: the flag goes first
-    ok(["evaluate", "--precision", "fp32", "--model_path"][0], "--precision fp32 --model_path", *folders[:2])
+    ok("evaluate", "--precision fp32 --model_path", *folders[:2])
     (tmp_path / "runs").mkdir()
     for folder in folders[:2]:
-        (tmp_path / "runs" / folder.parent.name).symlink_to(folder)
-        folder.rename(tmp_path / "runs" / f"{folder.parent.name}_run")
-        (tmp_path / "runs" / folder.parent.name).unlink()
+        folder.rename(tmp_path / "runs" / folder.parent.name)
     monkeypatch.undo()  # table.py needs no line for it
     ok("table", tmp_path / "runs")
     assert "mine" in capsys.readouterr().out
@@ -246,8 +244,8 @@ def test_what_a_method_cannot_be_handed_is_named(monkeypatch):
 def test_a_flag_without_a_declaration_or_with_two_names_its_method(text, message, tmp_path, monkeypatch, capsys):
     """Mutation: let argparse or a KeyError speak."""
     module = types.ModuleType("odd")
-    exec(text, module.__dict__)  # noqa: S102
-    monkeypatch.setitem(__import__("sys").modules, "odd", module)
+    exec(text, module.__dict__)
+    monkeypatch.setitem(sys.modules, "odd", module)
     monkeypatch.setitem(methods.METHODS, "odd", module.odd)
     assert script("unlearn", "--method ft --num_forget 60 --model_path", tmp_path, "--save_dir", tmp_path / "run") == 1
     assert message in capsys.readouterr().err
@@ -287,7 +285,7 @@ def test_a_tensor_without_a_gradient_ends_the_run(mask):
 
 
 @pytest.mark.slow
-def test_training_flags_reach_the_trainer(unlearn, home):
+def test_training_flags_reach_the_trainer(unlearn):
     """Mutation: drop any of the settings in unlearn.py."""
     plain = (unlearn("rl", "--epochs 1") / "model.safetensors").read_bytes()
     for flags in ("--optimizer adam", "--momentum 0.5", "--weight_decay 0.1", "--schedule cosine", "--batch_size 32", "--no-augment"):
@@ -312,12 +310,11 @@ def test_unlearning_augments_as_the_original_was_trained(home, tmp_path):
 
 def test_settings_come_from_the_flag_then_the_authors_then_the_original():
     """Mutation: swap the order of the three."""
-    method = types.FunctionType((lambda model: None).__code__, {"__name__": "methods.retrain"})
     args = types.SimpleNamespace(optimizer="adam", momentum=None, weight_decay=None, schedule=None)
     trained = {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "schedule": "step"}
     defaults = dict(optimizer=None, momentum=None, weight_decay=0.0, schedule="constant")
     found = cli.training_settings(args, methods.METHODS["retrain"], trained, defaults)
-    assert method and found == {"optimizer": "adam", "momentum": 0.9, "weight_decay": 0.0, "schedule": "step"}
+    assert found == {"optimizer": "adam", "momentum": 0.9, "weight_decay": 0.0, "schedule": "step"}
 
 
 # ------------------------------------------------------------------------------------------------------- single methods
@@ -354,7 +351,7 @@ def test_retrain_sees_the_images_as_the_original_did(unlearn, home):
         assert torch.equal(retrained[name], original[name]) and original[name].item() not in (0.0, 1.0)
 
 
-def test_scrub_rewinds_to_the_epoch_whose_forget_error_is_that_of_unseen_images(load, monkeypatch):
+def test_scrub_rewinds_to_the_epoch_whose_forget_error_is_that_of_unseen_images(monkeypatch):
     """Mutation: take the first epoch, the last one, or validation images of all classes."""
     module, model, split = importlib.import_module("methods.scrub"), torch.nn.Linear(1, 1), few(8)
     errors = {0.0: 0.0, 1.0: 0.25, 2.0: 0.5}  # by the weight
@@ -371,7 +368,7 @@ def test_scrub_rewinds_to_the_epoch_whose_forget_error_is_that_of_unseen_images(
         module.scrub(model, split, split, val, trainer_of(model), rewind=True)
 
 
-def test_an_ascent_that_runs_away_ends_in_a_sentence(unlearn, home, tmp_path, capsys):
+def test_an_ascent_that_runs_away_ends_in_a_sentence(home, tmp_path, capsys):
     """Mutation: look for NaN alone: the KL is finite, and huge."""
     flags = "--method scrub --num_forget 60 --lr 50 --epochs 3 --precision fp32"
     assert script("unlearn", flags, "--model_path", home / "original", "--save_dir", tmp_path / "run") == 1

@@ -57,15 +57,7 @@ def erasediff(
             trainer.step(forget=forget_weight * forget_loss, retain=retain_loss)
         else:
             forget_gradient, retain_gradient = trainer.gradients(forget_loss, retain_graph=True), trainer.gradients(retain_loss)
-            weight = (erase_rate - cosine(forget_gradient, retain_gradient)).clamp_min(0)
+            flat = (torch.cat([part.flatten() for part in each]) for each in (forget_gradient, retain_gradient))
+            weight = (erase_rate - torch.cosine_similarity(*flat, dim=0)).clamp_min(0)
             combined = [a + weight * b for a, b in zip(retain_gradient, forget_gradient, strict=True)]
             trainer.apply(combined, forget=forget_loss, retain=retain_loss)
-
-
-def cosine(one, other):
-    """Cosine of the angle between two lists of tensors."""
-    inner, squares = (
-        sum((a * b).sum() for a, b in zip(one, other, strict=True)),
-        [sum(a.square().sum() for a in each) for each in (one, other)],
-    )
-    return inner / (squares[0].sqrt() * squares[1].sqrt() + 1e-8)

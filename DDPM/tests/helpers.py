@@ -1,6 +1,7 @@
 """Run the scripts as the command line would, in this process, on a U-Net that trains in seconds."""
 
 import gc
+import os
 import sys
 
 from accelerate.state import AcceleratorState
@@ -50,3 +51,13 @@ def script(name, *argv):
 def ok(name, *argv):
     """Run a script that must succeed."""
     assert script(name, *argv) == 0, f"{name} {words(*argv)}"
+
+
+class Payload:
+    """A pickle that makes a folder when it is read as one."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)

@@ -27,7 +27,7 @@ import trainer
 from cli import RunError
 from conftest import ROOT
 from files import file_sha, read_tensors, write_json, write_tensors
-from helpers import FORGOTTEN, TINY, cpu, ok, script, words
+from helpers import FORGOTTEN, TINY, Payload, cpu, ok, script, words
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -263,7 +263,7 @@ def test_bad_samples_end_in_one_sentence(name, home, samples, tmp_path, capsys):
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
-def test_a_class_the_model_did_not_forget_is_refused(home, samples, unlearn, tmp_path, capsys):
+def test_a_class_the_model_did_not_forget_is_refused(home, unlearn, tmp_path, capsys):
     """Mutation: trust --forget_class."""
     model = unlearn("rl", "--steps 1")
     ok("sample", "--model_path", model, "--num_per_class 3 --steps 2 --save_dir", tmp_path / "s")
@@ -446,8 +446,8 @@ def together(commands, folder):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
 # --------------------------------------------------------------------------------------------------- the whole, and words
+@pytest.mark.slow
 def test_from_training_to_the_table(home, samples, unlearn, tmp_path, capsys):
     """Mutation: gap to the original in place of retrain; refuse a table whose original has more samples of the forgotten class; record
     the flags as settings; do not tell samples of the last weights from others.
@@ -606,16 +606,6 @@ def test_resnet34_takes_weights_from_a_file(home, tmp_path):
     assert torch.equal(found["body.layer4.2.conv2.weight"], weights["layer4.2.conv2.weight"]) and found["fc.weight"].shape == (10, 512)
 
 
-class Payload:
-    """A pickle that makes a folder when it is read as one."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.marker),)
-
-
 def test_a_pickle_in_place_of_the_cached_resnet34_does_not_run(home, tmp_path, monkeypatch, capsys):
     """Breaks if torchvision reads the file in torch's cache, without weights_only."""
     cached = tmp_path / "home" / "hub" / "checkpoints" / "resnet34-b627a593.pth"
@@ -678,7 +668,7 @@ def test_commands_of_the_shell_scripts_parse(name, tmp_path):
             parse_command(command)
     assert name == "gpu_check.sh" or any("--seed" in command for command in commands)
     asked = {command[command.index("--forget_class") + 1] for command in commands if "--forget_class" in command}
-    assert asked == ({"3"} if name in ("tune_digits.sh",) else {"5"}) or name in ("benchmark.sh", "gpu_check.sh")
+    assert asked == ({"3"} if name == "tune_digits.sh" else {"5"}) or name in ("benchmark.sh", "gpu_check.sh")
 
 
 def test_commands_of_the_readme_parse():
@@ -747,8 +737,7 @@ def test_a_run_is_not_written_over_what_it_reads(name, home, tmp_path, capsys, m
     run_folder = tmp_path / "runs" / source
     command = line.format(home=home, tmp=tmp_path, run=run_folder).split()
     command += ["--save_dir"] * ("--save_dir" not in command)
-    inside = () if command[-2].endswith("/new") or run_folder / "model" in map(Path, command) else (run_folder / "new",)
-    for save_dir in (run_folder, f"../runs/{source}/../{source}", tmp_path / "link" / source, *inside):
+    for save_dir in (run_folder, f"../runs/{source}/../{source}", tmp_path / "link" / source, run_folder / "new"):
         for flags in ((), ("--overwrite",)):
             assert script(*command, save_dir, *flags) != 0
             errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]

@@ -161,7 +161,7 @@ def test_a_run_resumes_on_cuda(home, tmp_path, monkeypatch):
     assert whole == cut
 
 
-def test_the_benchmark_runs_on_cuda(tmp_path, monkeypatch):
+def test_the_benchmark_runs_on_cuda(monkeypatch):
     """Mutation: make the labels without device=."""
     monkeypatch.setattr(benchmark, "paper_unet", lambda here: trainer.prepare(models.build_unet("tiny", 10, 3, 32, seed=0), here))
     results = {}

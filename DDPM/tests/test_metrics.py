@@ -1,7 +1,6 @@
 """Numbers that can be known beforehand. Each test names the mutation that would break it."""
 
 import math
-import os
 import pickle
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 
 import metrics
 from cli import RunError
+from helpers import Payload
 
 
 class Flat(torch.nn.Module):
@@ -112,16 +112,6 @@ def test_a_distance_that_is_no_number_is_refused(monkeypatch):
     monkeypatch.setattr(metrics, "checked_inception", lambda *rest: "")
     with pytest.raises(RunError, match="kernel_inception_distance_mean of the samples is nan"):
         metrics.fidelity(gaussian(10, 20, 12), gaussian(10, 20, 12, seed=1))
-
-
-class Payload:
-    """A pickle that makes a folder when it is read as one."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.marker),)
 
 
 @pytest.mark.parametrize("cached", (False, True))

@@ -116,7 +116,7 @@ def test_a_sum_is_clipped_where_a_mean_is_not(home, tmp_path):
     assert not torch.equal(weights["mean"], weights["sum"])
 
 
-def test_the_judge_is_the_releases(home, tmp_path):
+def test_the_judge_is_the_releases(tmp_path):
     """Its defaults, Xavier in the last layer and images in [-1, 1]. Mutation: a falling rate; ImageNet's statistics."""
     import train_classifier
 

@@ -6,10 +6,8 @@ from .sd import StableDiffusion
 from .sd3 import StableDiffusion3
 from .sdxl import StableDiffusionXL
 
-FAMILIES = (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux)
-# By the name that train.py --family has for them
-BUILT = {"sd": StableDiffusion, "sdxl": StableDiffusionXL, "sd3": StableDiffusion3, "flux": Flux}
-KINDS = {kind: family for family in FAMILIES for kind in family.KINDS}
-TRAIN_METHODS = tuple(dict.fromkeys(name for family in FAMILIES for name in family.TRAIN_METHODS))
+FAMILIES = {"sd": StableDiffusion, "sdxl": StableDiffusionXL, "sd3": StableDiffusion3, "flux": Flux}  # by the name of train.py --family
+KINDS = {kind: family for family in FAMILIES.values() for kind in family.KINDS}
+TRAIN_METHODS = tuple(dict.fromkeys(name for family in FAMILIES.values() for name in family.TRAIN_METHODS))
 
-__all__ = ["BUILT", "FAMILIES", "KINDS", "TRAIN_METHODS", "Embeddings", "Family"]
+__all__ = ["FAMILIES", "KINDS", "TRAIN_METHODS", "Embeddings", "Family"]

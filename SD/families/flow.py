@@ -22,7 +22,11 @@ class RectifiedFlow(Family):
     A timestep t in [0, 1000) stands for the t-th smallest of the scheduler's noise levels for training, as in diffusers' training scripts.
     """
 
-    SAMPLERS = ("own",)
+    WITHOUT = {"image_encoder": None, "feature_extractor": None}
+    READERS = {  # those that the authors' uce_flux_edit.py edits
+        "encoder_hidden_states": ("context_embedder.weight",),
+        "pooled_projections": ("time_text_embed.text_embedder.linear_1.weight",),
+    }
     UCE_CODE = "2025"
     REFUSED = {"fmn": "it resteers the cross-attention of U-Nets, which transformers have not"}
     TRAIN_METHODS = {  # the text stream of joint attention is what cross-attention is in U-Nets
@@ -36,6 +40,7 @@ class RectifiedFlow(Family):
     }
     T5 = ""  # the number of the T5 in the pipeline, "_2" or "_3"
     MAX_TOKENS = 0  # that the pipeline lets it read
+    SCALE = "guidance_scale"  # the pipeline's name for that of guidance by the empty prompt
 
     def check(self, source):
         pipeline, vae = self.pipeline, self.pipeline.vae.config
@@ -141,6 +146,12 @@ class RectifiedFlow(Family):
 
     def target(self, latents, noise, t):
         return noise - latents
+
+    def inputs(self, embeddings, empty, guidance_scale):
+        found = {"prompt_embeds": embeddings.tokens, "pooled_prompt_embeds": embeddings.tensors["pooled_projections"]}
+        if guidance_scale > 1:
+            found |= {"negative_prompt_embeds": empty.tokens, "negative_pooled_prompt_embeds": empty.tensors["pooled_projections"]}
+        return found | {self.SCALE: guidance_scale}
 
     def denoiser(self, steps, device):
         timesteps = TIMESTEPS - 1 - torch.arange(steps, device=device) * TIMESTEPS // steps

@@ -14,13 +14,9 @@ class Flux(RectifiedFlow):
     CLIPS = {"": "CLIPTextModel"}
     PARTS = {"transformer": "FluxTransformer2DModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
     PARTS |= {"text_encoder_2": "T5EncoderModel"}
-    WITHOUT = {"image_encoder": None, "feature_extractor": None}
     WHOLE = "a whole model of FLUX.1"
-    READERS = {  # those that the authors' uce_flux_edit.py edits
-        "encoder_hidden_states": ("context_embedder.weight",),
-        "pooled_projections": ("time_text_embed.text_embedder.linear_1.weight",),
-    }
     T5, MAX_TOKENS, SHIFT = "_2", 512, 1.0
+    SCALE = "true_cfg_scale"
 
     @property
     def channels(self):
@@ -73,9 +69,6 @@ class Flux(RectifiedFlow):
         return self.unpack(drawn, height // factor, width // factor)
 
     def inputs(self, embeddings, empty, guidance_scale):
-        found = {"prompt_embeds": embeddings.tokens, "pooled_prompt_embeds": embeddings.tensors["pooled_projections"]}
-        if self.model.config.guidance_embeds:
-            return found | {"guidance_scale": guidance_scale}
-        if guidance_scale > 1:
-            found |= {"negative_prompt_embeds": empty.tokens, "negative_pooled_prompt_embeds": empty.tensors["pooled_projections"]}
-        return found | {"true_cfg_scale": guidance_scale}
+        if not self.model.config.guidance_embeds:
+            return super().inputs(embeddings, empty, guidance_scale)
+        return super().inputs(embeddings, empty, 1.0) | {"guidance_scale": guidance_scale}

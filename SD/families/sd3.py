@@ -10,13 +10,8 @@ class StableDiffusion3(RectifiedFlow):
     PARTS = {"transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL"}
     PARTS |= {f"text_encoder{number}": kind for number, kind in CLIPS.items()} | {"text_encoder_3": "T5EncoderModel"}
     OPTIONAL = ("text_encoder_3",)
-    WITHOUT = {"image_encoder": None, "feature_extractor": None}
     WHOLE = "a whole model of Stable Diffusion 3 or 3.5"
     GUIDANCE = 7.0
-    READERS = {  # as of FLUX
-        "encoder_hidden_states": ("context_embedder.weight",),
-        "pooled_projections": ("time_text_embed.text_embedder.linear_1.weight",),
-    }
     T5, MAX_TOKENS, SHIFT = "_3", 256, 3.0
 
     @property
@@ -46,9 +41,3 @@ class StableDiffusion3(RectifiedFlow):
 
     def predict(self, model, noisy, t, embeddings):
         return model(noisy.to(self.model.dtype), timestep=1000 * self.sigma(t), **embeddings.tensors, return_dict=False)[0]
-
-    def inputs(self, embeddings, empty, guidance_scale):
-        found = {"prompt_embeds": embeddings.tokens, "pooled_prompt_embeds": embeddings.tensors["pooled_projections"]}
-        if guidance_scale > 1:
-            found |= {"negative_prompt_embeds": empty.tokens, "negative_pooled_prompt_embeds": empty.tensors["pooled_projections"]}
-        return found | {"guidance_scale": guidance_scale}

@@ -98,7 +98,7 @@ def test_names_of_earlier_versions_are_accepted(family, folder):
 
 
 @pytest.mark.parametrize("part", WEIGHTS)
-def test_weights_that_are_not_finite_are_neither_opened_nor_saved(part, family, folder, tmp_path):
+def test_weights_that_are_not_finite_are_neither_opened_nor_saved(part, folder, tmp_path):
     """Breaks if check_parts or save leaves out one of the parts."""
     opened, _ = pipelines.open_pipeline(folder)
     name = edit(folder, part, lambda tensors, name: tensors[name].view(-1)[:1].fill_(torch.inf))
@@ -302,7 +302,7 @@ def test_a_picture_that_cannot_be_decoded_is_named(name, tmp_path):
         imagesets.open_image(tmp_path / "x.png")
 
 
-def test_pipes_are_not_waited_for(tmp_path, capsys):
+def test_pipes_are_not_waited_for(tmp_path):
     """Breaks if list_images takes whatever has the right name: opening a pipe waits without end."""
     os.mkfifo(tmp_path / "x.png")
     with pytest.raises(RunError, match="holds no images"):
@@ -370,7 +370,7 @@ def test_a_cache_that_is_parseable_but_wrong_is_refused(name, tmp_path, family):
         latents.encode_pictures(family, pictures, "v", tmp_path, cpu())
 
 
-def test_a_folder_that_cannot_be_written_needs_no_cache(tmp_path, family, monkeypatch):
+def test_a_folder_that_cannot_be_written_needs_no_cache(tmp_path, family):
     """Breaks if the cache is a condition of going on."""
     pictures = imagesets.Pictures(np.zeros((3, 16, 16, 3), np.uint8), 16)
     expected = latents.encode_pictures(family, pictures, "v", tmp_path / "writable", cpu())

@@ -39,7 +39,7 @@ XL_NAMES = [
 STEPS = {"esd": "--steps 1 --sample_steps 2", "ca": "--steps 1 --num_images 2 --generation_steps 2", "uce": ""}
 
 
-@pytest.fixture(scope="module", params=sorted(set(families.BUILT) - {"sd"}))
+@pytest.fixture(scope="module", params=sorted(set(families.FAMILIES) - {"sd"}))
 def kind(request):
     """The name of a family. Of sd all other tests speak."""
     return request.param
@@ -48,7 +48,7 @@ def kind(request):
 @pytest.fixture(scope="module")
 def family(kind):
     """A tiny random pipeline with weights that no layer of zeros hides."""
-    built = families.BUILT[kind].build("test", PROMPTS[:-1], 16, seed=3)
+    built = families.FAMILIES[kind].build("test", PROMPTS[:-1], 16, seed=3)
     draw = data.make_generator("weights")
     with torch.no_grad():
         for parameter in built.model.parameters():
@@ -119,7 +119,7 @@ def test_a_distilled_flux_is_told_its_guidance(watched):
     """Mutation: tell it while it trains what generate_images.py tells it, or guide it by the empty prompt too."""
     from diffusers import FluxTransformer2DModel
 
-    family = families.BUILT["flux"].build("test", PROMPTS[:-1], 16, seed=3)
+    family = families.FAMILIES["flux"].build("test", PROMPTS[:-1], 16, seed=3)
     family.pipeline.register_modules(transformer=FluxTransformer2DModel(**dict(family.model.config) | {"guidance_embeds": True}))
     embeddings = family.encode_prompts(PROMPTS)
     assert family.GUIDANCE == 3.5
@@ -215,13 +215,13 @@ def test_every_method_runs_and_leaves_frozen_weights_alone(kind, home, tmp_path,
     ok("train", *start, "--save_dir", tmp_path / "original")
     forget = ("--model_path", tmp_path / "original", "--batch_size 4 --forget_class", FORGOTTEN)
     ok("generate_mask", *forget, "--save_dir", tmp_path / "mask")
-    for method in (method for method in METHODS if method not in families.BUILT[kind].REFUSED):
+    for method in (method for method in METHODS if method not in families.FAMILIES[kind].REFUSED):
         mask = ("--mask_path", tmp_path / "mask") if method in ("salun", "rl") else ()
         flags = ("--method", method, *forget, *mask, STEPS.get(method, "--steps 1"), "--precision fp32 --save_dir", tmp_path / method)
         ok("unlearn", *flags)
         changed = read_json(tmp_path / method / "done.json")["fraction_changed"]
         assert 0 < changed <= (0.51 if mask else 1), method
-    for method, reason in families.BUILT[kind].REFUSED.items():
+    for method, reason in families.FAMILIES[kind].REFUSED.items():
         assert script("unlearn", "--method", method, *forget, "--steps 1 --save_dir", tmp_path / method) == 1
         assert reason in capsys.readouterr().err and not (tmp_path / method).exists()
     draw = "--num_samples 1 --steps 2 --batch_size 10 --precision fp32 --save_dir"

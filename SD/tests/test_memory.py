@@ -113,11 +113,11 @@ def test_the_last_check_reads_the_originals_files(home, tmp_path):
     assert isinstance(unlearn_script.weights_of(family), dict)
 
 
-@pytest.mark.parametrize("kind", families.BUILT)
+@pytest.mark.parametrize("kind", families.FAMILIES)
 def test_every_family_predicts_with_bf16_weights(kind):
     """Mutation: give a model of bf16 weights float32 latents or prompts."""
     texts = ["an image of a three", ""]
-    family, t = families.BUILT[kind].build("test", texts[:1], 16, seed=3), torch.tensor([10, 900])
+    family, t = families.FAMILIES[kind].build("test", texts[:1], 16, seed=3), torch.tensor([10, 900])
     embeddings, noisy = family.encode_prompts(texts), torch.randn(2, *family.latent_shape(16), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         full = family.predict(family.model, noisy, t, embeddings)
@@ -146,7 +146,7 @@ def test_averaging_bf16_weights_is_refused(home, tmp_path, capsys):
 def test_the_memory_table_counts_what_is_held(dtype, monkeypatch):
     """Mutation: forget the positions, count them as int32 everywhere, or one of Adam's two moments."""
     monkeypatch.setattr(masking, "SMALL", 1000)
-    model = families.BUILT["sd"].build("test", ["three"], 16, seed=1).model.to(models.DTYPES[dtype])
+    model = families.FAMILIES["sd"].build("test", ["three"], 16, seed=1).model.to(models.DTYPES[dtype])
     parameters, ratio = dict(model.named_parameters()), 0.3
     mask = {name: (torch.arange(p.numel()) < math.ceil(ratio * p.numel())).view(p.shape) for name, p in parameters.items()}
     salient = masking.SalientParameters(parameters, mask)

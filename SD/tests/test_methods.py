@@ -169,7 +169,7 @@ def test_train_method_moves_its_weights_alone(train_method, moves, home, unlearn
 
 
 @pytest.mark.slow
-def test_the_method_says_which_weights_may_change_unless_a_flag_does(home, unlearn, load):
+def test_the_method_says_which_weights_may_change_unless_a_flag_does(unlearn, load):
     """Mutation: leave TRAINING of esd.py unread; let it go before the flag."""
     before = dict(load().family.model.named_parameters())
     for flags, only_cross_attention in (("", True), ("--train_method full", False)):

@@ -139,7 +139,7 @@ def test_precision_of_what_is_saved(original, tmp_path):
         assert pipelines.open_pipeline(run)[0].model.dtype == torch.float32
 
 
-def test_weights_too_large_for_half_precision_are_not_saved(family, tmp_path):
+def test_weights_too_large_for_half_precision_are_not_saved(tmp_path):
     """Mutation: look at the values before they are cast."""
     large = StableDiffusion.build("test", ["a"], 16, 1)
     next(large.model.parameters()).data[0] = 1e5
@@ -186,7 +186,7 @@ def test_of_two_variants_one_is_opened_and_copied(family, original, tmp_path):
     half = {name: 2 * tensor for name, tensor in read_tensors(path)[0].items()}
     write_tensors(path.with_name("diffusion_pytorch_model.fp16.safetensors"), half, {"format": "pt"})
     write_tensors(original / "vae" / "diffusion_pytorch_model.fp16.safetensors", {}, {"format": "pt"})
-    one, other = (pipelines.open_pipeline(original)[0], None)
+    one, _ = pipelines.open_pipeline(original)
     saving.save(one, tmp_path / "saved")
     assert shas(one) == shas(family) and [path.name for path in (tmp_path / "saved").rglob("*.fp16.*")] == []
     (original / "vae" / "diffusion_pytorch_model.fp16.safetensors").unlink()
@@ -272,7 +272,7 @@ def test_pipelines_of_another_kind_are_refused_before_weights_are_read(words, or
 
 
 @pytest.mark.parametrize("entry", MORE_INPUTS)
-def test_a_unet_that_needs_more_than_a_prompt_is_refused(entry, family, original, monkeypatch):
+def test_a_unet_that_needs_more_than_a_prompt_is_refused(entry, original):
     """Mutation: drop an entry of MORE_INPUTS, or look at folders alone."""
     edit(original / "unet" / "config.json", **{entry: 256})
     (original / UNET).write_text("not read")
@@ -297,7 +297,7 @@ def test_what_is_no_safetensors_is_refused_with_a_way_out(original):
     refused(original, "its unet has no safetensors weights: make or fetch it again")
 
 
-def test_adapters_that_are_not_fused_are_refused(original, family, tmp_path):
+def test_adapters_that_are_not_fused_are_refused(original, tmp_path):
     """Mutation: say which tensor is missing, and not what to do."""
     path = original / "text_encoder" / "model.safetensors"
     tensors, metadata = read_tensors(path)

@@ -3,28 +3,19 @@
 import shutil
 
 import pytest
-import torch
 
-import data
 from files import read_json
 from helpers import FORGOTTEN, TINY, ok, script
-
-
-@torch.no_grad()
-def forget_loss(loaded):
-    """Noise-prediction loss on all forgotten images, at fixed noise and timesteps."""
-    latents, labels, t, noise = (torch.cat(parts) for parts in zip(*data.whole_pass(loaded.forget, 64, 9, 1000, "cpu"), strict=True))
-    noisy = loaded.family.add_noise(latents, noise, t)
-    return (loaded.family.predict(loaded.family.model.eval(), noisy, t, loaded.embeddings[labels]) - noise).square().mean().item()
+from test_methods import loss
 
 
 @pytest.mark.slow
-def test_a_few_images_bring_back_what_was_forgotten(home, unlearn, load, tmp_path):
+def test_a_few_images_bring_back_what_was_forgotten(unlearn, load, tmp_path):
     """Mutation: train on the retained images, or from the original's weights; take all forgotten images."""
     forgot, folder = unlearn("ga", "--steps 15 --lr 5e-4"), tmp_path / "relearned"
     ok("relearn", "--model_path", forgot, "--num_images 10 --steps 40 --lr 1e-3 --batch_size 16 --precision fp32 --save_dir", folder)
-    before, after = forget_loss(load(forgot)), forget_loss(load(folder))
-    assert after < 0.7 * before
+    before, after = load(forgot), load(folder)
+    assert loss(after, after.forget) < 0.7 * loss(before, before.forget)
     recorded, parent = read_json(folder / "args.json"), read_json(forgot / "args.json")
     for name in ("method", "forgotten", "forget_sha", "parent_sha", "classes"):
         assert recorded[name] == parent[name]
