@@ -87,7 +87,7 @@ def run(load):
 def close(found, **expected):
     assert set(found) == set(expected)
     for name, value in expected.items():
-        assert found[name] == pytest.approx(float(value), rel=2e-4), name
+        assert found[name] == pytest.approx(float(torch.as_tensor(value).detach()), rel=2e-4), name
 
 
 @pytest.mark.parametrize("name", ["rl", "salun_soft"])
