@@ -171,7 +171,7 @@ def test_sa_is_the_authors_elbo(run, monkeypatch):
         squares = squares + torch.cat([p.grad.flatten() for p in model.parameters()]).square() / 10
     moved = torch.cat([(a - b).flatten() for a, b in zip(one.model.parameters(), one.before.parameters(), strict=True)])
     assert found.seen[0][0]["elastic"] == 0
-    assert found.seen[1][0]["elastic"] == pytest.approx(2.0 * float((squares * moved.square()).sum()), rel=2e-3)
+    assert found.seen[1][0]["elastic"] == pytest.approx(2.0 * (squares * moved.square()).sum().item(), rel=2e-3)
     retained = drawn[0].take(torch.tensor([i for i in range(10) if i != FORGOTTEN]))
     batch = data.Stream(retained, batch_size=SIZE, seed=1, timesteps=1000).batch(0)
     assert found.seen[0][0]["retain"] == pytest.approx(float(denoising_sums(found.before, batch).mean()), rel=2e-4)
