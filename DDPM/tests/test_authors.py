@@ -174,10 +174,10 @@ def test_sa_is_the_authors_elbo(run, monkeypatch):
     assert found.seen[1][0]["elastic"] == pytest.approx(2.0 * (squares * moved.square()).sum().item(), rel=2e-3)
     retained = drawn[0].take(torch.tensor([i for i in range(10) if i != FORGOTTEN]))
     batch = data.Stream(retained, batch_size=SIZE, seed=1, timesteps=1000).batch(0)
-    assert found.seen[0][0]["retain"] == pytest.approx(float(denoising_sums(found.before, batch).mean()), rel=2e-4)
+    assert found.seen[0][0]["retain"] == pytest.approx(denoising_sums(found.before, batch).mean().item(), rel=2e-4)
     blank = data.Split(drawn[0].images[:1], torch.tensor([FORGOTTEN]), torch.arange(1), "forget", noise=True)
     batch = data.Stream(blank, batch_size=SIZE, seed=1, timesteps=1000).batch(0)
-    assert found.seen[0][0]["forget"] == pytest.approx(float(denoising_sums(found.before, batch).mean()), rel=2e-4)
+    assert found.seen[0][0]["forget"] == pytest.approx(denoising_sums(found.before, batch).mean().item(), rel=2e-4)
 
 
 def flat(loss, model):
@@ -206,7 +206,7 @@ def test_erasediff_as_it_was_fits_uniform_noise(run):
     noise = 0.5 * (1 + torch.erf(found.forget.noise / 2**0.5))
     x_t = mixed(found.forget.images, noise, found.forget.t)
     expected = torch.nn.functional.mse_loss(eps(found.before, x_t, found.forget.t, found.forget.labels), noise)
-    assert found.seen[0][0]["forget"] == pytest.approx(0.1 * float(expected), rel=2e-4)
+    assert found.seen[0][0]["forget"] == pytest.approx(0.1 * expected.item(), rel=2e-4)
 
 
 def batches(split):
