@@ -273,6 +273,13 @@ def test_a_run_is_measured_against_retrain_image_by_image(runs_of_two, home, cap
     other = (start.replace("fp32", "bf16"), runs_of_two / "ft1", "--retrain_path", runs_of_two / "retrain2", "--held_out val")
     assert script("evaluate", *other, "--resume") == 1
     assert "measured with other values of held_out, precision, retrain_path: pass --overwrite" in capsys.readouterr().err
+    path = runs_of_two / "ft1" / "metrics.json"
+    found = json.loads(path.read_text())
+    found["how"]["precision"] = "another machine's"  # Mutation: compare it with what auto is here
+    path.write_text(json.dumps(found))
+    auto = start.replace("fp32", "auto")
+    ok("evaluate", auto, runs_of_two / "ft1", "--retrain_path", runs_of_two / "retrain1", "--resume")
+    assert "ft1 is measured already" in capsys.readouterr().out
     assert script("evaluate", start, runs_of_two / "ft2", "--retrain_path", runs_of_two / "ft1") == 1
     assert "is a run of ft" in capsys.readouterr().err
     ok("unlearn", "--method retrain --num_forget 5 --epochs 0 --lr 1 --model_path", home / "original", "--save_dir", home / "other_retrain")
