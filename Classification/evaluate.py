@@ -170,7 +170,7 @@ def write_metrics(folder, recorded, loaded, measured, how):
         "retain images": "all" if how["num_retain"] is None else f"{how['num_retain']:,} at most",
     }
     row = describe(recorded, loaded.training["seed"], facts)
-    write_json(folder / "metrics.json", row | measured | {"how": how})
+    write_json(folder / "metrics.json", row | measured | {"how": how, "weights_sha": loaded.facts["parent_sha"]})
     return "  ".join(f"{name} {measured[name]:.2f}" for name in metrics.COLUMNS if name in measured)
 
 

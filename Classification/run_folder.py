@@ -60,10 +60,14 @@ def read_run(path, *kinds):
     return folder, recorded
 
 
-def moved(path, recorded, folder):
-    """A path that the args.json `recorded` of `folder` names: as it stands there, or where it is if both were moved together."""
-    there, run = (os.path.join(recorded.get("cwd", ""), name) for name in (path, recorded["save_dir"]))  # one may be absolute alone
-    return Path(path) if Path(path).exists() else folder / os.path.relpath(there, run)
+def moved(path, recorded, folder, cwd=None):
+    """A path that the args.json `recorded` of `folder` names: as it stands there, or where it is if both were moved together.
+
+    cwd: the folder that the path starts from, where it comes from a run that was started in another one.
+    """
+    run, there = os.path.join(recorded.get("cwd", ""), recorded["save_dir"]), os.path.join(cwd or recorded.get("cwd", ""), path)
+    found = next((Path(place) for place in (path, there) if Path(place).exists()), None)
+    return found or folder / os.path.relpath(there, run)
 
 
 def versions():

@@ -51,7 +51,15 @@ NOT_HERE = {  # flags of the paper's own repository
 FORGET_FLAGS = ("forget_class", "num_forget", "forget_indices", "split_seed")
 HOW = ("arch", "dataset", "data_on")  # further flags of load_task: what the run knows, and where images are kept
 TRAINING = ("dataset", "data_dir", "image_size", "val_fraction", "limit", "split_seed", "seed", "epochs", "batch_size", "lr", "schedule")
-TRAINING += ("crop", "no_flip", "optimizer", "momentum", "weight_decay", "data_sha")  # what a run remembers of its original's training
+TRAINING += (
+    "crop",
+    "no_flip",
+    "optimizer",
+    "momentum",
+    "weight_decay",
+    "data_sha",
+    "cwd",
+)  # what a run remembers of its original's training
 
 
 @dataclass
@@ -83,7 +91,7 @@ def load_task(model_path, forget, accelerator, data_dir=None, cache_dir=None, ki
     if forget.get("dataset") not in (None, training["dataset"]):
         raise RunError(f"{folder} was trained on {training['dataset']}, not on {forget['dataset']}: leave --dataset out")
     build = functools.partial(models.build, **architecture | {"arch": named_architecture(folder, architecture, forget.get("arch"))})
-    data_dir = data_dir or moved(training["data_dir"], recorded, folder)
+    data_dir = data_dir or moved(training["data_dir"], recorded, folder, training.get("cwd"))
     with accelerator.main_process_first():  # which writes the cache that the others read
         where = (accelerator.device, cache_dir, forget.get("data_on"))
         images = load_images(training["dataset"], data_dir, training["image_size"], *where)

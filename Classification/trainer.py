@@ -134,6 +134,8 @@ class Trainer:
                     self._save_checkpoint()
                     saved = time.monotonic()
             self.bar.close()
+            if self.steps_done != self.total:  # the schedule would have ended elsewhere
+                raise RunError(f"the method took {self.steps_done} steps and announced {self.total} to trainer.epochs(): say `total` there")
         self.model.eval()
 
     def _make_optimizer(self):
@@ -148,6 +150,11 @@ class Trainer:
 
     def _size(self, split):
         return (split.name == "forget" and self.settings.forget_batch_size) or self.settings.batch_size
+
+    def mixes(self):
+        """RunError for --forget_batch_size: said by methods whose batches hold forget and retain images together."""
+        if self.settings.forget_batch_size:
+            raise RunError("--forget_batch_size has no effect where forget and retain images are mixed: leave it out")
 
     def batches(self, *splits):
         """Yield the Batches of one pass over a split in random order.
@@ -170,6 +177,8 @@ class Trainer:
         """One step of the optimizer down the sum of the loss terms, which are logged by their names."""
         if not terms:
             raise RunError("trainer.step() was called without a loss term: pass at least one, by name")
+        if self.steps_done == self.total:  # a schedule that goes on has a negative rate
+            raise RunError(f"the method takes more steps than the {self.total} that it announced to trainer.epochs(): say `total` there")
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * SCHEDULES[self.settings.schedule](self.steps_done / self.total)
         self.scaler.scale(sum(terms.values())).backward()

@@ -13,6 +13,8 @@ import functools
 import re
 import sys
 
+import torch
+
 import cli
 import data
 import imagesets
@@ -62,7 +64,8 @@ def parse(argv=None):
         args.alpha = None
     args.options = cli.method_options(parser, args, METHODS)
     if args.method in NEEDS_MASK and args.mask_path is None:
-        parser.error(f"--method {args.method} needs --mask_path: make a mask with generate_mask.py (without a mask it is --method rl)")
+        without = " (without a mask it is --method rl)" if args.method == "salun" else ""
+        parser.error(f"--method {args.method} needs --mask_path: make a mask with generate_mask.py{without}")
     if args.method in TAKES_NO_MASK and args.mask_path is not None:
         parser.error(f"--method {args.method} takes no --mask_path: it starts from fresh weights")
     if args.method == "rl" and args.mask_path is not None:
@@ -104,6 +107,7 @@ def main(argv=None):
     fresh = functools.partial(fresh_model, model, loaded.build, args.seed)
     inputs = {"model": model, "forget": loaded.forget, "retain": loaded.retain, "val": loaded.val, "trainer": loop}
     inputs |= {"training": trained, "fresh": fresh}
+    torch.manual_seed(data.derive_seed("method", args.seed))  # of what a method draws before its loop
     run_folder.start_clock()
     with trainer.batches_large_enough("raise --batch_size or --forget_batch_size, or forget more than one image"):
         method(**cli.handed(method, inputs), **args.options)

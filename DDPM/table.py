@@ -57,7 +57,8 @@ def describe(recorded, seed, facts):
         flags = "target_class train_method batch_size forget_batch_size optimizer momentum weight_decay schedule augment ema grad_clip"
         row["options"] = recorded["options"] | {name: recorded[name] for name in flags.split() if recorded.get(name) is not None}
         mask = recorded["mask_info"] if recorded["mask_path"] else {}
-        row["options"] |= {"mask_ratio": mask["mask_ratio"]} if mask else {}
+        name = "ratio_of_mask" if "mask_ratio" in row["options"] else "mask_ratio"  # SalUn-soft has a flag of that name
+        row["options"] |= {name: mask["mask_ratio"]} if mask else {}
         row["options"] |= {f"mask_{name}": value for name, value in mask.get("mask_flags", {}).items()}
         kind = mask.get("mask_kind", "saliency").replace("_", " ")
         parts = [part for part in (f"{kind} mask" if kind != "saliency" else None, recorded.get("setting")) if part]
@@ -86,6 +87,10 @@ def collect(folder, over_classes=False):
         if len(values) > 1 and not (over_classes and name == "forgotten"):
             raise RunError(f"{folder} holds runs that cannot stand in one table: {name} is {' and '.join(values)}")
     check_belonging(runs, over_classes)
+    known = {}
+    for run in (run for run in runs if run["method"] == "retrain" and run.get("weights_sha")):
+        if (other := known.setdefault(run["weights_sha"], run["path"])) != run["path"]:  # no noise between them
+            raise RunError(f"{other} and {run['path']} are one retrained model, not two: train each with a --seed of its own")
     return runs
 
 
@@ -152,6 +157,8 @@ def summarise(runs, by_options):
         raise RunError(
             f"runs of {', '.join(several)} differ in their flags: pass --by_options for a row each, or name a folder that holds one setting"
         )
+    if labels.count("retrain") > 1:
+        raise RunError("runs of retrain differ in their flags: there can be one reference. Name a folder that holds one of them")
     retrain = next((group for (method, _), group in settings.items() if method == "retrain"), None)
     if retrain:
         numbers = [name for name in retrain[0] if isinstance(retrain[0][name], float) and all(name in run for run in retrain)]

@@ -174,12 +174,12 @@ def save(run_folder, mask, facts, *, mask_ratio, seconds, kind="saliency", **fla
     run_folder.save("mask.safetensors", packed, metadata)
 
 
-def load(path, parameters, facts):
+def load(path, parameters, facts=None):
     """Return (mask, info) of a run folder of generate_mask.py or of its mask.safetensors.
 
-    parameters: {name: parameter} the mask must fit; facts: of the task, with forget_sha and parent_sha. info has mask_ratio, mask_kind,
-    mask_flags if there are any, and the seconds the mask took. Raises RunError if the file is none of ours, was made from another
-    model or for another forget set, or contradicts its ratio.
+    parameters: {name: parameter} the mask must fit; facts: of the task, with forget_sha and parent_sha, None asks for neither. info has
+    mask_ratio, mask_kind, mask_flags if there are any, and the seconds the mask took. Raises RunError if the file is none of ours, was made
+    from another model or for another forget set, or contradicts its ratio.
     """
     path = Path(path, "mask.safetensors") if Path(path).is_dir() else path
     packed, metadata = read_tensors(path)
@@ -194,9 +194,10 @@ def load(path, parameters, facts):
     check_shapes(f"the mask {path}", shapes, parameters)
     bytes_of = {name: (math.ceil(math.prod(shape) / 8),) for name, shape in shapes.items()}
     check_shapes(f"the mask {path}", packed, bytes_of)
+    facts = metadata if facts is None else facts
     if metadata["forget_sha"] != facts["forget_sha"]:
         raise RunError(f"the mask {path} was made for another forget set: make one with the forget flags of this run")
-    if metadata.get("parent_sha", facts["parent_sha"]) != facts["parent_sha"]:  # masks of earlier versions do not tell
+    if metadata.get("parent_sha", facts.get("parent_sha")) != facts.get("parent_sha"):  # masks of earlier versions do not tell
         raise RunError(f"the mask {path} was made from another model than the one at --model_path: make one from that")
     mask = Packed(packed, parameters)
     kept, total = count(mask)
@@ -232,8 +233,8 @@ class SalientParameters:
                 else:
                     self.tensors[name], self._read[name] = parameter, lambda tensor: tensor
             elif not bool(salient.any()):
+                self._frozen.append((parameter, parameter.requires_grad))
                 parameter.requires_grad_(False)
-                self._frozen.append(parameter)
             else:
                 self._add_compact(name, parameter, salient)
 
@@ -258,6 +259,7 @@ class SalientParameters:
             leaf.grad = read(parameter.grad) if leaf.grad is None else leaf.grad.add_(read(parameter.grad))
             parameter.grad = None
 
+        parameter.grad = None  # one of the saliency would count as a part of the first step's
         self._hooks.append(parameter.register_post_accumulate_grad_hook(take_gradient))
         self._compact.append((leaf, view, index))
         self.tensors[name], self._read[name] = leaf, read
@@ -291,8 +293,8 @@ class SalientParameters:
     def __exit__(self, *error):
         for hook in self._hooks:
             hook.remove()
-        for parameter in self._frozen:
-            parameter.requires_grad_(True)
+        for parameter, required in self._frozen:
+            parameter.requires_grad_(required)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ def bad_teacher(model, forget, retain, trainer, fresh, *, epochs=1, lr=1e-4, ret
     Minimises KL(teacher | student) over both sets, shuffled, at temperature 1. The authors divide it by the number of classes as well,
     which Adam does not notice.
     """
+    trainer.mixes()
     bad, good = fresh().to(trainer.accelerator.device).eval(), copy.deepcopy(model).eval()
     count = max(1, round(retain_share * len(retain)))
     both = concatenate(forget, retain.some(count, "bad_teacher", trainer.seed), "both")

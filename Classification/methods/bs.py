@@ -38,7 +38,7 @@ def bs(model, forget, trainer, *, epochs=10, lr=1e-5, fgsm_bound=0.1, bs_exclude
     is found once, on the image without augmentation. Reads no retain data.
     """
     with without_autocast(model):  # the sign of a small gradient is at stake
-        nearest = nearest_class(model, forget, fgsm_bound, bs_exclude_true)
+        nearest = nearest_class(model, trainer.count(forget), fgsm_bound, bs_exclude_true)
     for _ in trainer.epochs(epochs, lr, forget):
         for batch in trainer.batches(forget):
             trainer.step(forget=cross_entropy(model, batch, nearest[batch.positions]))

@@ -43,7 +43,7 @@ def model_fisher(model, split):
         start, answers = 0, Split(split.images, torch.full_like(split.labels, label), split.indices, split.name)
         for block in sample_gradients(model, answers):
             count = len(next(iter(block.values())))
-            weight = weights[start : start + count].to(split.images.device)
+            weight = weights[start : start + count].to(split.labels.device)
             start += count
             for name, gradients in block.items():
                 total[name] += torch.einsum("b,b...->...", weight, gradients.square())

@@ -29,6 +29,7 @@ def salun(model, forget, retain, trainer, *, epochs=10, lr=0.013, alpha=1.0, mix
 
 def mixed(model, forget, retain, trainer, epochs, lr, alpha):
     """The same loss in one pass over both sets."""
+    trainer.mixes()
     num_classes, both = head(model).out_features, concatenate(forget, retain, "both")
     for _ in trainer.epochs(epochs, lr, both):
         for batch in trainer.batches(both):

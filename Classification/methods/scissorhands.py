@@ -34,7 +34,7 @@ def scissorhands(
 
     def sample(*key):
         order = torch.randperm(len(forget), generator=make_generator("scissorhands", trainer.seed, *key))
-        return forget.take(order[:size])
+        return trainer.count(forget.take(order[:size]))
 
     trainer.update(trimmed(model, mean_gradient(model, sample("trim"), trainer.accelerator, size), chosen, trim_sparsity, trainer.seed))
     for epoch in trainer.epochs(epochs, lr, retain):

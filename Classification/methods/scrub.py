@@ -59,7 +59,7 @@ def scrub(
         if rewind:
             states.keep(epoch, model)
     if rewind and epochs:
-        go_back(model, states, epochs, forget, val)
+        go_back(model, states, epochs, trainer, forget, val)
 
 
 class States(torch.nn.Module):
@@ -79,11 +79,11 @@ class States(torch.nn.Module):
         model.load_state_dict({name: getattr(self, f"{epoch}_{number}") for number, name in enumerate(model.state_dict())})
 
 
-def go_back(model, states, epochs, forget, val):
+def go_back(model, states, epochs, trainer, forget, val):
     """Leave the model in the state whose error on the forget set is nearest to its last one on the validation images."""
 
     def error(split):
-        return float((predict_logits(model, split).argmax(1) != split.labels.cpu()).double().mean())
+        return float((predict_logits(model, trainer.count(split)).argmax(1) != split.labels.cpu()).double().mean())
 
     reference, distances = error(val), []
     for epoch in range(epochs):

@@ -5,7 +5,9 @@ import dataclasses
 import importlib
 import math
 import pickle
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,12 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 
 import convert
 import evaluate
 import fake_cuda
+import masking
 import models
 import networks
 import passes
@@ -25,6 +29,7 @@ import trainer
 import unlearn
 import weights
 from cli import RunError
+from conftest import ROOT
 from files import read_json, read_tensors, write_tensors
 from helpers import NUM_FORGET, TINY, one_error, script, words
 
@@ -521,11 +526,11 @@ def test_smaller_predictions_give_the_same_logits(load):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["salun --mix", "bs", "iu"])
+@pytest.mark.parametrize("method", ["salun --mix", "bs", "iu", "fisher"])
 def test_images_on_the_host_give_the_same_weights(method, home, tmp_path):
     """Mutation: move labels to the images; index images on the host with positions on the device."""
     name, *flags = method.split()
-    short = "--fisher_samples 20" if name == "iu" else "--epochs 1"
+    short = "--fisher_samples 20" if name in ("iu", "fisher") else "--epochs 1"
     start = ("unlearn --method", name, "--model_path", home / "original", "--mask_path", home / "mask", FORGET, short, *flags)
     ok(*start, "--device cpu --save_dir", tmp_path / "cpu")
     with fake_cuda.installed():
@@ -619,3 +624,23 @@ def test_commands_of_the_papers_repository_run(home, tmp_path):
     with pytest.raises(SystemExit):  # Mutation: let them train the reference
         unlearn.parse(["--method", "retrain", "--model_path", "x", "--num_forget", "1", "--save_dir", "y", "--unlearn_epochs=2"])
     assert models.architecture("vgg16_bn_lth") == "vgg16_bn"
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs(load, unlearn, tmp_path, monkeypatch):
+    """Breaks if a name in it is renamed, if images had to be normalised, or if its loop moves a weight outside the mask."""
+    opening, looping = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "runs" / "c10").mkdir(parents=True)
+    (tmp_path / "runs" / "c10" / "salun").symlink_to(unlearn("salun", "--epochs 1"))
+    loaded = load(tmp_path / "runs" / "c10" / "salun")
+    images, labels = loaded.forget.images.permute(0, 3, 1, 2) / 255, loaded.forget.labels
+    scope = {"forget_loss": lambda model: F.cross_entropy(model(images), labels), "batches": [images, images]}
+    exec(opening, scope)
+    model = scope["model"]
+    torch.testing.assert_close(model(images), passes.predict_logits(loaded.model, loaded.forget), rtol=1e-4, atol=1e-4)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    exec(looping, scope | {"loss": lambda model, batch: F.cross_entropy(model(batch), labels)})
+    changed = masking.check_change(before, dict(model.named_parameters()), None)
+    assert 0.3 < changed <= 0.5

@@ -211,6 +211,18 @@ def test_a_tree_may_move_and_paths_may_be_spelled_otherwise(home, tmp_path, monk
     ok("unlearn", FT, "--resume --model_path new/../new/original --save_dir new/run")
 
 
+def test_commands_of_several_folders_find_the_data(tmp_path, monkeypatch):
+    """Mutation: look for --data_dir from where the last command was started."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    ok("train", TINY, "--epochs 1 --data_dir data --save_dir original")
+    monkeypatch.chdir(tmp_path / "b")
+    ok("unlearn", FT, "--model_path ../a/original --save_dir run")
+    ok("evaluate", "--model_path run")
+    assert not (tmp_path / "b" / "data").exists()
+
+
 def test_other_data_and_the_mask_of_another_original_are_refused(home, tmp_path, capsys):
     """Mutation: identify data by the number of images; masks by shapes."""
     with np.load(home / "data" / "digits.npz") as whole:

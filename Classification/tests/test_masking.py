@@ -132,6 +132,31 @@ def train(net, mask, name, steps=6):
         )
 
 
+def test_the_gradient_of_the_saliency_is_no_part_of_the_first_step():
+    """Nor does a frozen layer come back to life. Mutation: leave parameter.grad as it is; require gradients of all on exit."""
+    net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 2))
+    x, before = torch.randn(8, 4), [parameter.detach().clone() for parameter in net.parameters()]
+    (100 * net(x).sum()).backward()
+    mask = masking.select({name: parameter.grad for name, parameter in net.named_parameters()}, 0.5)
+    mask["1.bias"][:] = False
+    net[1].bias.requires_grad_(False)
+    with masking.SalientParameters(dict(net.named_parameters()), mask) as salient:
+        optimizer = torch.optim.SGD(salient.parameters(), lr=1.0)
+        for leaf in salient.parameters():
+            leaf.grad = None
+        net(x).sum().backward()
+        optimizer.step()
+        salient.scatter()
+    assert not net[1].bias.requires_grad and net[0].weight.requires_grad
+    for (name, parameter), start in zip(net.named_parameters(), before, strict=True):
+        assert (start - parameter)[~mask[name]].eq(0).all()
+    saved = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 2))
+    saved.load_state_dict(dict(zip(saved.state_dict(), before, strict=True)))
+    saved(x).sum().backward()
+    for (name, parameter), start, other in zip(net.named_parameters(), before, saved.parameters(), strict=True):
+        torch.testing.assert_close((start - parameter)[mask[name]], other.grad[mask[name]])
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_frozen_weights_stay_bitwise_equal(optimizer):
     """Mutation: hand the optimizer net.parameters() and mask gradients instead."""

@@ -80,7 +80,7 @@ def short(name):
 def test_method_keeps_its_promise_on_a_class(name, unlearn, load, class_mask):
     """Mutation: swap the sign of the forget loss, or forget and retain."""
     flags, promise = PROMISES[name]
-    mask = ["--mask_path", class_mask] if name == "salun" else []
+    mask = ["--mask_path", class_mask] if name in methods.NEEDS_MASK else []
     folder = unlearn(name, flags, *mask, forget="--forget_class 3")
     before, after = load(forget_class=["3"], num_forget=None), load(folder, forget_class=["3"], num_forget=None)
     (forget_before, _), (forget_after, forget_accuracy) = (loss_and_accuracy(one.model, one.forget) for one in (before, after))
@@ -96,12 +96,14 @@ def test_method_keeps_its_promise_on_a_class(name, unlearn, load, class_mask):
 
 @pytest.mark.slow
 def test_a_compiled_model_learns_the_same(unlearn, monkeypatch):
-    """With a backend that takes the graph as it is: the default one needs a C++ compiler. Mutation: no compile() in unlearn.py."""
+    """With a backend that takes the graph as it is: the default one needs a C++ compiler. Mutation: no compile() in unlearn.py; MUNBa's
+    second way through a graph whose buffers are donated."""
     compiled, plainly = [], nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda model: compiled.append(plainly(model, backend="aot_eager")))
     folders = [unlearn("salun", short("salun"), "--precision fp32", more) for more in ("", "--compile")]
     plain, folded = (read_tensors(folder / "model.safetensors")[0] for folder in folders)
-    assert len(compiled) == 1
+    unlearn("munba", short("munba"), "--compile")
+    assert len(compiled) == 2
     for key, tensor in plain.items():
         torch.testing.assert_close(folded[key], tensor, rtol=1e-3, atol=1e-4, msg=key)
 
@@ -262,6 +264,26 @@ def test_a_step_without_a_loss_term_says_so():
     with pytest.raises(RunError, match=r"trainer.step\(\) was called without a loss term"):
         for _ in loop.epochs(1, 0.1, split):
             loop.step()
+
+
+@pytest.mark.parametrize("passes", [0, 2])
+def test_a_method_takes_the_steps_that_it_announces(passes):
+    """Mutation: let the schedule end early, or go on, to a rate below zero."""
+    model = torch.nn.Linear(4, 2)
+    loop, split = trainer_of(model, schedule="linear"), few()
+    with pytest.raises(RunError, match=r"announced .*to trainer.epochs"):
+        for _ in loop.epochs(1, 0.1, split):
+            for batch in [batch for _ in range(passes) for batch in loop.batches(split)]:
+                loop.step(train=model(batch.images.flatten(1)).sum())
+
+
+def test_what_a_method_draws_before_its_loop_follows_from_the_seed(unlearn, monkeypatch):
+    """Mutation: start a method in whatever state torch's generator is."""
+    drawn = []
+    monkeypatch.setitem(methods.METHODS, "ga", lambda model, *, lr=1.0: drawn.append(torch.randint(1 << 30, (1,)).item()))
+    for seed in (1, 1, 2):
+        unlearn("ga", "--seed", seed)
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 @pytest.mark.parametrize("mask", [False, True])

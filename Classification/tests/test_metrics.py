@@ -308,12 +308,14 @@ def test_some_of_the_retain_images_stand_for_all(home, tmp_path, monkeypatch):
 
 
 def test_runs_that_differ_in_a_training_flag_are_no_repetitions(tmp_path, capsys):
-    """Nor are those under masks made with other flags. Mutation: leave the training flags, or the mask's, out of describe()."""
+    """Nor are those under masks made with other flags. Mutation: leave the training flags, or the mask's, out of describe(); let the
+    mask's ratio take the place of SalUn-soft's own."""
     for seed, size in ((1, None), (2, 64)):
         write_run(tmp_path / str(seed), "ft", seed, options={"lr": 0.1}, batch_size=size)
         mask = {"mask_ratio": 0.5, "mask_flags": {"epochs": seed}}
         write_run(tmp_path / "masked" / str(seed), "salun", seed, mask_path="mask", mask_info=mask)
-    assert script("table", tmp_path) == 1 and "runs of ft, salun differ in their flags" in capsys.readouterr().err
+        write_run(tmp_path / "soft" / str(seed), "salun_soft", seed, options={"mask_ratio": seed / 10}, mask_path="mask", mask_info=mask)
+    assert script("table", tmp_path) == 1 and "runs of ft, salun, salun_soft differ in their flags" in capsys.readouterr().err
     ok("table", tmp_path, "--by_options --incomplete")
     text = (tmp_path / "table.md").read_text()
     assert "| ft --lr 0.1 --batch_size 64 | 1 |" in text and "| salun --mask_ratio 0.5 --mask_epochs 2 | 1 |" in text
@@ -330,6 +332,15 @@ def test_a_run_under_a_control_mask_has_a_row_of_its_own_beside_its_method(tmp_p
     ok("table", tmp_path)
     rows = [line.split(" | ")[0][2:] for line in (tmp_path / "table.md").read_text().splitlines() if line.endswith("|")]
     assert rows[2:] == ["ft", "ft (a b)", "salun", "salun (least salient mask)", "scrub"]
+
+
+def test_there_is_one_reference_and_no_noise_between_copies_of_it(tmp_path, capsys):
+    """Mutation: take the first setting of Retrain; count one retrained model twice."""
+    for seed in (1, 2):
+        write_run(tmp_path / "a" / str(seed), "retrain", seed, {"weights_sha": "same"})
+        write_run(tmp_path / "b" / str(seed), "retrain", seed, options={"lr": 0.1 * seed})
+    assert script("table", tmp_path / "a") == 1 and "are one retrained model, not two" in capsys.readouterr().err
+    assert script("table", tmp_path / "b", "--by_options") == 1 and "there can be one reference" in capsys.readouterr().err
 
 
 def write_run(folder, method, seed, values=None, **more):
