@@ -81,6 +81,12 @@ def side_by_side(path, folders, names, forgotten, columns=3, size=34):
     write_whole(path, lambda partial: canvas.save(partial, format="PNG", optimize=True))
 
 
+def samples_of(run):
+    """The samples that a metrics.json is about: beside it, or where its sample_path says."""
+    here = Path(run["path"]) / "samples"
+    return here if here.is_dir() else Path(run["sample_path"]) / "samples"
+
+
 def plain(method):
     """A row's name as part of a file's: salun (random mask) is salun_random_mask."""
     return "_".join(re.findall(r"\w+", method))
@@ -98,7 +104,7 @@ def main(argv=None):
     rows, _ = summarise(runs, by_options=True)
     first = min(run["seed"] for run in runs)
     found = {run["method"]: run for run in sorted(runs, key=lambda run: str(run["options"]), reverse=True) if run["seed"] == first}
-    folders = {row["method"]: Path(found[row["method"]]["sample_path"]) / "samples" for row in rows if row["method"] in found}
+    folders = {row["method"]: samples_of(found[row["method"]]) for row in rows if row["method"] in found}
     missing = [str(path) for path in folders.values() if not path.is_dir()]
     if missing:
         raise cli.RunError(f"the samples in {', '.join(missing)} are gone: draw them again with sample.py")

@@ -60,16 +60,18 @@ def main(argv=None):
     run_folder = RunFolder(args, accelerator) if args.save_dir is not None else None  # of the row `original`
     runs = load_samples(args.sample_path, args.data_dir, accelerator, args.cache_dir)  # together: the first process writes the cache
     how = {"classifier": classifier_args["sha"]} | {name: getattr(args, name) for name in ("features", "num_reference", "seed")}
+    how["inception_weights"] = args.inception_weights and file_sha(args.inception_weights)
     known = {"classifier": classifier, "classifier_args": classifier_args, "extractor": extractor}
 
     def measure(run):
         folder, recorded, images = run
-        if run_folder is None and is_measured(folder, args, how):
+        asked = how | {"forgotten": list(forgotten_classes(recorded["model"], args.forget_class, folder).forgotten)}
+        if run_folder is None and is_measured(folder, args, asked):
             return
         measured = measure_samples(folder, recorded, images, args=args, accelerator=accelerator, cache=cache, **known)
         if run_folder is not None:
             run_folder.begin(kind="evaluation", model=recorded["model"])
-        message = write_metrics(run_folder.folder if run_folder else folder, folder, recorded, measured | {"how": how}, classifier_args)
+        message = write_metrics(run_folder.folder if run_folder else folder, folder, recorded, measured | {"how": asked}, classifier_args)
         run_folder.finish(message, seconds=run_folder.seconds()) if run_folder else print(f"{folder}: {message}")
 
     with tempfile.TemporaryDirectory() as cache:
@@ -83,7 +85,7 @@ def load_samples(paths, data_dir, accelerator, cache_dir=None):
         folder, recorded = read_run(path, "samples")
         model = recorded["model"]
         origin = model["training"] if model["kind"] == "unlearn" else model
-        place = data_dir or moved(origin["data_dir"], recorded, folder)
+        place = data_dir or moved(origin["data_dir"], recorded, folder, origin.get("cwd"))
         names = ("dataset", "image_size", "limit", "seed", "with_test", "only_class", "data_sha")
         source = (place, *(str(origin.get(name)) for name in names))
         if source not in loaded:
@@ -135,6 +137,10 @@ def measure_samples(folder, recorded, images, *, args, accelerator, classifier, 
     classes = forgotten_classes(model, args.forget_class, folder)
     if classifier_args["classes"] != classes.names:
         raise RunError(f"the classifier {args.classifier} knows other classes than the model of {folder}")
+    size, taught = images.x_train.shape[1], classifier_args.get("trained_on", {}).get("image_size")
+    if taught not in (None, size):
+        cure = f"train one by train_classifier.py --image_size {size}"
+        raise RunError(f"the classifier {args.classifier} was trained on images of {taught} px, the model draws {size}: {cure}")
     samples, labels = read_samples(folder / "samples", tuple(images.x_train.shape[1:]))
     promised = read_json(folder / "done.json")["images"]
     if len(labels) != promised:
@@ -185,7 +191,7 @@ def write_metrics(folder, sample_folder, recorded, measured, classifier_args):
     }
     if "relearned_images" in (options := model.get("options", {})):
         facts["relearned"] = "{relearned_images} forgotten images, {steps} steps, lr {lr:g}".format(**options)
-    picture = {"sample_path": str(sample_folder), "classes": model["classes"]}
+    picture = {"sample_path": str(sample_folder), "classes": model["classes"], "weights_sha": recorded["parent_sha"]}
     row = describe(model, training["seed"], facts)
     if recorded.get("weights") == "last":  # no repetition of a run whose averaged weights were drawn from
         row["options"] = row["options"] | {"weights": "last"}

@@ -56,7 +56,7 @@ def build_unet(arch, num_classes, channels, image_size, seed):
 def training_scheduler():
     from diffusers import DDPMScheduler
 
-    return DDPMScheduler(**NOISE)
+    return DDPMScheduler(**NOISE, variance_type="fixed_large")  # of sample.py --sampler ddpm, for pipelines made of it
 
 
 def noisy_images(images, noise, t):

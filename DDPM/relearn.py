@@ -19,6 +19,7 @@ import trainer
 from cli import RunError
 from files import file_sha
 from run_folder import RunFolder, moved
+from table import describe
 from trainer import denoising_loss, drop_labels
 
 
@@ -44,7 +45,7 @@ def main(argv=None):
         raise RunError(f"{file.parent} has forgotten nothing: name a run of unlearn.py, or of train.py --retain_only")
     if "relearned_images" in recorded.get("options", {}):
         raise RunError(f"{file.parent} was relearned already: name the run of unlearn.py that it came from")
-    data_dir = args.data_dir or moved(origin["data_dir"], recorded, file.parent)
+    data_dir = args.data_dir or moved(origin["data_dir"], recorded, file.parent, origin.get("cwd"))
     images = task.data_of(origin, data_dir, accelerator, args.cache_dir)
     classes = data.Classes(recorded["classes"], tuple(recorded["forgotten"]))
     forget, _ = data.split(images, classes)
@@ -58,6 +59,8 @@ def main(argv=None):
     facts |= {"training": {name: origin.get(name) for name in (*task.TRAINING, *task.NEWER)}, "mask_path": None, "mask_info": {}}
     facts |= {name: recorded[name] for name in ("mask_path", "mask_info") if name in recorded}  # a row of its own
     facts["options"] = {"relearned_images": args.num_images, "steps": args.steps, "lr": args.lr}
+    if recorded["kind"] == "unlearn":  # what was relearned after other settings is no repetition
+        facts["options"] |= {f"unlearned_{name}": value for name, value in describe(recorded, 0, {})["options"].items()}
     if args.weights == "last":  # no repetition of a run that started from averaged weights
         facts["options"]["relearned_weights"] = "last"
     run_folder.begin(kind="unlearn", relearned_sha=file_sha(file), **facts)

@@ -24,6 +24,10 @@ def make_scheduler(sampler, steps, clip=True):
 
     if steps > models.TIMESTEPS:
         raise RunError(f"--steps {steps} is more than the {models.TIMESTEPS} steps of the noise schedule")
+    gap = models.TIMESTEPS // steps  # of diffusers' spacing, which counts up from 0 and leaves out what remains above
+    if steps * gap < 0.9 * models.TIMESTEPS:
+        fit = f"take a number that divides {models.TIMESTEPS}, or nearly"
+        raise RunError(f"{steps} sampling steps would begin at timestep {(steps - 1) * gap}, far from pure noise: {fit}")
     options = {} if sampler == "ddim" else {"variance_type": "fixed_large"}
     scheduler = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[sampler](**models.NOISE, clip_sample=clip, **options)
     scheduler.set_timesteps(steps)

@@ -17,7 +17,7 @@ from run_folder import moved, read_run
 
 TRAINING = ("dataset", "data_dir", "image_size", "limit", "seed", "steps", "batch_size", "lr", "schedule", "optimizer", "weight_decay")
 TRAINING += ("class_dropout", "ema", "grad_clip")  # what a run remembers of its original's training
-NEWER = ("data_sha", "with_test", "only_class", "loss")  # and what runs of earlier versions do not tell
+NEWER = ("data_sha", "with_test", "only_class", "loss", "cwd")  # and what runs of earlier versions do not tell
 
 WEIGHTS = dict(choices=("ema", "last"), default="ema", help="averaged weights, or the last ones, which the official release starts from")
 WITH_TEST = dict(action="store_true", help="train on the test images too, as in the official release's STL-10")
@@ -59,16 +59,26 @@ def load_images(dataset, data_dir, image_size, limit, seed, accelerator, cache_d
     """
     with accelerator.main_process_first():  # which writes the cache that the others read
         images = imagesets.load_images(dataset, Path(data_dir), image_size, accelerator.device, cache_dir)
+    if images.x_train.shape[1] != images.x_train.shape[2]:
+        height, width = images.x_train.shape[1:3]
+        raise RunError(f"the images in {data_dir} have {width} x {height} px, and the U-Nets here draw square ones: cut them to squares")
     if with_test:
         x, y = torch.cat([images.x_train, images.x_test]), torch.cat([images.y_train, images.y_test])
         images = dataclasses.replace(images, x_train=x, y_train=y)
     if only_class is not None:
         images = images_of(images, only_class)
+    if empty := [name for name, count in zip(images.classes, counts_of(images), strict=True) if not count]:
+        raise RunError(f"the data in {data_dir} has no training image of {', '.join(empty)}: name the others by --only_class")
     if limit is None or limit >= len(images.y_train):
         return images
     order = torch.randperm(len(images.y_train), generator=data.make_generator("limit", seed))[:limit].sort().values
     few = images.train(order, "train")
     return dataclasses.replace(images, x_train=few.images, y_train=few.labels)
+
+
+def counts_of(images):
+    """Training images of each class."""
+    return torch.bincount(images.y_train, minlength=len(images.classes)).tolist()
 
 
 def images_of(images, names):
@@ -108,6 +118,8 @@ def load_model(model_path, accelerator, weights="ema"):
     """Return (model, file of its weights, args) of a run of train.py or unlearn.py. Raises RunError for any other, unfinished or broken."""
     folder, recorded = read_run(model_path, "train", "unlearn")
     model, file = models.build_unet(**recorded["architecture"], seed=0), weights_file(folder, recorded, weights)
+    if Path(model_path).is_file() and Path(model_path).name != file.name:
+        raise RunError(f"{model_path} is not {file.name}, which --weights {weights} takes: name the run, and --weights ema or last")
     models.load_weights(model, file)
     return trainer.prepare(model, accelerator), file, recorded
 
@@ -137,7 +149,7 @@ def load_task(model_path, forget_class, accelerator, data_dir=None, cache_dir=No
         raise RunError(f"the data in {data_dir} is not what {folder} was trained on: other classes or another image size")
     classes = data.forget_classes(forget_class, images.classes)
     forget, retain = data.split(images, classes)
-    model, file, _ = load_model(folder, accelerator, weights)
+    model, file, _ = load_model(model_path, accelerator, weights)
     facts = {"architecture": recorded["architecture"], "classes": images.classes, "forgotten": list(classes.forgotten)}
     facts |= {"training": training, "parent": str(folder), "parent_sha": file_sha(file)}
     facts |= {"forget_sha": data.forget_sha(forget.indices), "num_forgotten": len(forget)}

@@ -56,6 +56,10 @@ def parse(argv=None):
     args = parser.parse_args(argv)
     if args.retain_only != bool(args.forget_class):
         parser.error("--retain_only and --forget_class belong together: name the classes to leave out")
+    if args.retain_only and args.model_path is not None:
+        parser.error(
+            "--retain_only trains from random weights, because Retrain must never see the forgotten classes: leave out --model_path"
+        )
     return args
 
 

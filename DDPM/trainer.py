@@ -138,8 +138,10 @@ class Trainer:
             self.model.train()
             for self.number in tqdm(range(first, steps), "train", total=steps, initial=first, disable=hidden, mininterval=1):
                 torch.manual_seed(data.derive_seed("dropout", self.seed, self.number, self.accelerator.process_index))
+                self.terms, self.rate = {}, lr * SCHEDULES[self.settings.schedule](self.number / steps)
                 batches = tuple(stream.batch(self.number) for stream in streams)
                 yield batches if len(splits) > 1 else batches[0]
+                self.log.add(self.terms, step=self.number + 1, lr=self.rate)
                 if self.average is not None:  # once, however often a method has moved the weights in this step
                     self.average.step(self.model.parameters())
                 self.run_folder.images_seen += self.batch_sizes
@@ -203,9 +205,8 @@ class Trainer:
         average_gradients(self.salient.parameters(), self.accelerator)
 
     def _update(self, terms):
-        rate = self.lr * SCHEDULES[self.settings.schedule](self.number / self.total)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
+            group["lr"] = self.rate * group["factor"]
         self.scaler.unscale_(self.optimizer)
         if self.settings.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.salient.parameters(), self.settings.grad_clip)
@@ -216,7 +217,9 @@ class Trainer:
         if self.after_step is not None:
             self.after_step(self.salient, (self.number + 1) / self.total)
         self.salient.scatter()
-        self.log.add(terms, step=self.number + 1, lr=rate)
+        self.terms |= {
+            name: value.detach() for name, value in terms.items()
+        }  # a row of the log for a step, however often a method has moved the weights in it
 
     def _draw(self):
         """Call draw(step) with the averaged weights. The time it takes is not the training's."""

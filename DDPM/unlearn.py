@@ -10,6 +10,8 @@ the forgotten classes and two retained ones are drawn as the run proceeds, and f
 import functools
 import sys
 
+import torch
+
 import cli
 import data
 import imagesets
@@ -53,7 +55,8 @@ def parse(argv=None):
         release = f"if {args.alpha:g} is the paper repository's, a weight of sums over pixels, write --sum_alpha {args.alpha:g}"
         parser.error(f"--alpha {args.alpha:g} gives the retain set hardly any weight, because both terms are means here: {release}")
     if args.method in NEEDS_MASK and args.mask_path is None:
-        parser.error(f"--method {args.method} needs --mask_path: make a mask with generate_mask.py (without a mask it is --method rl)")
+        without = " (without a mask it is --method rl)" if args.method == "salun" else ""
+        parser.error(f"--method {args.method} needs --mask_path: make a mask with generate_mask.py{without}")
     if args.method in TAKES_NO_MASK and args.mask_path is not None:
         parser.error(f"--method {args.method} takes no --mask_path: it starts from fresh weights")
     return args
@@ -90,6 +93,7 @@ def main(argv=None):
     inputs = {"model": model, "forget": loaded.forget, "retain": loaded.retain, "trainer": loop, "classes": loaded.classes}
     fresh = functools.partial(models.build_unet, **loaded.facts["architecture"], seed=args.seed)
     inputs |= {"targets": targets, "training": trained, "fresh": fresh}
+    torch.manual_seed(data.derive_seed("method", args.seed))  # of what a method draws before its loop
     run_folder.start_clock()
     method(**cli.handed(method, inputs), **args.options)
     seconds = run_folder.seconds()

@@ -4,7 +4,7 @@
 # PARTS=original and PARTS=retrain.
 # PARTS (default: all, in this order):
 #   original, retrain   the two models
-#   search              three rates for every method, on another class of the same original (SEARCH_CLASS=ship)
+#   search              four rates for every method, on another class of the same original (SEARCH_CLASS=ship)
 #   table               all methods on CLASS. Not run yet, nor is the search: the rates are those of digits_table.sh, the hours an estimate
 # Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help:
 #   DATA_DIR=~/data bash scripts/cifar10_cpu.sh
@@ -48,13 +48,13 @@ for part in ${PARTS:-original retrain search table}; do
       ;;
     search)
       masks "$OUT/search_$SEARCH_CLASS" "$SEARCH_CLASS"
-      for lr in 1e-4 3e-4 1e-3; do
+      for lr in 3e-5 1e-4 3e-4 1e-3; do
         run rl_$lr rl --alpha 1 --lr $lr
         run salun_$lr salun --alpha 1 --lr $lr --mask_path "$R/mask_saliency"
         run salun_layerwise_$lr salun --alpha 1 --lr $lr --mask_path "$R/mask_layerwise"
         run salun_soft_$lr salun_soft --alpha 1 --lr $lr
       done
-      for lr in 3e-5 1e-4 3e-4; do
+      for lr in 1e-5 3e-5 1e-4 3e-4; do
         run esd_$lr esd --batch_size 8 --lr $lr
       done
       measure "$SEARCH_CLASS" 40

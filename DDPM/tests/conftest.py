@@ -15,6 +15,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are the same on every machi
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are faster so
 
+import methods  # noqa: E402
 from helpers import FORGOTTEN, TINY, cpu, ok  # noqa: E402
 
 
@@ -35,7 +36,7 @@ def unlearn(home, tmp_path_factory):
 
     def call(method, *flags, forget=(FORGOTTEN,)):
         folder = tmp_path_factory.mktemp(method) / "run"
-        mask = ("--mask_path", home / "mask") if method == "salun" and "--mask_path" not in flags else ()
+        mask = ("--mask_path", home / "mask") if method in methods.NEEDS_MASK and "--mask_path" not in flags else ()
         start = ("--method", method, "--model_path", home / "original", "--forget_class", *forget)
         ok("unlearn", *start, *mask, "--batch_size 32 --precision fp32 --save_dir", folder, *flags)
         return folder

@@ -19,21 +19,24 @@ import torch
 from diffusers import UNet2DModel
 from PIL import Image
 
+import data
 import draw_pictures
 import evaluate
+import methods
 import metrics
 import models
+import sampling
 import trainer
 from cli import RunError
 from conftest import ROOT
-from files import file_sha, read_tensors, write_json, write_tensors
+from files import file_sha, read_json, read_tensors, write_json, write_tensors
 from helpers import FORGOTTEN, TINY, Payload, cpu, ok, script, words
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def unlearn_command(home, folder, *more, method="salun"):
-    mask = ("--mask_path", home / "mask") if method == "salun" else ()
+    mask = ("--mask_path", home / "mask") if method in methods.NEEDS_MASK else ()
     start = ("unlearn --method", method, "--model_path", home / "original", "--forget_class", FORGOTTEN, *mask)
     return words(*start, "--batch_size 16 --precision fp32 --steps 4 --save_dir", folder, *more)
 
@@ -149,6 +152,19 @@ OTHERS = {  # name: (command, part of the message)
     "unknown data": ("train --dataset mnist --save_dir {tmp}/run", "invalid choice"),
     "retain only what": ("train --dataset digits --retain_only --save_dir {tmp}/run", "belong together"),
     "forget without retrain": ("train --dataset digits --forget_class 3 --save_dir {tmp}/run", "belong together"),
+    "retrain that has seen it": (
+        "train --dataset digits --retain_only --forget_class 3 --model_path {home}/original --save_dir {tmp}/run",
+        "trains from random weights",
+    ),
+    "the last weights by their file": (
+        "unlearn --method rl --forget_class 3 --model_path {home}/original/last.safetensors --save_dir {tmp}/run",
+        "is not model.safetensors, which --weights ema takes",
+    ),
+    "samples of the last weights by their file": (
+        "sample --model_path {home}/original/last.safetensors --save_dir {tmp}/run",
+        "is not model.safetensors, which --weights ema takes",
+    ),
+    "steps from half the noise": ("sample --model_path {home}/original --steps 501 --save_dir {tmp}/run", "would begin at timestep 500"),
     "size of a fixed data set": ("train --dataset digits --image_size 16 --save_dir {tmp}/run", "--image_size is for"),
     "a U-Net too deep": ("train --dataset digits --arch unet128_deep --data_dir {home}/data --save_dir {tmp}/run", "do not allow"),
     "no data": ("train --dataset folder --data_dir {tmp}/none --save_dir {tmp}/run", "is not a folder"),
@@ -274,6 +290,21 @@ def test_a_class_the_model_did_not_forget_is_refused(home, unlearn, tmp_path, ca
 
 
 @pytest.mark.slow
+def test_numbers_of_another_size_or_class_are_refused(home, samples, tmp_path, capsys):
+    """Mutation: let a classifier see images of another size than it was trained on; leave numbers of another class to --resume."""
+    for source in (samples, home / "classifier"):
+        shutil.copytree(source, tmp_path / source.name)
+    args = tmp_path / "classifier" / "args.json"
+    write_json(args, read_json(args) | {"trained_on": {"image_size": 16}})
+    command = ("evaluate", "--sample_path", tmp_path / samples.name, "--features classifier --classifier")
+    assert script(*command, tmp_path / "classifier", "--forget_class 3") != 0
+    assert "was trained on images of 16 px, the model draws 8" in capsys.readouterr().err
+    ok(*command, home / "classifier", "--forget_class 3")
+    ok(*command, home / "classifier", "--forget_class 3 --resume")
+    assert script(*command, home / "classifier", "--forget_class 5 --resume") != 0
+    assert "was measured with other values of forgotten" in capsys.readouterr().err
+
+
 def test_an_existing_run_is_never_lost(home, tmp_path, capsys):
     """Mutation: delete the old run in RunFolder.__init__; take a finished run of a replaced original for one of the new."""
     folder = tmp_path / "run"
@@ -517,6 +548,33 @@ def test_before_and_after_shows_what_is_in_the_files(samples, tmp_path):
     assert (frame[..., 0] - frame[..., 1] > 100).all()
 
 
+def test_pictures_are_those_beside_the_numbers(tmp_path):
+    """Mutation: follow sample_path wherever it leads: another run may have been drawn there since."""
+    here, there = (tmp_path / name / "samples" for name in ("here", "there"))
+    for folder in (here, there):
+        folder.mkdir(parents=True)
+    run = {"path": str(here.parent), "sample_path": str(there.parent)}
+    assert draw_pictures.samples_of(run) == here
+    here.rmdir()
+    assert draw_pictures.samples_of(run) == there
+
+
+@pytest.mark.slow
+def test_commands_of_several_folders_find_the_data(home, tmp_path, monkeypatch):
+    """Mutation: look for --data_dir from where the last command was started."""
+    first, second = tmp_path / "a", tmp_path / "b"
+    for folder in (first, second):
+        folder.mkdir()
+    monkeypatch.chdir(first)
+    ok("train", TINY, "--steps 2 --data_dir data --save_dir original")
+    monkeypatch.chdir(second)
+    ok("unlearn", "--method ga --steps 1 --forget_class 3 --model_path ../a/original --save_dir ga")
+    ok("sample", "--model_path ../a/original ga --num_per_class 3 --steps 2 --save_dir original s")
+    ok("evaluate", "--sample_path original s --forget_class 3 --features classifier --classifier", home / "classifier")
+    ok("relearn", "--model_path ga --num_images 2 --steps 1 --save_dir relearned")
+    assert not (second / "data").exists()
+
+
 def test_other_images_at_the_same_positions_are_another_reference(home, samples, tmp_path):
     """Mutation: cache the features of the reference images under their positions alone."""
     flags = words("--features classifier --forget_class 3 --classifier", home / "classifier", "--sample_path", samples)
@@ -546,12 +604,21 @@ OTHER_DIFFUSERS = {  # name: (file to change, changes, part of the message)
 
 
 def test_a_diffusers_folder_there_and_back(home, tmp_path, monkeypatch):
-    """By the lines of the README. Mutation: compare the shapes only; take a missing attention_head_dim for None; ask for all names."""
-    [lines] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    """By the lines of the README, which draw what sample.py draws. Mutation: compare the shapes only; take a missing attention_head_dim
+    for None; ask for all names; another scheduler in the README."""
+    lines, drawing = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     cpu()
     exec(lines.replace("runs/c10/salun", str(home / "original")))
-    there = UNet2DModel.from_pretrained("pipe/unet").eval()
+    there, scope = UNet2DModel.from_pretrained("pipe/unet").eval(), {}
+    noise = torch.stack([torch.randn(1, 8, 8, generator=data.make_generator("image", 1, label, 0)) for label in (1, 2, 3)])
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "randn", lambda *shape: noise)
+        exec(drawing, scope)
+    found = (127.5 * (scope["x"].permute(0, 2, 3, 1) + 1)).round().clamp(0, 255)
+    keys = [(label, 0) for label in (1, 2, 3)]
+    drawn = sampling.draw(there, keys, cpu(), null=10, seed=1, steps=50, cond_scale=2.0)
+    assert (found - drawn).abs().max() <= 1
     config, scheduler = (json.loads(Path("pipe", path).read_text()) for path in ("unet/config.json", "scheduler/scheduler_config.json"))
     older = {name: value for name, value in config.items() if name not in ("add_attention", "resnet_time_scale_shift")}
     write_json(Path("pipe/unet/config.json"), older | {"dropout": 0.5, "sample_size": 32, "time_embedding_dim": 32})

@@ -208,6 +208,19 @@ def test_data_that_cannot_be_had_is_named(tmp_path, monkeypatch):
             imagesets.load_images(dataset, tmp_path)
 
 
+def test_arrays_that_no_unet_could_learn_are_refused(tmp_path):
+    """Mutation: take a class without images, which could become a target; take the height for the size."""
+    arrays = {"x_train": np.zeros((6, 8, 8, 1), np.uint8), "y_train": np.array([1, 2, 3] * 2)}
+    np.savez(tmp_path / "digits.npz", **arrays, x_test=arrays["x_train"], y_test=arrays["y_train"])
+    with pytest.raises(RunError, match="has no training image of 0: name the others by --only_class"):
+        task.load_images("digits", tmp_path, None, None, 1, cpu())
+    assert len(task.load_images("digits", tmp_path, None, None, 1, cpu(), only_class=["1", "2", "3"]).y_train) == 6
+    wide = np.zeros((6, 8, 16, 1), np.uint8)
+    np.savez(tmp_path / "digits.npz", **arrays | {"x_train": wide}, x_test=wide, y_test=arrays["y_train"])
+    with pytest.raises(RunError, match="have 16 x 8 px, and the U-Nets here draw square ones"):
+        task.load_images("digits", tmp_path, None, None, 1, cpu())
+
+
 def test_a_folder_of_ones_own_images(tmp_path, capsys):
     """Mutation: keep the images' own sizes."""
     for label, name in enumerate(("cats", "dogs")):

@@ -75,8 +75,10 @@ def apart_from_all(loaded):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_method_keeps_its_promise(name, unlearn, load):
-    """Mutation: swap the sign of the forget loss, or forget and retain."""
-    before, after = load(), load(unlearn(name, SETTINGS[name]))
+    """Mutation: swap the sign of the forget loss, or forget and retain; log each update of SFRon as a step of its own."""
+    before, after = load(), load(folder := unlearn(name, SETTINGS[name]))
+    steps = [line.split(",")[0] for line in (folder / "log.csv").read_text().splitlines()]
+    assert len(steps) == len(set(steps)) > 1
     if name in ("ga", "ga_retain", "sfron", "scissorhands"):
         assert loss(after, after.forget) > 1.5 * loss(before, before.forget)
     if name in ("rl", "salun", "salun_soft"):
@@ -324,6 +326,16 @@ def test_a_step_without_a_loss_term_says_so():
     with pytest.raises(RunError, match=r"trainer.step\(\) was called without a loss term"):
         for _ in loop.steps(1, 0.1, few()):
             loop.step()
+
+
+def test_what_a_method_draws_before_its_loop_follows_from_the_seed(unlearn, monkeypatch):
+    """Mutation: start a method in whatever state torch's generator is."""
+    drawn = []
+    monkeypatch.setitem(methods.METHODS, "ga", lambda model, trainer, *, steps=1: drawn.append(torch.randint(1 << 30, (1,)).item()))
+    monkeypatch.setattr("task.save_weights", lambda loop: None)
+    for seed in (1, 1, 2):
+        unlearn("ga", "--seed", seed)
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 @pytest.mark.parametrize("mask", [False, True])
