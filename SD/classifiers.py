@@ -180,12 +180,14 @@ SPELLINGS = (str, str.casefold, lambda name: "".join(c for c in name.casefold() 
 
 @dataclass
 class NamedClassifier:
-    """A classifier in eval mode. classes: names by label; sha: sha256 of the weights; name: as given to load_classifier."""
+    """A classifier in eval mode. classes: names by label; sha: sha256 of the weights; name: as given to load_classifier; edge: of the only
+    images that it takes, in px, None for all."""
 
     model: nn.Module
     classes: list
     sha: str
     name: str
+    edge: int | None = None
 
     def label_of(self, name):
         """Label of a class name. Case, spaces, hyphens and underscores may differ where that leaves one class.
@@ -206,18 +208,18 @@ class NamedClassifier:
 def load_classifier(source, device, weights=None):
     """Open a NamedClassifier: a name in IMAGENET, with a file of `weights` unless they are downloaded, or a run of train_classifier.py."""
     if str(source) in IMAGENET:
-        model, classes = IMAGENET[str(source)](weights), imagenet_classes()
+        model, classes, edge = IMAGENET[str(source)](weights), imagenet_classes(), None
     elif weights is not None:
         raise RunError(f"a file of weights goes with {' and '.join(IMAGENET)} only: leave it out, for {source} has weights of its own")
     elif Path(source).exists():
-        model, classes = load_trained(source)
+        model, classes, edge = load_trained(source)
     else:
         raise RunError(f"there is no classifier {source}: name {', '.join(IMAGENET)} or a run of train_classifier.py")
-    return NamedClassifier(model.to(device).eval().requires_grad_(False), classes, models.sha(model), str(source))
+    return NamedClassifier(model.to(device).eval().requires_grad_(False), classes, models.sha(model), str(source), edge)
 
 
 def load_trained(path):
-    """(model, class names) of a run of train_classifier.py."""
+    """(model, class names, edge of its images in px) of a run of train_classifier.py."""
     folder, recorded = read_run(path, "classifier")
     data.need(recorded, "architecture", "classes")
     shape, classes = recorded["architecture"], recorded["classes"]
@@ -226,7 +228,7 @@ def load_trained(path):
         raise RunError(f"{folder} has {len(classes)} class names for the architecture {shape}, which is {known}")
     model, weights = build_classifier(**shape, seed=0), folder / "model.safetensors"
     fill(model, read_tensors(weights)[0], weights)
-    return model, classes
+    return model, classes, recorded.get("image_size")  # earlier versions do not tell
 
 
 @torch.no_grad()
@@ -236,6 +238,9 @@ def logits(classifier, images, batch_size=32):
     if images.shape[3] != channels:
         takes = f"takes images of {channels} channels, not {images.shape[3]}"
         raise RunError(f"the classifier {classifier.name} {takes}: take another classifier")
+    if classifier.edge not in (None, edge := images.shape[1]):
+        trained = f"the classifier {classifier.name} was trained on images of {classifier.edge} px"
+        raise RunError(f"{trained}, these have {edge}: train one by train_classifier.py --image_size {edge}")
     found = torch.cat([classifier.model(data.to_float(part.to(device))).float().cpu() for part in images.split(batch_size)])
     if not torch.isfinite(found).all():
         raise RunError(f"the classifier {classifier.name} gives NaN or infinite values: train it again, or take another one")

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import shlex
 from pathlib import Path
 
 import torch
@@ -123,15 +124,24 @@ def check_concept_flags(parser, args, generates=False):
         if len(args.target_prompt) not in (1, count):
             parser.error(f"--target_prompt takes one prompt, or one for each of the {count} forgotten ones, not {len(args.target_prompt)}")
         same = [text for text, target in zip(args.forget_prompt, spread(args.target_prompt, count), strict=True) if text == target]
-        clash = same or [text for text in args.retain_prompts or () if text in args.forget_prompt]
+        clash = same or [text for text in (*(args.retain_prompts or ()), *args.target_prompt) if text in args.forget_prompt]
         if clash:
-            parser.error(f"{clash[0]!r} is both forgotten and {'its own target' if same else 'retained'}: name another prompt")
+            role = "its own target" if same else "retained" if clash[0] in (args.retain_prompts or ()) else "a target"
+            parser.error(f"{clash[0]!r} is both forgotten and {role}: name another prompt")
     of_folders = args.forget_class or (args.forget_dir is not None and args.retain_dir is not None)
     for name, default in GENERATION.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
         elif of_folders and not generates:
             parser.error(f"--{name} has no effect, since no image is generated here: leave it out")
+
+
+def words_given(recorded):
+    """{flag: its words} of an unlearning run's flags that stand beside the method's: runs that differ in one are no repetitions of each
+    other. recorded: args.json."""
+    given = {name: recorded.get(name) for name in ("target_prompt", "retain_prompts", *GENERATION, "generation_guidance_scale")}
+    given = {name: value for name, value in given.items() if value is not None and value != GENERATION.get(name)}
+    return {name: shlex.join(map(str, value if isinstance(value, list) else [value])) for name, value in given.items()}
 
 
 def spread(values, count):
@@ -155,7 +165,7 @@ def of_classes(flags, family, recorded, shas, accelerator, needs):
     found = imagesets.load(source["dataset"], source["data_dir"], source["image_size"] or family.image_size)
     if source["dataset"] == recorded.get("dataset") and found.classes == recorded.get("classes"):  # the original's own: what it saw
         found = found.limited(recorded.get("limit"), recorded.get("seed"))
-    labels = sorted(set(data.class_numbers(flags["forget_class"], found.classes)))
+    labels = list(dict.fromkeys(data.class_numbers(flags["forget_class"], found.classes)))  # as named: target prompts have their order
     if len(labels) == len(found.classes):
         raise RunError("all classes would be forgotten: at least one must be retained")
     table = [row.prompt for row in class_rows(found.classes, caption)]
@@ -170,7 +180,8 @@ def of_classes(flags, family, recorded, shas, accelerator, needs):
     table = [*table, *(text for text in dict.fromkeys(target_prompts) if text not in (*table, data.NULL)), data.NULL]
     targets = torch.arange(len(table))
     targets[labels] = torch.tensor([table.index(text) for text in target_prompts])
-    numbers = torch.tensor(found.y_train)
+    target_prompts = [table[number] for number in targets[sorted(labels)]]
+    labels, numbers = sorted(labels), torch.tensor(found.y_train)
     of_forgotten = torch.isin(numbers, torch.tensor(labels))
     if not 0 < of_forgotten.sum() < len(numbers):
         share = f"{of_forgotten.sum()} of the {len(numbers)} pictures that the original saw"

@@ -12,7 +12,6 @@ class of the prompts.
 """
 
 import functools
-import shlex
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ import metrics
 import prompts
 import trainer
 from cli import RunError
-from concepts import NOT_HERE
+from concepts import NOT_HERE, words_given
 from files import write_json
 from run_folder import RunFolder, is_measured, read_run
 from table import describe
@@ -155,8 +154,10 @@ def measure_samples(folder, *, args, accelerator, classifier, extractor):
     compared = classifier is not None or args.clip_model is not None or args.reference_dir is not None or args.dataset is not None
     samples = imagesets.Pictures(paths, common_edge(paths)) if compared else None  # NudeNet takes images of any size
     result = {"samples": len(images)}
-    # --forget_class, or what the model forgot; none for an original
-    forgotten = {name.casefold() for name in args.forget_class or model.get("forgotten") or ()}
+    # --forget_class, by name or number, or what the model forgot; none for an original
+    classes = {str(number): name for number, name in enumerate(model.get("classes") or ())}
+    named = [word if word in classes.values() else classes.get(data.unpadded(word), word) for word in args.forget_class or ()]
+    forgotten = {name.casefold() for name in named or model.get("forgotten") or ()}
     if classifier is not None:
         check_classes(forgotten, labels, folder)
         result |= recognition(classifier, samples, labels, forgotten, args.batch_size)
@@ -243,7 +244,8 @@ def write_metrics(folder, sample_folder, measured):
     """Write metrics.json, all that table.py reads. measured: {metric: number}. Return a line of figures."""
     _, recorded = read_run(sample_folder, "samples")
     model = recorded["model"]  # {} for a model from elsewhere
-    method, training = model.get("method", "original"), model.get("training") or model
+    method = model.get("method", "original")
+    training = model.get("training") or ({} if model.get("kind") == "unlearn" else model)  # whose --dataset is of what is forgotten
     sampler, scale = drawn_with(recorded)
     source = ", ".join(str(training[name]) for name in ("dataset", "arch") if training.get(name)) or str(model.get("parent", ""))
     features = "Inception" if "FID" in measured else "the classifier" if "feature_distance" in measured else None
@@ -258,10 +260,10 @@ def write_metrics(folder, sample_folder, measured):
     if "relearned_images" in (options := model.get("options", {})):
         facts["relearned"] = "{relearned_images} images of what was forgotten, {steps} steps, lr {lr:g}".format(**options)
     row = describe(model, model.get("seed", recorded["seed"]), facts)
-    if model.get("kind") == "unlearn":  # runs with other words in place of the forgotten are no repetitions of each other
-        given = {name: model[name] for name in ("target_prompt", "retain_prompts") if model.get(name) is not None}
-        row["options"] |= {name: shlex.join(map(str, value if isinstance(value, list) else [value])) for name, value in given.items()}
-    write_json(folder / "metrics.json", row | measured | {"sample_path": str(sample_folder), "num_samples": recorded["num_samples"]})
+    if model.get("kind") == "unlearn" and "relearned_images" not in options:  # a relearned run holds these of what it came from
+        row["options"] |= words_given(model)
+    source = {"sample_path": str(sample_folder), "num_samples": recorded["num_samples"], "weights_sha": recorded.get("parent_sha")}
+    write_json(folder / "metrics.json", row | measured | source)
     return "  ".join(f"{name} {measured[name]:.2f}" for name in metrics.COLUMNS if name in measured)
 
 

@@ -86,6 +86,13 @@ def rows_of(args, recorded):
     return prompts.class_rows(recorded["classes"], known["caption"], args.seed)
 
 
+def sha_of(rows):
+    """Digest of rows, with the guidance and size of a list that has such columns."""
+    known = [[row.case_number, row.prompt, row.seed] for row in rows]
+    own = [(row.guidance, row.width, row.height) for row in rows]
+    return latents.digest([[*one, *(more if any(more) else ())] for one, more in zip(known, own, strict=True)])
+
+
 def seed_of(row, k):
     """The k-th image's seed: the row's own for the first one."""
     return row.seed if k == 0 else data.derive_seed("sample", row.seed, k)
@@ -140,6 +147,9 @@ def main(argv=None):
     each = [argparse.Namespace(**vars(args) | {"model_path": model_path, "save_dir": save_dir}) for model_path, save_dir in pairs]
     folders = [RunFolder.or_none(one, accelerator) for one in each]  # all are checked before any is drawn
     todo = [(one, run_folder) for one, run_folder in zip(each, folders, strict=True) if run_folder is not None]
+    for one in (one for one, run_folder in zip(each, folders, strict=True) if run_folder is None):
+        if one.prompts_path and read_json(one.save_dir / "args.json").get("prompts_sha") != sha_of(rows_of(one, {})):
+            raise RunError(f"{one.prompts_path} has changed since {one.save_dir} was drawn: pass --overwrite to draw it again")
     cli.for_each(todo, lambda pair: draw_from(*pair, accelerator))
 
 
@@ -150,16 +160,13 @@ def draw_from(args, run_folder, accelerator):
     rows = rows_of(args, recorded)
     done = read_json(Path(args.model_path) / "done.json") if recorded else {}
     parent_sha = models.sha(family.model, *family.frozen)
-    own = [(row.guidance, row.width, row.height) for row in rows]  # of a list of prompts with such columns
-    known = [[row.case_number, row.prompt, row.seed, *(more if any(more) else ())] for row, more in zip(rows, own, strict=True)]
-    prompts_sha = latents.digest(known)
     scales = sorted({guidance_of(row, args, family) for row in rows})
     options = {"sampler": args.sampler or family.SAMPLERS[0]}
     options |= {"guidance_scale": scales[0]} if len(scales) == 1 else {"guidance_scales": scales}
     family.check_sampler(options["sampler"])
     for row in rows:
         size_of(row, args, family)
-    run_folder.begin(kind="samples", parent_sha=parent_sha, prompts_sha=prompts_sha, model=recorded, model_done=done, options=options)
+    run_folder.begin(kind="samples", parent_sha=parent_sha, prompts_sha=sha_of(rows), model=recorded, model_done=done, options=options)
     folder = run_folder.folder / "samples"
     if accelerator.is_main_process:
         folder.mkdir(exist_ok=True)

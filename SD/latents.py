@@ -103,6 +103,9 @@ def generated_moments(family, prompts, generation, model_sha, folder, accelerato
     guidance_scale = family.GUIDANCE if guidance_scale is None else guidance_scale
     options = {"steps": steps, "size": [edge, edge], "sampler": family.SAMPLERS[0]}
     what = {"own images": prompts, "count": generation["num_images"], **options, "guidance": guidance_scale, "model": model_sha}
+    config = family.pipeline.scheduler.config  # what it does not name itself may get another default in another version of diffusers
+    defaults = config.get("_use_default_values", ())
+    what["scheduler"] = {name: value for name, value in config.items() if name[0] != "_" and name not in defaults}
 
     def draw():
         embeddings = embed(family, [*prompts, data.NULL], accelerator)

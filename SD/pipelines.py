@@ -75,13 +75,14 @@ def open_pipeline(source, config=None, variant=None, dtype="fp32"):
     import single_file
 
     path, recorded = Path(source), {}
+    part_of_run = path.name in ("model", "model.safetensors") and (path.parent / "args.json").is_file()
+    run = read_json(path.parent / "args.json") if part_of_run else {}
+    if run.get("kind") == "unlearn" or run.get("retain_only"):  # it would pass for an original
+        raise RunError(f"{source} is a part of the run {path.parent}, which has forgotten: name that")
     if path.is_file():
         if variant is not None:
             raise RunError(f"{source} is one file, which has no variants: leave out --variant")
         return ready(single_file.load(path, config), path, dtype=dtype), recorded
-    run = read_json(path.parent / "args.json") if path.name == "model" and (path.parent / "args.json").is_file() else {}
-    if run.get("kind") == "unlearn" or run.get("retain_only"):  # it would pass for an original
-        raise RunError(f"{source} is a part of the run {path.parent}, which has forgotten: name that")
     if (path / "args.json").is_file():
         path, recorded = read_run(path, "train", "unlearn")
         path, variant = path / "model", None  # a run's files have none

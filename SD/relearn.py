@@ -23,6 +23,7 @@ import task
 import trainer
 from cli import RunError
 from run_folder import RunFolder, moved
+from table import describe
 from trainer import Trainer
 
 
@@ -62,6 +63,8 @@ def load_forgotten(args, accelerator):
         dtype = recorded.get("weights_dtype") or "fp32"
         cure = "put that one there" if dtype == args.weights_dtype else f"pass --weights_dtype {dtype}"
         raise RunError(f"{source}, opened in {args.weights_dtype}, is not the original that {args.model_path} was made from: {cure}")
+    if loaded.facts["forget_sha"] != recorded.get("forget_sha", loaded.facts["forget_sha"]):  # a retrained model has none
+        raise RunError(f"the images are no longer those that {args.model_path} forgot: put those back")
     loaded.family.model.load_state_dict(family.model.state_dict())
     return loaded, recorded
 
@@ -83,6 +86,9 @@ def main(argv=None):
     facts |= {name: recorded[name] for name in ("mask_path", "mask_info") if name in recorded}  # a row of its own
     facts["parent_sha"] = recorded.get("parent_sha")  # of the original, which a retrained model does not have
     facts["options"] = {"relearned_images": args.num_images, "steps": args.steps, "lr": args.lr}
+    if recorded["kind"] == "unlearn":  # what was relearned after other settings is no repetition
+        settings = describe(recorded, 0, {})["options"] | concepts.words_given(recorded)
+        facts["options"] |= {f"unlearned_{name}": value for name, value in settings.items()}
     run_folder.begin(kind="unlearn", **facts)
     if accelerator.is_main_process:
         saving.clean(run_folder.folder / "model", put_back=args.resume)

@@ -44,7 +44,7 @@ def parse(argv=None):
     pipelines.add_variant_flag(parser, cli.DATA)
     parser.add(cli.DATA, "--from_scratch", action="store_true", help="build a small pipeline and train all of it")
     parser.add(cli.DATA, "--family", choices=FAMILIES, default="sd", help="--from_scratch: kind of pipeline")
-    parser.add(cli.DATA, "--arch", choices=models.ARCHS, default="tiny", help="--from_scratch: size of the pipeline")
+    parser.add(cli.DATA, "--arch", choices=models.ARCHS, help="--from_scratch: size of the pipeline (default: tiny)")
     parser.add(cli.DATA, "--image_size", type=models.image_edge, metavar="PX", help="edge of the images (default: the model's)")
     prediction = "--from_scratch: what the U-Net predicts"
     parser.add(cli.DATA, "--prediction_type", choices=("epsilon", "v_prediction"), default="epsilon", help=prediction)
@@ -69,6 +69,8 @@ def parse(argv=None):
         parser.error("--variant and --model_config go with --model_path: --from_scratch builds a model of its own")
     if args.weights_dtype != "fp32" and (args.from_scratch or args.ema):
         parser.error("--from_scratch and --ema need --weights_dtype fp32")
+    if args.from_scratch and args.save_dtype not in (None, "fp32"):  # --resume reads the saved autoencoder, which must not be rounded
+        parser.error("--from_scratch saves fp32: convert the run afterwards by train.py --model_path RUN --steps 0 --save_dtype fp16")
     if args.retain_only != bool(args.forget_class):
         parser.error("--retain_only and --forget_class belong together: name the classes to leave out")
     if args.retain_only and args.dataset == "captions":
@@ -76,7 +78,10 @@ def parse(argv=None):
     args.data_dir = args.data_dir or "data"
     args.caption = args.caption or concepts.CAPTION
     if args.from_scratch:
+        args.arch = args.arch or "tiny"
         args.image_size = args.image_size or models.ARCHS[args.arch]["image_size"]
+    elif args.arch:
+        parser.error("--arch goes with --from_scratch: the model at --model_path has a size of its own")
     return args
 
 
@@ -175,7 +180,11 @@ def main(argv=None):
     run_folder = RunFolder(args, accelerator)
 
     # Data and model
-    family = None if args.from_scratch else pipelines.open_pipeline(args.model_path, args.model_config, args.variant, args.weights_dtype)[0]
+    family, parent = None, {}
+    if not args.from_scratch:
+        family, parent = pipelines.open_pipeline(args.model_path, args.model_config, args.variant, args.weights_dtype)
+        if parent.get("method", "original") != "original":  # what is trained from it would pass for an original
+            raise RunError(f"{args.model_path} has forgotten {', '.join(parent['forgotten'])} already: start from the original")
     size = args.image_size or family.image_size
     if family:
         family.check_size(size, size)
@@ -183,6 +192,8 @@ def main(argv=None):
     if args.steps or args.from_scratch:
         found, pictures, table, numbers, labels = load_data(args, size)
         facts = {"classes": found.classes or None, "forgotten": [found.classes[label] for label in labels], "num_images": len(pictures)}
+        if seen := [name for name in facts["forgotten"] if name in (parent.get("classes") or ())]:
+            raise RunError(f"{args.model_path} was trained on {seen[0]}, and Retrain must never see it: pass --from_scratch")
         if args.from_scratch:
             family = FAMILIES[args.family].build(args.arch, table, size, args.seed, args.prediction_type)
     if args.single_file:

@@ -72,7 +72,8 @@ def check(parser, args):
     if args.forget_batch_size is not None and "forget" not in cli.method_inputs(METHODS[args.method]):
         parser.error(f"--method {args.method} does not read --forget_batch_size")
     if args.method in NEEDS_MASK and args.mask_path is None:
-        parser.error(f"--method {args.method} needs --mask_path: make a mask with generate_mask.py (without a mask it is --method rl)")
+        without = " (without a mask it is --method rl)" if args.method == "salun" else ""
+        parser.error(f"--method {args.method} needs --mask_path: make a mask with generate_mask.py{without}")
     if args.method in TAKES_NO_MASK and args.mask_path is not None:
         parser.error(f"--method {args.method} takes no --mask_path: it has no gradients")
     if args.weights_dtype != "fp32" and args.ema:
@@ -162,6 +163,7 @@ def main(argv=None):
         "latent_shape": loaded.forget.shape,
         "generated": functools.partial(generate_split, flags=flags, run_folder=run_folder, **same),
     }
+    torch.manual_seed(data.derive_seed("method", args.seed))  # of what a method draws before its loop
     run_folder.start_clock()
     method(**cli.handed(method, inputs), **args.options)
     seconds = run_folder.seconds()

@@ -18,6 +18,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are the same on every machi
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are faster so
 
+import methods  # noqa: E402
 from helpers import FORGOTTEN, TINY, cpu, ok  # noqa: E402
 
 sklearn.datasets.load_digits = functools.cache(sklearn.datasets.load_digits)
@@ -42,7 +43,7 @@ def unlearn(home, tmp_path_factory):
 
     def call(method, *flags, forget=("--forget_class", FORGOTTEN)):
         folder = tmp_path_factory.mktemp(method) / "run"
-        mask = ("--mask_path", home / "mask") if method == "salun" and "--mask_path" not in flags else ()
+        mask = ("--mask_path", home / "mask") if method in methods.NEEDS_MASK and "--mask_path" not in flags else ()
         start = ("--method", method, "--model_path", home / "original", *forget, *mask)
         ok("unlearn", *start, "--batch_size 32 --precision fp32 --save_dir", folder, *flags)
         return folder

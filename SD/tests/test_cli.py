@@ -92,6 +92,7 @@ WRONG = {  # name: (flags of unlearn.py, part of the message)
     "all classes": ("--method rl --forget_class 0 1 2 3 4 5 6 7 8 9", "at least one must be retained"),
     "no target": ("--method rl --forget_prompt a", "needs --target_prompt"),
     "a prompt as its own target": ("--method rl --forget_prompt a --target_prompt a", "'a' is both forgotten and its own target"),
+    "a forgotten prompt as a target": ("--method rl --forget_prompt a b --target_prompt b c", "'b' is both forgotten and a target"),
     "a prompt forgotten and kept": (f"{PROMPT} --retain_prompts c a", "'a' is both forgotten and retained"),
     "targets for nobody": (f"{PROMPT} c", "--target_prompt takes one prompt, or one for each of the 1 forgotten"),
     "folders with a class": (f"{RL} --retain_dir {{home}}", "--retain_dir goes with --forget_prompt"),
@@ -209,6 +210,12 @@ OTHERS = {  # name: (command, part of the message)
     "neither model nor scratch": ("train --save_dir {tmp}/run", "--from_scratch to build one"),
     "both": ("train --from_scratch --model_path {home}/original --save_dir {tmp}/run", "--from_scratch to build one"),
     "retain only what": ("train --from_scratch --dataset digits --retain_only --save_dir {tmp}/run", "belong together"),
+    "an architecture of a model": ("train --model_path {home}/original --arch small --save_dir {tmp}/run", "--arch goes with"),
+    "a rounded autoencoder": ("train --from_scratch --save_dtype fp16 --save_dir {tmp}/run", "--from_scratch saves fp32"),
+    "retrain that has seen it": (
+        "train --model_path {home}/original --dataset digits --data_dir {home}/data --retain_only --forget_class 3 --save_dir {tmp}/run",
+        "Retrain must never see it",
+    ),
     "retain only of captions": ("train --model_path {home}/original --retain_only --forget_class 1 --save_dir {tmp}/run", "with classes"),
     "a size that cannot be halved": ("train --from_scratch --dataset digits --image_size 15 --save_dir {tmp}/run", "do not allow"),
     "no captions": ("train --model_path {home}/original --data_dir {tmp} --save_dir {tmp}/run", "metadata.csv does not exist"),
@@ -241,6 +248,7 @@ OTHERS = {  # name: (command, part of the message)
     "no CLIP": ("evaluate --sample_path {home}/samples --clip_model {tmp}", "CLIP could not be loaded"),
     "an original without a class": (f"{EVALUATE}/samples", "name with --forget_class"),
     "a class that was not drawn": (f"{EVALUATE}/samples --forget_class eleven", "'eleven' is no class of the prompts"),
+    "a number of no class": (f"{EVALUATE}/samples --forget_class 10", "'10' is no class of the prompts"),
     "no reference": (f"{EVALUATE}/samples --forget_class 3 --reference_dir {{tmp}}/none", "does not exist"),
     "no weights of Inception": (
         "evaluate --classifier {home}/classifier --sample_path {home}/samples --inception_weights {tmp}/none",
@@ -265,6 +273,22 @@ def samples(home):
     return home / "samples"
 
 
+@pytest.mark.slow
+def test_samples_of_another_size_or_list_are_refused(home, tmp_path, capsys):
+    """Mutation: let a classifier see images of another size than it was trained on; leave a finished run to a list that has changed."""
+    path = tmp_path / "list.csv"
+    path.write_text("case_number,prompt,evaluation_seed,class\n0,an image of a three,1,three\n1,an image of a four,2,four\n")
+    command = ("generate_images", "--model_path", home / "original", SAMPLING, "--image_size 32 --prompts_path", path, "--save_dir")
+    ok(*command, tmp_path / "run")
+    flags = ("--features none --forget_class three --classifier", home / "classifier")
+    assert script("evaluate", *flags, "--sample_path", tmp_path / "run") != 0
+    assert "was trained on images of 16 px, these have 32: train one by" in capsys.readouterr().err
+    ok(*command, tmp_path / "run", "--resume")
+    path.write_text(path.read_text().replace("four", "five"))
+    assert script(*command, tmp_path / "run", "--resume") != 0
+    assert "list.csv has changed since" in capsys.readouterr().err
+
+
 def test_a_classifier_with_other_classes_is_refused(home, samples, tmp_path, capsys):
     """Mutation: judge by position."""
     shutil.copytree(home / "classifier", tmp_path / "classifier")
@@ -277,12 +301,13 @@ def test_a_classifier_with_other_classes_is_refused(home, samples, tmp_path, cap
 
 
 def test_numbers_of_another_classifier_are_not_kept(home, samples, tmp_path, capsys):
-    """Mutation: let --resume compare the classifier's path; leave out --data_dir."""
+    """Mutation: let --resume compare the classifier's path; leave out --data_dir; know classes by their names alone."""
     for source in (samples, home / "classifier"):
         shutil.copytree(source, tmp_path / source.name)
-    flags = ("--features none --resume --forget_class", FORGOTTEN, "--classifier", tmp_path / "classifier")
+    flags = ("--features none --resume --forget_class 03 --classifier", tmp_path / "classifier")
     command = ("evaluate", *flags, "--sample_path", tmp_path / "samples")
     ok(*command)
+    assert read_json(tmp_path / "samples" / "metrics.json")["forgotten"] == ["three"]
     ok(*command)
     assert script(*command, "--data_dir", tmp_path) != 0 and "other values of data_dir" in capsys.readouterr().err
     weights = tmp_path / "classifier" / "model.safetensors"
@@ -646,13 +671,18 @@ def test_every_image_has_a_seed_of_its_own():
 
 
 @pytest.mark.slow
-def test_models_come_as_folders_and_as_single_files(home, unlearn, tmp_path):
-    """Mutation: export the original's weights; let what has forgotten pass for an original where a command names the model in its run."""
+def test_models_come_as_folders_and_as_single_files(home, unlearn, tmp_path, capsys):
+    """Mutation: export the original's weights; let what has forgotten pass for an original where a command names the model in its run, or
+    trains it on."""
     folder = unlearn("rl", "--steps 2 --single_file")
-    flags = ("--model_path", folder / "model.safetensors", "--model_config", home / "original" / "model")
+    for part in ("model.safetensors", "model"):
+        with pytest.raises(cli.RunError, match="is a part of the run .*, which has forgotten: name that"):
+            pipelines.open_pipeline(folder / part)
+    assert script("train", "--model_path", folder, "--dataset digits --steps 1 --save_dir", tmp_path / "no") != 0
+    assert "has forgotten three already: start from the original" in capsys.readouterr().err
+    shutil.copyfile(folder / "model.safetensors", tmp_path / "one.safetensors")
+    flags = ("--model_path", tmp_path / "one.safetensors", "--model_config", home / "original" / "model")
     ok("train", *flags, "--steps 0 --save_dir", tmp_path / "imported")
-    with pytest.raises(cli.RunError, match="is a part of the run .*, which has forgotten: name that"):
-        pipelines.open_pipeline(folder / "model")
     shutil.copytree(folder / "model", tmp_path / "bare")
     ok("train", "--model_path", tmp_path / "bare", "--steps 0 --save_dir", tmp_path / "copied")
     opened = [pipelines.open_pipeline(path)[0] for path in (folder, tmp_path / "imported", tmp_path / "copied")]

@@ -1,6 +1,7 @@
 """Images, prompts, latents and their cache. Each test names the mutation that would break it."""
 
 import json
+import shutil
 import warnings
 from types import SimpleNamespace
 
@@ -9,15 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
+import concepts
 import data
 import imagesets
 import latents
 import models
 import pipelines
 import sampling
+import task
 from cli import RunError
 from families import StableDiffusion
-from files import read_json, read_tensors
+from files import read_json, read_tensors, write_json
 from helpers import FORGOTTEN, TINY, cpu, ok
 
 GENERATED = dict(num_images=3, generation_steps=3, generation_guidance_scale=2.0)
@@ -239,7 +242,7 @@ def test_generated_images_depend_on_prompt_and_number_alone(home):
 # -------------------------------------------------------------------------------------------------------------- the concept
 @pytest.mark.slow
 def test_a_class_gives_prompts_targets_and_splits(home, load):
-    """Mutation: the target of nine is ten."""
+    """Mutation: the target of nine is ten; hand out the target prompts in the order of the labels."""
     found = load(forget_class=["nine", "0"])
     assert found.prompts[9] == "an image of a nine" and found.prompts[-1] == "" and found.forgotten == [0, 9]
     assert found.targets.tolist() == [1, 1, 2, 3, 4, 5, 6, 7, 8, 1, 10]
@@ -249,6 +252,9 @@ def test_a_class_gives_prompts_targets_and_splits(home, load):
     assert found.facts["num_forgotten"] == len(found.forget)
     named = load(forget_class=[FORGOTTEN], target_prompt=["a sky"])
     assert named.prompts[int(named.targets[3])] == "a sky" and named.facts["concept"]["targets"] == ["a sky"]
+    two = load(forget_class=["nine", "2"], target_prompt=["a sky", "an image of a one"])
+    assert [two.prompts[int(two.targets[label])] for label in (9, 2)] == ["a sky", "an image of a one"]
+    assert two.facts["forgotten"] == ["two", "nine"] and two.facts["concept"]["targets"] == ["an image of a one", "a sky"]
     shas = {load(forget_class=[name]).facts["forget_sha"] for name in ("three", "3", "four")}
     assert len(shas) == 2
 
@@ -284,6 +290,19 @@ def test_a_mask_fits_generated_images_in_any_precision(home, unlearn, tmp_path):
     ok("generate_mask", "--model_path", home / "original", *concept, "--save_dir", tmp_path / "mask")
     unlearn("salun", "--steps 1 --precision bf16", "--mask_path", tmp_path / "mask", forget=concept)
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_images_of_another_scheduler_are_drawn_anew(home, tmp_path):
+    """Mutation: leave the scheduler out of what generated images depend on."""
+    shas, texts = set(), {"forget_prompt": ["three"], "target_prompt": ["four"]}
+    flags = dict.fromkeys(concepts.CONCEPT_FLAGS) | texts | GENERATED | {"data_dir": tmp_path}
+    shutil.copytree(home / "original" / "model", tmp_path / "model")
+    config = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    for kind in ("epsilon", "v_prediction", "epsilon"):
+        write_json(config, read_json(config) | {"prediction_type": kind})
+        shas.add(task.load_task(tmp_path / "model", flags, cpu()).facts["forget_sha"])
+    assert len(shas) == 2 and len(list((tmp_path / "cache").iterdir())) == 4
 
 
 @pytest.mark.slow
