@@ -26,7 +26,7 @@ import prompts
 import trainer
 from cli import RunError
 from concepts import NOT_HERE, words_given
-from files import write_json
+from files import file_sha, write_json
 from run_folder import RunFolder, is_measured, read_run
 from table import describe
 
@@ -88,6 +88,7 @@ def main(argv=None):
     names = "features num_reference seed reference_dir dataset forget_class clip_model nudenet nudenet_threshold"
     how = {name: str(getattr(args, name)) for name in names.split()} | {"classifier_sha": classifier and classifier.sha}
     how["data_dir"] = str(args.data_dir and args.data_dir.resolve())
+    how["inception_weights"] = args.inception_weights and file_sha(args.inception_weights)
 
     def measure_one(folder):
         if not is_measured(folder, args, how):
