@@ -107,6 +107,8 @@ def generated_moments(family, prompts, generation, model_sha, folder, accelerato
     defaults = config.get("_use_default_values", ())
     what["scheduler"] = {name: value for name, value in config.items() if name[0] != "_" and name not in defaults}
 
+    what |= {name: family.pipeline.config[name] for name in ("force_zeros_for_empty_prompt",) if name in family.pipeline.config}
+
     def draw():
         embeddings = embed(family, [*prompts, data.NULL], accelerator)
         options["guidance_scale"] = guidance_scale

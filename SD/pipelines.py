@@ -182,6 +182,14 @@ def check_weights(names, folder, variant, source):
         raise RunError(f"{source} has no weights of the variant {variant}: leave out --variant")
 
 
+def check_tokenizers(names, folder, source):
+    """RunError unless each tokenizer of these names has its config and its vocabulary: transformers would make one that knows no word."""
+    for name in names:
+        there = os.listdir(folder / name) if (folder / name).is_dir() else ()
+        if "tokenizer_config.json" not in there or not {"tokenizer.json", "vocab.json", "spiece.model"}.intersection(there):
+            raise RunError(f"{source} cannot be opened: its {name} lacks its vocabulary or its config; make or fetch it again")
+
+
 def from_folder(folder, variant, source, dtype="fp32"):
     """diffusers' from_pretrained, its errors turned into one sentence. source: what they call the folder."""
     import diffusers
@@ -190,6 +198,7 @@ def from_folder(folder, variant, source, dtype="fp32"):
     family, index = check_index(folder, source)
     parts = {name: kind for name, kind in family.PARTS.items() if index[name][-1] is not None}
     check_weights(parts, folder, variant, source)
+    check_tokenizers([name for name in index if name.startswith("tokenizer") and "text_encoder" + name[9:] in parts], folder, source)
     trained = next(iter(family.PARTS))
     if (folder / trained / "config.json").is_file():
         family.check_config(read_json(folder / trained / "config.json"), source)

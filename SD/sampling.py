@@ -4,6 +4,7 @@ The starting noise of an image follows from its own seed alone, so that batch si
 """
 
 import contextlib
+import inspect
 
 import torch
 from tqdm import tqdm
@@ -29,6 +30,8 @@ def set_sampler(family, sampler):
     family.check_sampler(sampler)
     before = pipeline.scheduler
     cls = type(before) if sampler == "own" else getattr(diffusers, SAMPLERS[sampler])
+    if before.config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in inspect.signature(cls).parameters:
+        raise RunError(f"--sampler {sampler} cannot draw on this model's noise schedule, which ends in pure noise: take ddim")
     pipeline.scheduler = models.reschedule(cls, before)
     return before
 

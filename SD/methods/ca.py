@@ -45,7 +45,10 @@ def start_token_detached(unet):
     def detach(layer, args, out):
         return torch.cat([out[:, :1].detach(), out[:, 1:]], dim=1)
 
-    layers = [layer for name, layer in unet.named_modules() if name.endswith(("attn2.to_k", "attn2.to_v"))]
+    crossing = [
+        module for name, module in unet.named_modules() if name.endswith("attn2") and module.is_cross_attention
+    ]  # SD 3.5 has others
+    layers = [layer for module in crossing for layer in (module.to_k, module.to_v)]
     hooks = [layer.register_forward_hook(detach) for layer in layers]
     try:
         yield

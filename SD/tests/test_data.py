@@ -292,6 +292,16 @@ def test_a_mask_fits_generated_images_in_any_precision(home, unlearn, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
+def test_generated_images_depend_on_what_an_empty_prompt_means(home, tmp_path):
+    """Mutation: leave force_zeros_for_empty_prompt out of what generated images depend on."""
+    family, _ = pipelines.open_pipeline(home / "original")
+    shas = set()
+    for zeros in (True, False):
+        family.pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
+        shas.add(latents.generated_moments(family, ["three"], GENERATED, "", tmp_path, cpu())[1])
+    assert len(shas) == 2
+
+
 @pytest.mark.slow
 def test_images_of_another_scheduler_are_drawn_anew(home, tmp_path):
     """Mutation: leave the scheduler out of what generated images depend on."""

@@ -25,6 +25,7 @@ import task
 from cli import RunError
 from files import read_json, read_tensors
 from helpers import FORGOTTEN, cpu, ok, script
+from methods.ca import start_token_detached
 from methods.fmn import CrossAttention
 from trainer import Trainer, prepare
 
@@ -594,3 +595,14 @@ def test_a_flag_without_a_declaration_or_with_two_names_its_method(text, message
     monkeypatch.setitem(methods.METHODS, "odd", module.odd)
     assert script("unlearn", "--method ga --forget_class 3 --model_path", tmp_path, "--save_dir", tmp_path / "run") == 1
     assert message in capsys.readouterr().err
+
+
+def test_start_tokens_are_those_of_prompts(load):
+    """Mutation: take SD 3.5's second attention among image patches, attn2 by name, for one to the prompt."""
+    from diffusers import SD3Transformer2DModel
+
+    small = dict(num_layers=1, attention_head_dim=8, num_attention_heads=2, in_channels=4, out_channels=4, sample_size=4, patch_size=1)
+    width = dict(joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=16)
+    for model, hooked in ((SD3Transformer2DModel(**small, **width, dual_attention_layers=(0,)), False), (load().family.model, True)):
+        with start_token_detached(model):
+            assert any(module._forward_hooks for module in model.modules()) == hooked

@@ -318,7 +318,32 @@ def test_adapters_that_are_not_fused_are_refused(original, tmp_path):
     refused(tmp_path / "lora" / "pytorch_lora_weights.safetensors", "leave out --variant", variant="fp16")
 
 
+def test_a_tokenizer_without_its_words_is_refused(original):
+    """Mutation: let transformers make one that turns every prompt into the same tokens."""
+    for path in (original / "tokenizer").iterdir():
+        if path.name != "tokenizer_config.json":
+            path.unlink()
+    refused(original, "its tokenizer lacks its vocabulary or its config")
+    shutil.rmtree(original / "tokenizer")
+    refused(original, "its tokenizer lacks its vocabulary or its config")
+
+
 # -------------------------------------------------------------------------------------------------------------- samplers
+@pytest.mark.parametrize("sampler", sampling.SAMPLERS)
+def test_a_schedule_that_ends_in_pure_noise_is_kept_or_refused(sampler, family):
+    """Mutation: let diffusers drop rescale_betas_zero_snr for a sampler that does not know it."""
+    from diffusers import DDIMScheduler
+
+    other = copy.copy(family.pipeline)
+    other.scheduler = DDIMScheduler(**models.NOISE, rescale_betas_zero_snr=True)
+    if sampler in ("lms", "pndm"):
+        with pytest.raises(RunError, match="which ends in pure noise: take ddim"):
+            sampling.set_sampler(StableDiffusion(other), sampler)
+    else:
+        sampling.set_sampler(StableDiffusion(other), sampler)
+        assert other.scheduler.alphas_cumprod[-1] < 1e-6
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "own"])
 def test_latents_are_never_clipped(sampler, family):
     """Mutation: leave clip_sample to the model's scheduler, which may not have the entry, or to DDIM's default, True."""
