@@ -94,7 +94,10 @@ def open_pipeline(source, config=None, variant=None, dtype="fp32"):
         if path.is_absolute() or len(path.parts) != 2 or path.parts[0] in (".", "..", "runs"):
             raise RunError(f"{source} does not exist, and is no name of a model on the hub (owner/name) either")
         path = fetch(str(source), variant)
-    return ready(from_folder(path, variant, source, dtype), source, Original(path, variant), dtype), recorded
+    family = ready(from_folder(path, variant, source, dtype), source, Original(path, variant), dtype)
+    known = (recorded.get("training") or {}) if recorded.get("kind") == "unlearn" else recorded
+    family.edge = known.get("edge")
+    return family, recorded
 
 
 def fetch(name, variant):

@@ -200,6 +200,7 @@ def main(argv=None):
         family.check_single_file()
     if not args.from_scratch:
         facts["parent"] = str(args.model_path)
+    facts |= {"edge": size} if size != family.made_for else {}
     run_folder.begin(kind="train", method="retrain" if args.retain_only else "original", **facts)
     if accelerator.is_main_process:
         saving.clean(run_folder.folder / "model", put_back=args.resume)

@@ -66,6 +66,7 @@ class Family:
 
     def __init__(self, pipeline):
         self.pipeline, self.original = pipeline, None  # pipelines.Original, where there is one
+        self.edge = None  # in px of the images that it was fine-tuned on, where these are not those that it was made for
 
     @classmethod
     def of_parts(cls, **parts):
@@ -204,7 +205,12 @@ class Family:
 
     @property
     def image_size(self):
-        """Edge in px of the images that the model was made for."""
+        """Edge in px of the images that the model was trained on last."""
+        return self.edge or self.made_for
+
+    @property
+    def made_for(self):
+        """The same, of what its config says."""
         return self.model.config.sample_size * self.pipeline.vae_scale_factor
 
     def latent_shape(self, edge):

@@ -51,7 +51,7 @@ class RectifiedFlow(Family):
             f"transformer for latents of {vae.latent_channels} channels": self.channels == vae.latent_channels,
             "positive number as the autoencoder's scaling_factor": isinstance(scale, (int, float)) and 0 < scale < float("inf"),
             "number as the autoencoder's shift_factor": isinstance(shift, (int, float)) and abs(shift) < float("inf"),
-            "whole number as its image size": isinstance(self.image_size, int) and self.image_size > 0,
+            "whole number as its image size": isinstance(self.made_for, int) and self.made_for > 0,
             "tokenizers that fit their text encoders": all(
                 len(getattr(pipeline, f"tokenizer{number}")) <= getattr(pipeline, f"text_encoder{number}").config.vocab_size
                 for number in self.numbers

@@ -23,7 +23,7 @@ class Flux(RectifiedFlow):
         return self.model.config.in_channels / PATCH**2
 
     @property
-    def image_size(self):
+    def made_for(self):
         return self.pipeline.vae.config.sample_size
 
     @property

@@ -692,7 +692,7 @@ def test_models_come_as_folders_and_as_single_files(home, unlearn, tmp_path, cap
 
 @pytest.mark.slow
 def test_fine_tuning_on_captions(home, tmp_path):
-    """Mutation: train the text encoder, or read captions in another order."""
+    """Mutation: train the text encoder, or read captions in another order; draw at the size that the config says."""
     for i in range(4):
         Image.new("RGB", (16, 16), (220, 40, 40 + i)).save(tmp_path / f"{i}.png")
     (tmp_path / "metadata.csv").write_text("file_name,text\n" + "".join(f"{i}.png,red\n" for i in range(4)))
@@ -703,6 +703,15 @@ def test_fine_tuning_on_captions(home, tmp_path):
     rows = (tmp_path / "run" / "log.csv").read_text().splitlines()
     losses = [float(row.split(",")[2]) for row in rows[1:]]
     assert rows[0].split(",")[2] == "train" and losses[-1] < 0.9 * losses[0]
+    flags = ("--data_dir", tmp_path, "--image_size 32 --steps 1 --precision fp32 --save_dir", tmp_path / "larger")
+    ok("train", "--model_path", home / "original", *flags)
+    ok("train", "--model_path", tmp_path / "larger", "--steps 0 --save_dir", tmp_path / "copied")
+    for name in ("larger", "copied"):
+        family, _ = pipelines.open_pipeline(tmp_path / name)
+        assert family.image_size == 32 and family.latent_shape(family.image_size)[1] == 16
+    ok("unlearn", "--method uce --forget_prompt red --target_prompt blue --model_path", tmp_path / "copied", "--save_dir", tmp_path / "uce")
+    ok("generate_images", "--model_path", tmp_path / "uce", "--prompt blue --steps 2 --save_dir", tmp_path / "drawn")
+    assert Image.open(next((tmp_path / "drawn" / "samples").glob("*.png"))).size == (32, 32)
 
 
 @pytest.mark.slow
