@@ -3,6 +3,7 @@ PYTHON ?= python3
 FOLDERS = $(wildcard Classification DDPM SD)
 override FOLDERS := $(patsubst %/,%,$(FOLDERS))
 $(if $(filter-out Classification DDPM SD,$(FOLDERS)),$(error FOLDERS must be some of Classification, DDPM and SD))
+$(if $(strip $(FOLDERS)),,$(error FOLDERS is empty))
 # The same text in every folder, so that each folder can be copied away alone
 SAME = cli.py files.py run_folder.py masking.py table.py tests/fake_cuda.py tests/test_fake_cuda.py scripts/common.sh scripts/further_flags.py
 JOBS ?= 2
@@ -20,7 +21,7 @@ help:  ## print this list
 $(VENV)/.installed: requirements.txt
 	@echo "Installing requirements.txt into $(VENV): about 3 GB to download with PyTorch's default CUDA build on Linux"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python 3.10 or newer is needed: make PYTHON=python3.12 ...")'
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements.txt
 	@touch $@
 

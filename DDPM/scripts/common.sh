@@ -10,6 +10,8 @@
 #
 # How: the script is read twice. The first time `python` only notes its commands, so that further_flags.py can ask their parsers.
 
+unset CDPATH  # with it, cd prints
+shopt -u patsub_replacement 2> /dev/null || true  # of bash 5.2: a & in a path would stand for what was matched
 started_in=$PWD
 script=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")
 cd "$(dirname "$script")/.."
@@ -35,6 +37,10 @@ python() {  # note the command, or say how far the script is and run it
   if [[ -n ${NOTE_COMMANDS:-} ]]; then
     printf '%s\0' "$@" > "$plan/$step"
     return
+  fi
+  if [[ ! -f $plan/$step ]]; then  # something cleans the folder of temporary files while a script runs for weeks
+    echo "error: $plan/$step is gone, and with it the further flags: run the script again" >&2
+    exit 1
   fi
   if [[ -f $plan/$step.more ]]; then
     while IFS= read -r -d '' word; do set -- "$@" "$word"; done < "$plan/$step.more"

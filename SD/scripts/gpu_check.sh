@@ -4,9 +4,11 @@
 #   bash scripts/gpu_check.sh > gpu_check.jsonl        DEVICE=cpu compares the CPU with itself
 # In under a minute: DIVIDE=8
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "$0")/.."
 DEVICE=${DEVICE:-cuda}
-if [[ $DEVICE == cuda ]] && ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+found=$(python -c 'import torch; print(torch.cuda.is_available())')
+if [[ $DEVICE == cuda && $found == False ]]; then
   echo '{"check": "gpu", "found": false}'
   exit 0
 fi
