@@ -120,14 +120,15 @@ masks() {
 
 seeds_of() {
   case $1 in
-    search*) echo "${SEARCH_SEEDS:-101 102}" ;;
-    random10 | masks10 | random50 | class | masks_class) echo "${SEEDS:-1 2 3 4 5}" ;;
+    search*) echo ${SEARCH_SEEDS:-101 102} ;;
+    random10 | masks10 | random50 | class | masks_class) echo ${SEEDS:-1 2 3 4 5} ;;
     floor) echo 1 ;;
     *) echo "error: no part $1" >&2; return 1 ;;
   esac
 }
 
 for part in $PARTS; do
+  if [[ $part == masks* ]] && ! wanted rl && ! wanted salun; then continue; fi
   seeds=$(seeds_of "$part")
   for s in $seeds; do
     case $part in
@@ -224,6 +225,7 @@ for part in $PARTS; do
   done
 done
 for part in $PARTS; do
+  if [[ $part == masks* ]] && ! wanted rl && ! wanted salun; then continue; fi  # the masks have no other method
   case $part in
     search* | masks*)
       python table.py "$OUT/$part" --by_options
