@@ -51,15 +51,7 @@ NOT_HERE = {  # flags of the paper's own repository
 FORGET_FLAGS = ("forget_class", "num_forget", "forget_indices", "split_seed")
 HOW = ("arch", "dataset", "data_on")  # further flags of load_task: what the run knows, and where images are kept
 TRAINING = ("dataset", "data_dir", "image_size", "val_fraction", "limit", "split_seed", "seed", "epochs", "batch_size", "lr", "schedule")
-TRAINING += (
-    "crop",
-    "no_flip",
-    "optimizer",
-    "momentum",
-    "weight_decay",
-    "data_sha",
-    "cwd",
-)  # what a run remembers of its original's training
+TRAINING += ("crop", "no_flip", "optimizer", "momentum", "weight_decay", "data_sha", "cwd")  # what a run remembers of its original
 
 
 @dataclass

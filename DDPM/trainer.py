@@ -217,9 +217,8 @@ class Trainer:
         if self.after_step is not None:
             self.after_step(self.salient, (self.number + 1) / self.total)
         self.salient.scatter()
-        self.terms |= {
-            name: value.detach() for name, value in terms.items()
-        }  # a row of the log for a step, however often a method has moved the weights in it
+        # One row of the log for a step, however often a method has moved the weights in it
+        self.terms |= {name: value.detach() for name, value in terms.items()}
 
     def _draw(self):
         """Call draw(step) with the averaged weights. The time it takes is not the training's."""

@@ -6,7 +6,7 @@
 #   original, retrain   the two models
 #   search              four rates for every method, on another class of the same original (SEARCH_CLASS=ship). The best has the highest
 #                       mean of UA and remaining accuracy, as no model is retrained without ships
-#   table               all methods on CLASS, at the rates that the search chose
+#   table               all methods on CLASS, at the rates that the search chose. Not run yet
 # Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help:
 #   DATA_DIR=~/data bash scripts/cifar10_cpu.sh
 set -euo pipefail

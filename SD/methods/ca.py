@@ -45,9 +45,8 @@ def start_token_detached(unet):
     def detach(layer, args, out):
         return torch.cat([out[:, :1].detach(), out[:, 1:]], dim=1)
 
-    crossing = [
-        module for name, module in unet.named_modules() if name.endswith("attn2") and module.is_cross_attention
-    ]  # SD 3.5 has others
+    # In SD 3.5 another attention among image patches has that name, too
+    crossing = [module for name, module in unet.named_modules() if name.endswith("attn2") and module.is_cross_attention]
     layers = [layer for module in crossing for layer in (module.to_k, module.to_v)]
     hooks = [layer.register_forward_hook(detach) for layer in layers]
     try:
