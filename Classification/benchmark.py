@@ -38,6 +38,8 @@ def in_turns(*functions, rounds):
         for function, seconds in zip(functions, times, strict=True):
             start = time.perf_counter()
             function()
+            if torch.cuda.is_available():  # it computes on after a call
+                torch.cuda.synchronize()
             if number:
                 seconds.append(time.perf_counter() - start)
     return [statistics.median(seconds) for seconds in times]

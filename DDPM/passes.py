@@ -80,12 +80,20 @@ def fisher_diagonal(model, split, accelerator, *, timesteps, seed):
     """Mean over a split of each image's squared gradient, {name: tensor}: the diagonal of the Fisher information.
 
     An image's gradient is that of its noise-prediction loss, mean-reduced over pixels and over `timesteps` timesteps spread evenly
-    over the noise range, with noise of their own (selective amnesia, arXiv 2305.10120, takes all 1,000).
+    over the noise range, with noise of their own (selective amnesia, arXiv 2305.10120, takes all 1,000). Not in float16, in which single
+    gradients overflow or are rounded to 0, whatever the scale of the loss.
     """
+    if accelerator.mixed_precision == "fp16":
+        with without_autocast(model, compiled=True):
+            return squared_gradients(model, split, accelerator, timesteps, seed)
+    return squared_gradients(model, split, accelerator, timesteps, seed)
+
+
+def squared_gradients(model, split, accelerator, timesteps, seed):
+    """What fisher_diagonal() returns, in the precision that the model has."""
     model.eval()
     total = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
     t = ((torch.arange(timesteps) + 0.5) * models.TIMESTEPS / timesteps).long()
-    scale = loss_scale(accelerator, timesteps * split.images[0].numel())  # the loss is a mean over both
     positions = torch.arange(len(split)).tensor_split(accelerator.num_processes)[accelerator.process_index]
     for position in tqdm(positions.tolist(), "fisher", disable=None, mininterval=1):
         image, label = data.to_float(split.images[position : position + 1]), split.labels[position]
@@ -94,10 +102,9 @@ def fisher_diagonal(model, split, accelerator, *, timesteps, seed):
             times, noise = t[part].to(image.device), noises[part].to(image.device)
             noisy = models.noisy_images(image.expand_as(noise), noise, times)
             prediction = predict_noise(model, noisy, times, label.expand(len(part)))
-            (squared_error(prediction, noise).sum() / timesteps * scale).backward()
+            (squared_error(prediction, noise).sum() / timesteps).backward()
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
-                gradient = parameter.grad / scale
-                total[name].addcmul_(gradient, gradient)
+                total[name].addcmul_(parameter.grad, parameter.grad)
         model.zero_grad(set_to_none=True)
     return {name: accelerator.reduce(tensor, "sum") / len(split) for name, tensor in total.items()}

@@ -57,8 +57,8 @@ def draw(model, keys, accelerator, *, null, seed, steps, sampler="ddim", cond_sc
     # Guidance overshoots: x_0 is clipped to the range of pixels, and the noise must be the one that belongs to the clipped x_0. Without
     # this DDIM leaves noise in the samples, the more of it the more steps it takes.
     extra = {"eta": eta, "use_clipped_model_output": True} if sampler == "ddim" else {}
-    for t in scheduler.timesteps:
-        noise = guided(model, x, t.to(device).expand(len(keys)), labels, null, cond_scale)
+    for t, there in zip(scheduler.timesteps, scheduler.timesteps.to(device), strict=True):  # a copy in each step would wait for the GPU
+        noise = guided(model, x, there.expand(len(keys)), labels, null, cond_scale)
         x = scheduler.step(noise, t, x, generator=draws, **extra).prev_sample
         if progress is not None:
             progress.update(len(keys))

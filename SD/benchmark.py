@@ -202,6 +202,8 @@ def full_size(part, args, accelerator):
             torch.cuda.synchronize()
         middle = time.perf_counter()
         mask = masking.select(saliency, ratio)
+        if accelerator.device.type == "cuda":
+            torch.cuda.synchronize()
         figures |= {"gradient, seconds": middle - start, "select, seconds": time.perf_counter() - middle}
         masking.save(run_folder, mask, facts, mask_ratio=ratio, seconds=0.0)
         (args.folder / "mask.safetensors").rename(path)

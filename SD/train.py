@@ -118,6 +118,8 @@ def train_autoencoder(family, pictures, run_folder, accelerator, args):
         vae.requires_grad_(False).eval()
         if groups:
             run_folder.continue_from(state)
+        if state.get("scaler"):  # the U-Net goes on with it
+            accelerator.scaler.load_state_dict(state["scaler"])
         return
     if state["step"] > args.vae_steps:
         raise RunError(f"{folder} is missing, for which the checkpoint of the U-Net was made: start again with --overwrite")
@@ -136,7 +138,7 @@ def train_autoencoder(family, pictures, run_folder, accelerator, args):
         means = torch.cat([vae.encode(data.to_float(part.to(accelerator.device))).latent_dist.mean for part in images.images.split(64)])
     found = {"scaling_factor": 1 / float(means.std()), "shift_factor": float(means.mean())}
     vae.register_to_config(**{name: found[name] for name in SCALES if vae.config.get(name) is not None})
-    run_folder.checkpoint({"model": vae.state_dict()}, step=args.vae_steps)
+    run_folder.checkpoint({"model": vae.state_dict()}, step=args.vae_steps, scaler=loop.scaler.state_dict())
     if accelerator.is_main_process:
         saving.save(vae, folder)
     accelerator.wait_for_everyone()

@@ -38,7 +38,7 @@ def scissorhands(
 
     trainer.update(trimmed(model, mean_gradient(model, sample("trim"), trainer.accelerator, size), chosen, trim_sparsity, trainer.seed))
     for epoch in trainer.epochs(epochs, lr, retain):
-        memory = trainer.salient.pick(ascent(model, sample(epoch), loss_scale(trainer.accelerator, 1)))
+        memory = trainer.salient.pick(ascent(model, sample(epoch), trainer.accelerator))
         forgetting = trainer.batches(forget)
         for batch in trainer.batches(retain):
             forget_batch = next(forgetting, None)
@@ -70,14 +70,18 @@ def trimmed(model, gradient, chosen, sparsity, seed):
     return new
 
 
-def ascent(model, split, scale):
-    """Gradient of -CE on a split in evaluation mode, {name: tensor} of what is trained. Leaves the model in training mode."""
+def ascent(model, split, accelerator):
+    """Gradient of -CE on a split in evaluation mode, {name: tensor} of what is trained. Leaves the model in training mode.
+
+    Averaged over processes, whose GPUs may round differently: what is done to averaged gradients must be the same in all.
+    """
     model.eval()
+    scale = loss_scale(accelerator, 1)
     images, labels = next(plain_batches(split, len(split)))
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     gradients = torch.autograd.grad(-scale * torch.nn.functional.cross_entropy(model(images), labels), list(trained.values()))
     model.train()
-    return {name: gradient / scale for name, gradient in zip(trained, gradients, strict=True)}
+    return {name: accelerator.reduce(gradient / scale, "mean") for name, gradient in zip(trained, gradients, strict=True)}
 
 
 def project(salient, memory, chosen):

@@ -51,7 +51,10 @@ def sfron(model, forget, retain, trainer, *, steps=1500, lr=0.01, forget_every=5
 
 
 def batch_fisher(model, split, trainer):
-    """Mean over batches in random order of the squared gradient of a batch's mean cross-entropy, {name: tensor}, in evaluation mode."""
+    """Mean over batches in random order of the squared gradient of a batch's mean cross-entropy, {name: tensor}, in evaluation mode.
+
+    Averaged over processes, as in Scissorhands.
+    """
     model.eval()
     size, parameters = trainer.settings.batch_size, dict(model.named_parameters())
     shuffled = split.take(torch.randperm(len(split), generator=make_generator("sfron", trainer.seed, split.name)))
@@ -60,4 +63,4 @@ def batch_fisher(model, split, trainer):
         gradients = torch.autograd.grad(scale * F.cross_entropy(model(images), labels), list(parameters.values()))
         for name, gradient in zip(parameters, gradients, strict=True):
             total[name] += (gradient / scale).square() / math.ceil(len(split) / size)
-    return total
+    return {name: trainer.accelerator.reduce(tensor, "mean") for name, tensor in total.items()}

@@ -277,6 +277,20 @@ def test_a_method_takes_the_steps_that_it_announces(passes):
                 loop.step(train=model(batch.images.flatten(1)).sum())
 
 
+def test_what_is_done_to_averaged_gradients_is_averaged_itself(load):
+    """GPUs may round differently, and nothing would bring their models together again. Mutation: leave out either reduce()."""
+    scissorhands, sfron = (importlib.import_module(f"methods.{name}") for name in ("scissorhands", "sfron"))
+    loaded, found = load(), {"ascent": [], "fisher": []}
+    for factor in (1, 2):
+        accelerator = types.SimpleNamespace(mixed_precision="no", reduce=lambda tensor, how, factor=factor: factor * tensor)
+        loop = types.SimpleNamespace(accelerator=accelerator, seed=1, settings=types.SimpleNamespace(batch_size=20))
+        found["ascent"].append(scissorhands.ascent(loaded.model, loaded.forget, accelerator))
+        found["fisher"].append(sfron.batch_fisher(loaded.model, loaded.forget, loop))
+    for once, twice in found.values():
+        for name, tensor in once.items():
+            torch.testing.assert_close(twice[name], 2 * tensor, msg=name)
+
+
 def test_what_a_method_draws_before_its_loop_follows_from_the_seed(unlearn, monkeypatch):
     """Mutation: start a method in whatever state torch's generator is."""
     drawn = []
