@@ -1,4 +1,5 @@
 import torch
+from torch._functorch import config as functorch
 
 from models import head
 from passes import loss_scale
@@ -15,7 +16,7 @@ def munba(model, forget, retain, trainer, *, epochs=10, lr=0.01):
     MUNBa.py. Rate and epochs are the defaults of their arg_parser.py: it states none for its tables.
     """
     num_classes = head(model).out_features
-    torch._functorch.config.donated_buffer = False  # --compile: a graph is gone through twice
+    functorch.donated_buffer = False  # --compile: a graph is gone through twice
 
     def clip(salient):
         torch.nn.utils.clip_grad_norm_(salient.parameters(), LARGEST_NORM)

@@ -1,4 +1,5 @@
 import torch
+from torch._functorch import config as functorch
 
 import data
 import models
@@ -38,7 +39,7 @@ def erasediff(
     max(0, erase_rate - cos(g_r, g_f)). Both terms are means over pixels. The inner minimisation of L_f is left out: in their code it adds
     a constant to the loss, restores the weights, and leaves a trace in Adam's moments only.
     """
-    torch._functorch.config.donated_buffer = False  # --compile: with erase_rate a graph is gone through twice
+    functorch.donated_buffer = False  # --compile: with erase_rate a graph is gone through twice
     for forget_batch, retain_batch in trainer.steps(steps, lr, forget, retain):
         if forget_target == "relabel":
             draw = data.make_generator("class", trainer.seed, trainer.number)
