@@ -23,7 +23,8 @@ NOISE = {"num_train_timesteps": TIMESTEPS, "beta_start": 1e-4, "beta_end": 0.02,
 UNETS = {
     "unet128": dict(widths=(128, 256, 256, 256), layers=2, attention=16, dropout=0.1),  # the paper's, CIFAR-10
     "unet128_deep": dict(widths=(128, 256, 256, 256, 512), layers=2, attention=16, dropout=0.1),  # the official release's for STL-10
-    "unet48": dict(widths=(48, 96, 96), layers=1, attention=7, dropout=0.0),  # Fashion-MNIST and CIFAR-10 on a CPU
+    "unet48": dict(widths=(48, 96, 96), layers=1, attention=7, dropout=0.0),  # Fashion-MNIST on a CPU
+    "unet32_deep": dict(widths=(32, 64, 64), layers=1, attention=8, dropout=0.0),  # CIFAR-10 on a CPU
     "unet32": dict(widths=(32, 64), layers=1, attention=4, dropout=0.0),  # 8x8 digits
 }
 

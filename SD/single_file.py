@@ -243,7 +243,8 @@ def load(path, config=None):
     changes = {"prediction_type": told or "v_prediction"} if told or V_PRED in names else {}
     changes |= {"rescale_betas_zero_snr": True} if ZERO_SNR in names else {}
     if changes:
-        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
+        # Part of the config, where keywords that its class does not know would be dropped.
+        pipeline.scheduler = type(pipeline.scheduler).from_config({**pipeline.scheduler.config, **changes})
     return pipeline
 
 

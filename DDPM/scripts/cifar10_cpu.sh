@@ -1,12 +1,10 @@
 #!/usr/bin/env bash
-# CIFAR-10 in colour on a CPU: a small U-Net learns six of the ten classes (CLASSES=) and forgets one (CLASS=airplane). About seven hours
-# of two cores with AVX512-BF16. Six of them go to the original and to Retrain, which can be trained side by side, with OMP_NUM_THREADS=1:
-# PARTS=original and PARTS=retrain.
+# CIFAR-10 in colour on a CPU: a small U-Net learns six of the ten classes (CLASSES=) and forgets one (CLASS=airplane). HOURS
 # PARTS (default: all, in this order):
-#   original, retrain   the two models
-#   search              four rates for every method, on another class of the same original (SEARCH_CLASS=ship). The best has the highest
+#   original, retrain   the two models. They can be trained side by side, with OMP_NUM_THREADS=1
+#   search              RATES for every method, on another class of the same original (SEARCH_CLASS=ship). The best has the highest
 #                       mean of UA and remaining accuracy, as no model is retrained without ships
-#   table               all methods on CLASS, at the rates that the search chose. Not run yet
+#   table               all methods on CLASS, at the rates that the search chose
 # Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help:
 #   DATA_DIR=~/data bash scripts/cifar10_cpu.sh
 set -euo pipefail
@@ -16,11 +14,11 @@ OUT=${OUT:-runs/cifar10_cpu}
 CLASS=${CLASS:-airplane}
 SEARCH_CLASS=${SEARCH_CLASS:-ship}
 images=(--dataset cifar10 --data_dir "$DATA_DIR" --only_class ${CLASSES:-airplane automobile frog horse ship truck})
-training=(--arch unet48 --steps 7000 --batch_size 64 --lr 8e-4 --schedule linear --ema 0.999 --seed 1 --save_every 500)
+training=(--arch unet32_deep --steps 4000 --batch_size 32 --lr 8e-4 --schedule linear --ema 0.999 --seed 1 --save_every 500)
 
 masks() {  # masks FOLDER CLASS: the masks of a class, and what the runs of this part share
   R=$1
-  forget=(--model_path "$OUT/original" --forget_class "$2" --batch_size 64 --steps 100 --seed 1)
+  forget=(--model_path "$OUT/original" --forget_class "$2" --batch_size 32 --steps 50 --seed 1)
   runs=()
   for kind in saliency layerwise; do
     python generate_mask.py --model_path "$OUT/original" --forget_class "$2" --mask_ratio 0.5 --mask_kind $kind --precision auto --seed 1 --save_dir "$R/mask_$kind" --resume
@@ -32,9 +30,9 @@ run() {  # run NAME METHOD FLAGS...
   runs+=("$R/$1")
 }
 
-measure() {  # measure CLASS NUM: NUM samples of each class from the original and from all runs of this part
+measure() {  # measure CLASS NUM OTHERS: samples of that class and of each other, from the original and from all runs of this part
   local names=(original "${runs[@]##*/}")
-  python sample.py --model_path "$OUT/original" "${runs[@]}" --num_per_class "$2" --steps 20 --cond_scale 2 --batch_size 120 --precision auto --seed 1 --save_dir "${names[@]/#/$R/samples/}" --resume
+  python sample.py --model_path "$OUT/original" "${runs[@]}" --classes "$1" "x$1" --num_per_class "$2" "$3" --steps 20 --cond_scale 2 --batch_size 100 --precision auto --seed 1 --save_dir "${names[@]/#/$R/samples/}" --resume
   python evaluate.py --sample_path "${names[@]/#/$R/samples/}" --forget_class "$1" --classifier "$OUT/classifier" --features classifier --resume
 }
 
@@ -42,7 +40,7 @@ for part in ${PARTS:-original retrain search table}; do
   case $part in
     original)
       python train.py "${images[@]}" "${training[@]}" --save_dir "$OUT/original" --resume
-      python train_classifier.py "${images[@]}" --arch wide_resnet6 --lr 1e-3 --head_lr_factor 1 --epochs 15 --batch_size 128 --schedule linear --seed 1 --save_dir "$OUT/classifier" --resume
+      python train_classifier.py "${images[@]}" --arch wide_resnet6 --lr 1e-3 --head_lr_factor 1 --epochs 12 --batch_size 128 --schedule linear --seed 1 --save_dir "$OUT/classifier" --resume
       ;;
     retrain)
       python train.py "${images[@]}" "${training[@]}" --retain_only --forget_class "$CLASS" --save_dir "$OUT/$CLASS/retrain" --resume
@@ -58,18 +56,18 @@ for part in ${PARTS:-original retrain search table}; do
       for lr in 1e-5 3e-5 1e-4 3e-4; do
         run esd_$lr esd --batch_size 8 --lr $lr
       done
-      measure "$SEARCH_CLASS" 40
+      measure "$SEARCH_CLASS" 40 20
       python table.py "$R" --by_options
       ;;
     table)
       masks "$OUT/$CLASS" "$CLASS"
       run esd esd --batch_size 8 --lr 3e-5
       run rl rl --alpha 1 --lr 1e-4
-      run salun salun --alpha 1 --lr 1e-4 --mask_path "$R/mask_saliency" --save_every 10
+      run salun salun --alpha 1 --lr 1e-4 --mask_path "$R/mask_saliency" --save_every 5
       run salun_layerwise salun --alpha 1 --lr 1e-4 --mask_path "$R/mask_layerwise"
       run salun_soft salun_soft --alpha 1 --lr 1e-4
       runs+=("$R/retrain")
-      measure "$CLASS" 200
+      measure "$CLASS" 200 100
       python table.py "$R"
       python draw_pictures.py "$R"
       ;;

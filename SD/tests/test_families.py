@@ -2,9 +2,11 @@
 
 import copy
 import inspect
+import shutil
 
 import pytest
 import torch
+from diffusers import PNDMScheduler
 
 import benchmark
 import data
@@ -269,7 +271,8 @@ def test_a_single_file_of_xl_goes_out_and_in(family, folder, home, tmp_path):
 
 @pytest.mark.parametrize("kind", ["sdxl"], indirect=True)
 def test_an_xl_with_v_prediction_says_so_as_comfyui_reads_it(family, folder, tmp_path, monkeypatch):
-    """Mutation: leave the tensors out, or do not look for them: other programs write no metadata. Take EDM for epsilon."""
+    """Mutation: leave the tensors out, or do not look for them: other programs write no metadata. Take EDM for epsilon. Let a PNDM
+    scheduler drop what it does not know, so that the model trains on another noise schedule."""
     path, scheduler = tmp_path / "one.safetensors", family.pipeline.scheduler
     changes = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
     monkeypatch.setattr(family.pipeline, "scheduler", type(scheduler).from_config(scheduler.config, **changes))
@@ -279,6 +282,10 @@ def test_an_xl_with_v_prediction_says_so_as_comfyui_reads_it(family, folder, tmp
     write_tensors(path, tensors)
     config = single_file.load(path, folder).scheduler.config
     assert {name: config[name] for name in changes} == changes
+    other = shutil.copytree(folder, tmp_path / "other")
+    PNDMScheduler.from_config(models.NOISE).save_pretrained(other / "scheduler")
+    write_json(other / "model_index.json", read_json(other / "model_index.json") | {"scheduler": ["diffusers", "PNDMScheduler"]})
+    assert single_file.load(path, other).scheduler.config["rescale_betas_zero_snr"]
     write_tensors(path, tensors | {"edm_mean": torch.zeros(4)})
     with pytest.raises(RunError, match="is an EDM model"):
         single_file.load(path, folder)
