@@ -26,7 +26,8 @@ for name in OUT DATA_DIR DATA MODEL CLASSIFIER CLIP PROMPTS FORGET_DIR; do  # al
   fi
 done
 
-[[ -z ${OUT:-} ]] || OUT=${OUT%/}
+# Without the dots of OUT=. and without a slash at its end, since a script makes names of it.
+if [[ -d ${OUT:-} ]]; then OUT=$(cd "$OUT" && pwd); elif [[ -n ${OUT:-} ]]; then OUT=${OUT%/}; fi
 
 step=0
 total=0

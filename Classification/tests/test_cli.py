@@ -463,14 +463,23 @@ def test_further_flags_go_to_the_commands_that_take_them(tmp_path):
     here = tmp_path / "a folder"
     here.mkdir()
     sizes = {"SEEDS": "1", "LIMIT": "40", "EPOCHS": "1", "OUT": "my runs", "CLASS": "golden retriever"}
-    commands = dry_run("cifar10_class.sh", here, "--data_dir", "my data", "--fisher_samples=5", **sizes)
+    (here / "net.py").write_text("")
+    commands = dry_run("cifar10_class.sh", here, "--arch", "net.py:Net", "--data_dir", "my data", "--fisher_samples=5", **sizes)
     assert len(commands) == 15 and all(command[command.index("--save_dir") + 1].startswith(f"{here}/my runs/") for command in commands[:13])
     for script_name, *command in commands:
         assert ("--limit" in command) == (script_name == "train.py")
         assert (command[-2:] == ["--epochs", "1"]) == (script_name in ("train.py", "unlearn.py") and "iu" not in command)
         assert (command[-2:] == ["--fisher_samples", "5"]) == ("iu" in command)
-        assert script_name == "table.py" or command[command.index("--resume") + 2] == f"{here}/my data"
+        assert script_name == "table.py" or f"{here}/my data" in command[command.index("--resume") :]
+        assert script_name != "train.py" or f"{here}/net.py:Net" in command
         assert "--forget_class" not in command or command[command.index("--forget_class") + 1] == "golden retriever"
+
+
+@pytest.mark.slow
+def test_paths_are_those_that_the_user_means(tmp_path):
+    """Mutation: make OUT of `.` without cd in common.sh, or leave out expanduser() in further_flags.py."""
+    first, *_, last = dry_run("own_data.sh", tmp_path, "--data_dir=~/my photos", OUT=".", HOME=f"{tmp_path}/home")
+    assert first[-2:] == ["--data_dir", f"{tmp_path}/home/my photos"] and last == ["table.py", str(tmp_path)]
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ OUT=${OUT:-runs/cifar10_cpu}
 CLASS=${CLASS:-airplane}
 SEARCH_CLASS=${SEARCH_CLASS:-ship}
 images=(--dataset cifar10 --data_dir "$DATA_DIR" --only_class ${CLASSES:-airplane automobile frog horse ship truck})
-training=(--arch unet32_deep --steps 4000 --batch_size 32 --lr 8e-4 --schedule linear --ema 0.999 --seed 1 --save_every 500)
+training=(--arch unet32_deep --steps 3000 --batch_size 32 --lr 8e-4 --schedule linear --ema 0.999 --seed 1 --save_every 500)
 
 masks() {  # masks FOLDER CLASS: the masks of a class, and what the runs of this part share
   R=$1

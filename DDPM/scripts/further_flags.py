@@ -53,11 +53,13 @@ def parse(command, words=()):
 
 
 def absolute(words, namespace, start):
-    """The words with each path counted from `start`: what the parser took for a path, and names of models that are a path there."""
+    """The words with each path counted from `start`: what the parser took for a path, and what may be a path and is one there."""
     values = [value for entry in vars(namespace).values() for value in (entry if isinstance(entry, list) else [entry])]
     models = importlib.import_module("run_folder").PATHS
-    named = [str(getattr(namespace, name, None)) for name in models]
-    return [str(start / word) if Path(word) in values or (word in named and (start / word).exists()) else word for word in words]
+    named = [str(getattr(namespace, name, None)) for name in (*models, "offload_saliency")]
+    files = {word for word in words if word in named and (start / word).exists()}
+    files |= {word for word in words if ".py:" in word and word == getattr(namespace, "arch", None)}  # FILE.py:CLASS
+    return [str(start / Path(word).expanduser()) if Path(word) in values or word in files else word for word in words]
 
 
 def main(plan, start, *words):
