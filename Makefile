@@ -42,7 +42,7 @@ pytest-%:
 
 check:  ## files that must carry the same text in every folder do
 	@for file in $(SAME); do for folder in $(FOLDERS); do \
-	  cmp Classification/$$file $$folder/$$file || { echo "error: $$file must carry the same text in every folder" >&2; exit 1; }; done; done
+	  cmp $(firstword $(wildcard Classification DDPM SD))/$$file $$folder/$$file || { echo "error: $$file must carry the same text in every folder" >&2; exit 1; }; done; done
 
 lint: $(VENV)/.installed  ## ruff: style and format
 	$(VENV)/bin/ruff check .
