@@ -47,13 +47,13 @@ for part in ${PARTS:-original retrain search table}; do
       ;;
     search)
       masks "$OUT/search_$SEARCH_CLASS" "$SEARCH_CLASS"
-      for lr in 3e-5 1e-4 3e-4 1e-3; do
+      for lr in 1e-4 3e-4 1e-3; do
         run rl_$lr rl --alpha 1 --lr $lr
         run salun_$lr salun --alpha 1 --lr $lr --mask_path "$R/mask_saliency"
         run salun_layerwise_$lr salun --alpha 1 --lr $lr --mask_path "$R/mask_layerwise"
         run salun_soft_$lr salun_soft --alpha 1 --lr $lr
       done
-      for lr in 1e-5 3e-5 1e-4 3e-4; do
+      for lr in 3e-5 1e-4 3e-4; do
         run esd_$lr esd --batch_size 8 --lr $lr
       done
       measure "$SEARCH_CLASS" 40 20
