@@ -35,6 +35,8 @@ def groups(words):
             found.append(word.split("=", 1))
             if found[-1][0] == "--overwrite":
                 sys.exit("error: a script continues what is there: to begin again, remove the folder or name another OUT")
+            if found[-1][0] in ("--save_dir", "--method", "--model_path", "--mask_path"):
+                sys.exit(f"error: {word} would be the same for all commands: take the script's variables, as OUT, or edit the script")
         elif found:
             found[-1].append(word)
         else:

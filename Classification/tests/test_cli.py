@@ -484,9 +484,10 @@ def test_paths_are_those_that_the_user_means(tmp_path):
 
 @pytest.mark.slow
 def test_a_flag_that_no_command_takes_is_refused_before_anything_runs(tmp_path):
-    """Breaks if further_flags.py leaves such a flag out without a word."""
+    """Breaks if further_flags.py leaves such a flag out without a word, or lets all runs write into one folder."""
     assert "no command of this script takes --limits 40" in dry_run("own_data.sh", tmp_path, "--limits", "40")
     assert "takes EPOCHS=many: argument --epochs" in dry_run("own_data.sh", tmp_path, EPOCHS="many")
+    assert "--save_dir would be the same for all commands" in dry_run("own_data.sh", tmp_path, "--save_dir", "here")
     assert "40 is not a flag" in dry_run("own_data.sh", tmp_path, "40") and not list(tmp_path.iterdir())
 
 

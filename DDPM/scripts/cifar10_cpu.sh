@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# CIFAR-10 in colour on a CPU: a small U-Net learns six of the ten classes (CLASSES=) and forgets one (CLASS=airplane). HOURS
+# CIFAR-10 in colour on a CPU: a small U-Net learns six of the ten classes (CLASSES=) and forgets one (CLASS=airplane). About
+# three hours of two cores.
 # PARTS (default: all, in this order):
 #   original, retrain   the two models. They can be trained side by side, with OMP_NUM_THREADS=1
-#   search              RATES for every method, on another class of the same original (SEARCH_CLASS=ship). The best has the highest
+#   search              three rates for every method, on another class of the same original (SEARCH_CLASS=ship). The best has the highest
 #                       mean of UA and remaining accuracy, as no model is retrained without ships
 #   table               all methods on CLASS, at the rates that the search chose
 # Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help:
