@@ -33,7 +33,7 @@ run() {  # run NAME METHOD FLAGS...
 
 measure() {  # measure CLASS NUM OTHERS: samples of that class and of each other, from the original and from all runs of this part
   local names=(original "${runs[@]##*/}")
-  python sample.py --model_path "$OUT/original" "${runs[@]}" --classes "$1" "x$1" --num_per_class "$2" "$3" --steps 20 --cond_scale 2 --batch_size 100 --precision auto --seed 1 --save_dir "${names[@]/#/$R/samples/}" --resume
+  python sample.py --model_path "$OUT/original" "${runs[@]}" --classes "$1" "x$1" --num_per_class "$2" "$3" --steps 20 --cond_scale 4 --batch_size 100 --precision auto --seed 1 --save_dir "${names[@]/#/$R/samples/}" --resume
   python evaluate.py --sample_path "${names[@]/#/$R/samples/}" --forget_class "$1" --classifier "$OUT/classifier" --features classifier --resume
 }
 
@@ -68,7 +68,7 @@ for part in ${PARTS:-original retrain search table}; do
       run salun_layerwise salun --alpha 1 --lr 1e-4 --mask_path "$R/mask_layerwise"
       run salun_soft salun_soft --alpha 1 --lr 1e-4
       runs+=("$R/retrain")
-      measure "$CLASS" 200 100
+      measure "$CLASS" 100 100
       python table.py "$R"
       python draw_pictures.py "$R"
       ;;
