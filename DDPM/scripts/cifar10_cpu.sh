@@ -62,13 +62,13 @@ for part in ${PARTS:-original retrain search table}; do
       ;;
     table)
       masks "$OUT/$CLASS" "$CLASS"
-      run esd esd --batch_size 8 --lr 3e-5
+      run esd esd --batch_size 8 --lr 3e-4
       run rl rl --alpha 1 --lr 1e-4
       run salun salun --alpha 1 --lr 1e-4 --mask_path "$R/mask_saliency" --save_every 5
       run salun_layerwise salun --alpha 1 --lr 1e-4 --mask_path "$R/mask_layerwise"
       run salun_soft salun_soft --alpha 1 --lr 1e-4
       runs+=("$R/retrain")
-      measure "$CLASS" 100 100
+      measure "$CLASS" 100 60
       python table.py "$R"
       python draw_pictures.py "$R"
       ;;
