@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = {  # task: (folder of results, columns to show)
     "Classification: CIFAR-10, 10 % of the images": ("Classification/results/evidence/random10", ("UA", "RA", "TA", "MIA")),
     "Classification: digits, 10 % of the images": ("Classification/results/digits", ("UA", "RA", "TA", "MIA")),
+    "DDPM: CIFAR-10, airplanes": ("DDPM/results/cifar10", ("UA", "remaining_accuracy")),
     "DDPM: digits, the 3": ("DDPM/results/digits", ("UA", "remaining_accuracy")),
     "SD at toy size: digits, three": ("SD/results/digits", ("UA", "remaining_accuracy")),
 }
