@@ -36,6 +36,7 @@ FIRST="0.003 0.006 0.013 0.025"
 MIXED="0.013 0.025 0.05 0.1"
 
 wanted() { [[ " retrain ${METHODS:-$1} " == *" $1 "* ]]; }
+wanted rl || wanted salun || PARTS=$(printf '%s\n' $PARTS | grep -v ^masks || true)  # these parts have no other method
 
 begin() {  # begin SEED FORGET...: the seed's original, which all parts share, and its retrained model
   seed=$1
@@ -128,7 +129,6 @@ seeds_of() {
 }
 
 for part in $PARTS; do
-  if [[ $part == masks* ]] && ! wanted rl && ! wanted salun; then continue; fi
   seeds=$(seeds_of "$part")
   for s in $seeds; do
     case $part in
@@ -225,7 +225,6 @@ for part in $PARTS; do
   done
 done
 for part in $PARTS; do
-  if [[ $part == masks* ]] && ! wanted rl && ! wanted salun; then continue; fi  # the masks have no other method
   case $part in
     search* | masks*)
       python table.py "$OUT/$part" --by_options
