@@ -3,7 +3,7 @@
 # three hours of two cores.
 # PARTS (default: all, in this order):
 #   original, retrain   the two models. They can be trained side by side, with OMP_NUM_THREADS=1
-#   search              three rates for every method, on another class of the same original (SEARCH_CLASS=ship). The best has the highest
+#   search              four rates for every method, on another class of the same original (SEARCH_CLASS=ship). The best has the highest
 #                       mean of UA and remaining accuracy, as no model is retrained without ships
 #   table               all methods on CLASS, at the rates that the search chose
 # Finished runs are skipped and an interrupted run continues. Further flags go to the commands that take them, see --help:
@@ -48,13 +48,13 @@ for part in ${PARTS:-original retrain search table}; do
       ;;
     search)
       masks "$OUT/search_$SEARCH_CLASS" "$SEARCH_CLASS"
-      for lr in 1e-4 3e-4 1e-3; do
+      for lr in 3e-5 1e-4 3e-4 1e-3; do
         run rl_$lr rl --alpha 1 --lr $lr
         run salun_$lr salun --alpha 1 --lr $lr --mask_path "$R/mask_saliency"
         run salun_layerwise_$lr salun --alpha 1 --lr $lr --mask_path "$R/mask_layerwise"
         run salun_soft_$lr salun_soft --alpha 1 --lr $lr
       done
-      for lr in 3e-5 1e-4 3e-4; do
+      for lr in 3e-5 1e-4 3e-4 1e-3; do
         run esd_$lr esd --batch_size 8 --lr $lr
       done
       measure "$SEARCH_CLASS" 40 20
