@@ -9,8 +9,6 @@ flags, and the numbers go to a run folder of their own, --save_dir. table.py say
 
 from pathlib import Path
 
-import torch
-
 import cli
 import data
 import metrics
@@ -138,8 +136,8 @@ def measure(loaded, args, retrained):
     result |= (attacks := metrics.membership(*attacked))
     if args.mia_redraws:
         result |= metrics.membership_noise(attacks, *attacked, args.mia_redraws)
-    alike = torch.isin(labels, outputs["forget"][1])  # unseen images of the forget set's kind
-    if alike.sum() > 1 and len(outputs["forget"][1]) > 1:
+    alike = metrics.alike(outputs["forget"][1], labels, seed)
+    if len(alike) > 1 and len(outputs["forget"][1]) > 1:
         result |= metrics.two_sample(outputs["forget"], (logits[alike], labels[alike]), seed)
     return result | (compare(outputs, retrained["outputs"], of_forgotten) if retrained else {})
 

@@ -10,6 +10,7 @@ answers to a forget image tell an unlearned model from a retrained one; KLOM, ho
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 import cli
@@ -19,7 +20,7 @@ import passes
 import task
 import trainer
 from cli import RunError
-from files import file_sha, write_json, write_whole
+from files import write_json, write_whole
 from table import aligned, markdown_table
 
 COLUMNS = {  # name: what it is
@@ -75,9 +76,8 @@ def check(groups, folder):
     if lonely:
         raise RunError(f"{folder} holds one run of {', '.join(lonely)}: two or more are needed of each method")
     for name, runs in groups.items():
-        if len({file_sha(path / "model.safetensors") for path, _ in runs}) < len(runs):
-            more = " Retrain does not depend on its original" if name == "retrain" else ""
-            raise RunError(f"{folder} holds runs of {name} with the same weights: give each run of unlearn.py a --seed of its own.{more}")
+        if name != "retrain" and len({recorded["parent_sha"] for _, recorded in runs}) < len(runs):
+            raise RunError(f"{folder} holds runs of {name} from one original: the originals must differ as the retrained models do")
     sets = {}
     for runs in groups.values():
         for path, recorded in runs:
@@ -88,8 +88,9 @@ def check(groups, folder):
 
 
 def margins_of(loaded):
-    """(margins of the forget set, margins of the test images)."""
-    splits = loaded.forget, loaded.test
+    """(margins of the forget set, margins of the test images of classes that are not forgotten)."""
+    unseen = ~torch.isin(loaded.test.labels.cpu(), torch.tensor(loaded.forgotten_classes, dtype=torch.int64))
+    splits = loaded.forget, loaded.test.take(unseen.nonzero().squeeze(1))
     return tuple(metrics.margin(passes.predict_logits(loaded.model, split), split.labels.cpu()).numpy() for split in splits)
 
 

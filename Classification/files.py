@@ -28,7 +28,8 @@ COUNTS = "seed split_seed epochs steps batch_size num_classes channels num_sampl
 NUMBERS = "lr val_fraction weight_decay momentum ema grad_clip class_dropout guidance guidance_scale mask_seconds fraction_changed "
 NUMBERS += "peak_memory_mb images_seen seconds"
 TABLES = "architecture training model model_done options versions mask_info concept"
-NAMES, LISTS = "classes", "forgotten num_per_class"  # lists of texts, and of texts or numbers
+NAMES, LISTS = "classes", "forgotten num_per_class forget_class"  # lists of texts, and of texts or numbers
+NEVER_NULL = "autocast num_forgotten options mask_info versions architecture seconds mask_seconds fraction_changed images_seen"
 
 
 def write_whole(path, write):
@@ -115,7 +116,9 @@ def fits(name, value):
     kinds |= {LISTS: isinstance(value, list) and all(isinstance(part, (str, int)) for part in value)}
     kinds |= {NAMES: isinstance(value, list) and all(isinstance(part, str) for part in value)}
     kinds |= {NUMBERS: number and 0 <= value < math.inf, COUNTS: number and isinstance(value, int) and value >= 0}
-    return value is None or all(holds for names, holds in kinds.items() if name in names.split())
+    if value is None:
+        return name not in NEVER_NULL.split()
+    return all(holds for names, holds in kinds.items() if name in names.split())
 
 
 def checked(values, path):

@@ -151,10 +151,29 @@ def margin(logits, labels):
     return logits[true] - logits.masked_fill(true, -math.inf).logsumexp(1)
 
 
+def alike(forgotten, unseen, seed):
+    """Places of unseen images of the forget set's kind: of its classes, and with its shares of them. Both arguments are labels.
+
+    Shares that differ by no more than chance (chi-square test, p of 0.001 or more) are left alone, as those of random forget sets.
+    Otherwise images are drawn: else an attack would tell the sets apart by their classes, whatever was forgotten.
+    """
+    from scipy.stats import chi2_contingency
+
+    classes, wanted = forgotten.unique(return_counts=True)
+    found = (unseen[:, None] == classes).sum(0)
+    classes, wanted, found = (part[found > 0] for part in (classes, wanted, found))
+    if len(classes) > 1 and chi2_contingency(torch.stack([wanted, found]).numpy()).pvalue < 0.001:
+        scarce = (found / wanted).argmin()
+        found = wanted * found[scarce] // wanted[scarce]
+    order = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(seed))
+    rows = [order[unseen[order] == label][:count] for label, count in zip(classes, found, strict=True)]
+    return torch.cat(rows).sort().values if rows else order[:0]
+
+
 def two_sample(forget, unseen, seed):
     """Attacks on one model's outputs that need no other model. Each argument is (logits, labels). Returns {name: percent}.
 
-    If the forget set is forgotten, its outputs are those of unseen images of the same classes.
+    If the forget set is forgotten, its outputs are those of unseen images of the same kind, see alike().
     """
     from scipy.stats import ks_2samp, mannwhitneyu
 

@@ -165,17 +165,27 @@ def load_unlearned(folder, recorded, accelerator, args):
 def unlearned_runs(folder):
     """{name of a table's row: [(run folder, its args.json)]} of the finished runs of unlearn.py below a folder.
 
-    Raises RunError for none, and where runs of one method differ in their flags.
+    Raises RunError for none, for one that has not finished, and where runs cannot be compared.
     """
-    groups, options = {}, {}
+    groups, options, copies, tasks = {}, {}, {}, {}
     for path in sorted(folder.rglob("args.json")):
-        recorded = read_json(path)
-        if recorded.get("kind") != "unlearn" or not (path.parent / "done.json").is_file():
+        recorded, run = read_json(path), path.parent
+        if recorded.get("kind") != "unlearn":
             continue
+        read_run(run, "unlearn")
         row = describe(recorded, recorded["training"]["seed"], {})
-        groups.setdefault(row["method"], []).append((path.parent, recorded))
+        groups.setdefault(row["method"], []).append((run, recorded))
         if options.setdefault(row["method"], row["options"]) != row["options"]:
             raise RunError(f"runs of {row['method']} below {folder} differ in their flags: name a folder that holds one setting")
+        if (other := copies.setdefault((row["method"], file_sha(run / "model.safetensors")), run)) != run:
+            advice = "train each with a --seed of its own" if row["method"] == "retrain" else "remove one of them"
+            raise RunError(f"{other} and {run} are one model, not two: {advice}")
+        forgotten = sorted(set(data.class_numbers(recorded["forget_class"] or [], recorded["classes"])))
+        done = recorded["training"]["dataset"], recorded["architecture"]["arch"], recorded["num_forgotten"], forgotten
+        tasks.setdefault(str(done), run)
+    if len(tasks) > 1:
+        listed = "; ".join(f"{run} {done}" for done, run in tasks.items())
+        raise RunError(f"{folder} holds runs that cannot be compared, by data set, architecture, number and classes forgotten: {listed}")
     if not groups:
         raise RunError(f"there are no finished runs of unlearn.py below {folder}")
     return groups

@@ -189,6 +189,8 @@ def load(path, parameters, facts=None):
         shapes = {name: tuple(shape) for name, shape in json.loads(metadata["shapes"]).items()}
         mask_ratio, seconds = float(metadata["mask_ratio"]), float(metadata["seconds"])
         flags = dict(json.loads(metadata.get("flags", "{}")))  # masks of earlier versions do not tell
+        if not (0 < mask_ratio <= 1 and 0 <= seconds < math.inf):
+            raise ValueError(f"mask_ratio {mask_ratio}, seconds {seconds}")
     except (ValueError, TypeError, AttributeError) as error:
         raise RunError(f"{path} is a damaged mask ({error}): make it again") from error
     check_shapes(f"the mask {path}", shapes, parameters)

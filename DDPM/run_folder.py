@@ -138,7 +138,10 @@ def is_measured(folder, args, how):
         return False
     if not args.resume:
         raise RunError(f"{folder} has metrics.json already: pass --overwrite to measure again, --resume to skip it")
-    then = read_json(folder / "metrics.json").get("how", {})  # earlier versions do not tell
+    measured = read_json(folder / "metrics.json")
+    if "facts" not in measured or not isinstance(measured.get("how", {}), dict):
+        raise RunError(f"{folder} has a metrics.json that does not tell how it was measured: pass --overwrite to measure again")
+    then = measured.get("how", {})  # earlier versions do not tell
     if differing := [name for name, value in how.items() if name in then and then[name] != value]:
         raise RunError(f"{folder} was measured with other values of {', '.join(differing)}: pass --overwrite to measure again")
     print(f"{folder} is measured already")

@@ -45,6 +45,9 @@ def parse(argv=None):
     return parser.parse_args(argv)
 
 
+MEASURED = ["features", "num_reference", "seed", "mia_redraws", "precision", "retrain_path"]  # of `how` in metrics.json
+NEEDED = {"method": str, "options": dict, "seed": int, "facts": dict}  # of metrics.json
+KNOWN = {"how": dict, "class_accuracy": dict} | dict.fromkeys(["measured_on", "parent_sha", "forget_sha", "weights_sha"], str)  # or null
 BELONGS = {"parent_sha": "start from different originals", "forget_sha": "forget different sets"}  # what runs of one seed must share
 
 
@@ -74,38 +77,71 @@ def collect(folder, over_classes=False):
     """Return the contents of all metrics.json below a folder. Raises RunError where they cannot stand in one table."""
     runs = []
     for path in sorted(folder.rglob("metrics.json")):
-        run = read_json(path)
-        if "facts" not in run:
-            raise RunError(f"{path} was written by an earlier version: measure the run again with evaluate.py --overwrite")
+        run = read_metrics(path)
         for name in ("target_class", "target_prompt", "retain_prompts") if over_classes else ():  # they go with what is forgotten
             run["options"].pop(name, None)
-        runs.append(run | {"path": str(path.parent)})
+        # What runs share that are compared with each other: the seed of their original, and the forget set
+        place = (run["seed"], str(run["facts"].get("forgotten"))) if over_classes else (run["seed"],)
+        runs.append(run | {"path": str(path.parent), "place": place})
     if not runs:
         raise RunError(f"no measured runs below {folder}: run evaluate.py first")
     for name in fact_names(runs):
         values = facts_of(runs, name)
         if len(values) > 1 and not (over_classes and name == "forgotten"):
             raise RunError(f"{folder} holds runs that cannot stand in one table: {name} is {' and '.join(values)}")
-    check_belonging(runs, over_classes)
-    known = {}
-    for run in (run for run in runs if run["method"] == "retrain" and run.get("weights_sha")):
-        if (other := known.setdefault(run["weights_sha"], run["path"])) != run["path"]:  # no noise between them
-            raise RunError(f"{other} and {run['path']} are one retrained model, not two: train each with a --seed of its own")
+    check_belonging(runs)
+    check_copies(runs)
     return runs
 
 
-def check_belonging(runs, over_classes):
-    """Raise RunError unless all runs of a seed start from one original and forget one set. Runs that do not say so agree with all."""
-    for name, fault in BELONGS.items():
-        kinds = {}
-        for run in runs:
-            if run.get(name):
-                place = place_of(run) if over_classes and name == "forget_sha" else (run["seed"],)
-                kinds.setdefault(place, {}).setdefault(run[name], []).append(run["path"])
-        for (seed, *_), found in kinds.items():
-            if len(found) > 1:
-                which = " against ".join(", ".join(paths) for paths in found.values())
-                raise RunError(f"these runs of seed {seed} {fault} and cannot stand in one table: {which}")
+def read_metrics(path):
+    """The contents of a metrics.json, its figures as floats. Raises RunError where it holds something else."""
+    run = read_json(path)
+    if "facts" not in run:
+        raise RunError(f"{path} was written by an earlier version: measure the run again with evaluate.py --overwrite")
+    wrong = [name for name, kind in NEEDED.items() if not isinstance(run.get(name), kind)]
+    wrong += [name for name, kind in KNOWN.items() if not isinstance(run.get(name), (kind, type(None)))]
+    figures = {name: run[name] for name in DEFINITIONS if name in run}
+    shares = {} if "class_accuracy" in wrong else run.get("class_accuracy") or {}
+    shares = {f"class_accuracy of {name}": value for name, value in shares.items()}
+    wrong += [name for name, value in (figures | shares).items() if type(value) not in (int, float) or not math.isfinite(value)]
+    if wrong:
+        raise RunError(f"{path} was edited or damaged, see {', '.join(wrong)}: measure the run again with evaluate.py --overwrite")
+    return run | {name: float(value) for name, value in figures.items()}
+
+
+def check_belonging(runs):
+    """Raise RunError unless all runs of a seed start from one original, forget one set and were measured in one way.
+
+    Runs that do not say so agree with all.
+    """
+    kinds = {}
+    for run in runs:
+        shared = {fault: run.get(name) for name, fault in BELONGS.items()}
+        measured = {name: (run.get("how") or {}).get(name) for name in MEASURED}
+        measured |= {name: run.get(name) for name in ("classifier_sha", "reference_sha")}
+        shared |= {f"were measured with different values of {name}": value for name, value in measured.items()}
+        for fault, value in shared.items():
+            place = (run["seed"],) if fault == BELONGS["parent_sha"] else run["place"]
+            if value is not None:
+                kinds.setdefault((fault, place), {}).setdefault(str(value), []).append(run["path"])
+    for (fault, (seed, *_)), found in kinds.items():
+        if len(found) > 1:
+            which = " against ".join(", ".join(paths) for paths in found.values())
+            raise RunError(f"these runs of seed {seed} {fault} and cannot stand in one table: {which}")
+
+
+def check_copies(runs):
+    """Raise RunError where one model stands for two: there is no noise between them. Runs of earlier versions do not tell their weights."""
+    known = {}
+    for run in (run for run in runs if run["method"] != "original"):
+        weights = run.get("weights_sha")
+        retrained = run["method"] == "retrain" and weights  # whatever its original
+        place = () if retrained else (*run["place"], options_of(run))
+        figures = weights or tuple(run.get(name) for name in DEFINITIONS if name != "RTE")
+        if (other := known.setdefault((run["method"], *place, figures), run["path"])) != run["path"]:
+            advice = "train each with a --seed of its own" if retrained else "remove one of them"
+            raise RunError(f"{other} and {run['path']} are one {'retrained ' * bool(retrained)}model, not two: {advice}")
 
 
 def check_complete(rows, runs):
@@ -113,12 +149,12 @@ def check_complete(rows, runs):
 
     Retrain may have more runs of a seed: they make the noise floor.
     """
-    lacking = [f"{name} lacks seed {', '.join(map(str, missing))}" for name, missing in missing_seeds(rows, runs)]
+    lacking = [f"{name} lacks {missing}" for name, missing in missing_places(rows, runs)]
     unlearned = [row for row in rows if row["method"] not in ("original", "retrain")]
-    for seed in seeds_of(rows):
-        counts = {row["name"]: row["seeds"].count(seed) for row in unlearned if seed in row["seeds"]}
+    for place in dict.fromkeys(run["place"] for run in runs):
+        counts = {row["name"]: count for row in unlearned if (count := places_of(row, runs)[place])}
         fewer = {name: count for name, count in counts.items() if count < max(counts.values())}
-        lacking += [f"{name} has {count} runs of seed {seed}, not {max(counts.values())}" for name, count in fewer.items()]
+        lacking += [f"{name} has {count} runs of {said(place)}, not {max(counts.values())}" for name, count in fewer.items()]
     counts = Counter(row["method"] for row in unlearned)
     if len(set(counts.values())) > 1:
         lacking += [f"{method} has {count} settings" for method, count in counts.items()]
@@ -126,15 +162,23 @@ def check_complete(rows, runs):
         raise RunError(f"{'; '.join(lacking)}: complete the runs, or pass --incomplete")
 
 
-def seeds_of(rows):
-    return sorted({seed for row in rows if row["method"] != "original" for seed in row["seeds"]})
+def places_of(row, runs):
+    """How many runs a row has of each place."""
+    return Counter(run["place"] for run in runs if run["method"] == row["method"] and options_of(run) == row["options"])
 
 
-def missing_seeds(rows, runs):
-    """[(name of a row, seeds that other rows have)]. One original may serve all seeds, several may not stand for more."""
+def said(place):
+    """A place in words."""
+    return f"seed {place[0]}" + "".join(f" ({forgotten})" for forgotten in place[1:])
+
+
+def missing_places(rows, runs):
+    """[(name of a row, which places of other rows it lacks)]. One original may serve all seeds, several may not stand for more."""
     shared = len({run["parent_sha"] for run in runs if run.get("parent_sha")}) < 2
     asked = [row for row in rows if row["method"] != "original" or not shared]
-    return [(row["name"], missing) for row in asked if (missing := sorted(set(seeds_of(rows)) - set(row["seeds"])))]
+    wanted = {run["place"] for run in runs if run["method"] != "original"}
+    lacking = [(row["name"], sorted(wanted - places_of(row, runs).keys())) for row in asked]
+    return [(name, ", ".join(map(said, places))) for name, places in lacking if places]
 
 
 def fact_names(runs):
@@ -180,9 +224,10 @@ def summarise(runs, by_options):
         row["average_gap"] = statistics.fmean(gaps) if gaps and len(gaps) == len(compared) else None
         own = [own_gap(run, retrains, compared) for run in group]
         row["gap_per_seed"] = None if None in own else statistics.fmean(own)
-        if "class_accuracy" in shared:
-            shares = {name: [run["class_accuracy"][name] for run in group] for name in group[0]["class_accuracy"]}
-            row["class_accuracy"] = {name: statistics.fmean(values) for name, values in shares.items()}
+        if all(run.get("class_accuracy") for run in group):
+            shares = [run["class_accuracy"] for run in group]
+            names = [name for name in shares[0] if all(name in share for share in shares)]
+            row["class_accuracy"] = {name: statistics.fmean(share[name] for share in shares) for name in names}
         rows.append(row)
     order = list(dict.fromkeys(["original", "retrain", *METHODS, *labels]))
     plain = {label: label.split(" (")[0] for label in labels}  # a run under a control mask follows its method
@@ -192,17 +237,17 @@ def summarise(runs, by_options):
 
 
 def retrains_of(runs):
-    """{place: its runs of Retrain}, see place_of."""
+    """{place: its runs of Retrain}."""
     found = {}
     for run in runs:
         if run["method"] == "retrain":
-            found.setdefault(place_of(run), []).append(run)
+            found.setdefault(run["place"], []).append(run)
     return found
 
 
 def own_gap(run, retrains, columns):
     """Mean distance over `columns` of a run's numbers to those of the Retrain of its place. None where one is missing."""
-    there = retrains.get(place_of(run), [])
+    there = retrains.get(run["place"], [])
     if not (there and columns and all(name in one for name in columns for one in (run, *there))):
         return None
     return statistics.fmean(abs(run[name] - statistics.fmean(retrain[name] for retrain in there)) for name in columns)
@@ -231,10 +276,10 @@ def best_settings(runs):
 
 
 def noise_floor(retrain):
-    """Average gap between pairs of retrained models; None for fewer than two."""
-    if retrain is None or len(retrain) < 2:
-        return None
-    return statistics.fmean(statistics.fmean(abs(a[name] - b[name]) for name in GAP_COLUMNS) for a, b in itertools.combinations(retrain, 2))
+    """Average gap between pairs of retrained models, of one class where there are several; None without such a pair."""
+    columns = [name for name in GAP_COLUMNS if all(name in run for run in retrain or ())]
+    pairs = [pair for pair in itertools.combinations(retrain or (), 2) if pair[0]["place"][1:] == pair[1]["place"][1:]]
+    return statistics.fmean(abs(a[name] - b[name]) for a, b in pairs for name in columns) if pairs and columns else None
 
 
 def interval(differences):
@@ -261,20 +306,21 @@ def holm(values):
 def compare(rows, runs, against, columns):
     """{method: (gap to the Retrain of the same seed, what it differs by from that of `against`, low, high, p)}, see interval.
 
-    The gap is the mean over `columns`. Several runs of a seed are averaged first: they share an original and a Retrain. Empty without
-    `against`, without Retrain, or with fewer than three seeds.
+    The gap is the mean over `columns`. Several runs of a seed are averaged first, and so are several classes: they share an original.
+    Empty without `against`, without Retrain, or with fewer than three seeds.
     """
     found, retrains = {}, retrains_of(runs)
     for run in runs:
         if (gap := own_gap(run, retrains, columns)) is not None:
-            found.setdefault(run["method"], {}).setdefault(place_of(run), []).append(gap)
+            found.setdefault(run["method"], {}).setdefault(run["place"], []).append(gap)
     gaps = {method: {place: statistics.fmean(several) for place, several in places.items()} for method, places in found.items()}
     tests = {}
     for method in (row["method"] for row in rows if row["method"] in gaps and row["method"] not in ("retrain", against)):
-        shared = sorted(gaps[method].keys() & gaps.get(against, {}).keys())
-        if len(shared) > 2:
-            differences = [gaps[method][place] - gaps[against][place] for place in shared]
-            tests[method] = (statistics.fmean(gaps[method].values()), *interval(differences))
+        of_seed = {}
+        for place in sorted(gaps[method].keys() & gaps.get(against, {}).keys()):
+            of_seed.setdefault(place[0], []).append(gaps[method][place] - gaps[against][place])
+        if len(of_seed) > 2:
+            tests[method] = (statistics.fmean(gaps[method].values()), *interval([*map(statistics.fmean, of_seed.values())]))
     return tests
 
 
@@ -298,11 +344,6 @@ def metric_cells(rows, runs, against):
         tests = [tests.get(method) for tests in found.values()]
         cells.append([method, *(f"{t[1]:+.1f} ({t[2]:+.1f} to {t[3]:+.1f}){' *' * (t[2] * t[3] > 0)}" if t else "" for t in tests)])
     return cells if found else []
-
-
-def place_of(run):
-    """What runs share that are compared with each other: the seed of their original, and the forget set."""
-    return run["seed"], str(run["facts"].get("forgotten"))
 
 
 def measured_columns(rows, columns=COLUMNS):
@@ -348,7 +389,7 @@ def caption(rows, floor, runs, best=False):
     """Sentences that say what was measured, and how to read the cells."""
     facts = "; ".join(f"{name}: {' or '.join(values)}" for name in fact_names(runs) if (values := facts_of(runs, name)))
     lines = [f"{facts}; seeds: {', '.join(map(str, sorted({run['seed'] for run in runs})))}."]
-    machines = sorted({run["measured_on"] for run in runs if run["measured_on"]})
+    machines = sorted({run["measured_on"] for run in runs if run.get("measured_on")})
     reading = ["Mean ± standard deviation over runs."] if any(row["runs"] > 1 for row in rows) else ["One run per row."]
     if any(row["average_gap"] is not None for row in rows):
         reading.append("In brackets: gap to the mean of retrain.")
@@ -361,7 +402,7 @@ def caption(rows, floor, runs, best=False):
         )
     if best:
         lines.append("Each method has, for each seed, the setting that was best on all other seeds.")
-    return lines + [f"{name} was not measured for seed {', '.join(map(str, missing))}." for name, missing in missing_seeds(rows, runs)]
+    return lines + [f"{name} was not measured for {missing}." for name, missing in missing_places(rows, runs)]
 
 
 def definitions(rows):
@@ -441,10 +482,13 @@ def main(argv=None):
     if args.best:
         runs = best_settings(runs)
         rows, floor = summarise(runs, by_options=False)
-    if args.against is not None and args.against not in (methods := [row["method"] for row in rows]):
-        raise RunError(f"--against {args.against} is not in the table: it has {', '.join(methods)}")
+    methods = [row["method"] for row in rows if row["method"] not in ("original", "retrain")]
+    if args.against not in (None, *methods):
+        raise RunError(f"--against {args.against} is no method of the table: it has {', '.join(methods)}")
     against = args.against or "salun"
     paired = [] if args.by_options else paired_cells(rows, runs, against)
+    if args.against and not paired:
+        raise RunError("--against needs a row per method, Retrain, and three or more seeds")
     each = metric_cells(rows, runs, against) if paired else []
     further = [(CLASSES, class_cells(rows)), ("", more_cells(rows)), (PAIRED, paired), (EACH.format(against), each)]
     further = [(heading, cells) for heading, cells in further if cells]

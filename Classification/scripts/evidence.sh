@@ -37,6 +37,7 @@ MIXED="0.013 0.025 0.05 0.1"
 
 wanted() { [[ " retrain ${METHODS:-$1} " == *" $1 "* ]]; }
 wanted rl || wanted salun || PARTS=$(printf '%s\n' $PARTS | grep -v ^masks || true)  # these parts have no other method
+[[ -n $PARTS ]] || { echo "error: the masks parts need rl or salun in METHODS" >&2; exit 1; }
 
 begin() {  # begin SEED FORGET...: the seed's original, which all parts share, and its retrained model
   seed=$1
@@ -121,7 +122,7 @@ masks() {
 
 seeds_of() {
   case $1 in
-    search*) echo ${SEARCH_SEEDS:-101 102} ;;
+    search | search50 | search_class) echo ${SEARCH_SEEDS:-101 102} ;;
     random10 | masks10 | random50 | class | masks_class) echo ${SEEDS:-1 2 3 4 5} ;;
     floor) echo 1 ;;
     *) echo "error: no part $1" >&2; return 1 ;;

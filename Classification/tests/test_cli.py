@@ -46,6 +46,11 @@ def other_size(path):
     path.write_text(json.dumps(args))
 
 
+def no_time(path):
+    tensors, metadata = read_tensors(path)
+    write_tensors(path, tensors, metadata | {"seconds": "nan"})
+
+
 def nan_weights(path):
     tensors, _ = read_tensors(path)
     tensors["fc.weight"][0, 0] = float("nan")
@@ -94,6 +99,7 @@ BROKEN = {  # name: (run to copy, its file to break, how, part of the message)
     "weights of another shape": ("original", "args.json", other_size, "belongs to another model"),
     "torn args.json": ("original", "args.json", truncate, "incomplete or damaged JSON"),
     "truncated mask": ("mask", "mask.safetensors", truncate, "an incomplete or damaged safetensors file"),
+    "a mask that took no known time": ("mask", "mask.safetensors", no_time, "is a damaged mask"),
 }
 
 

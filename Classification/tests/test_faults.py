@@ -94,10 +94,13 @@ def test_a_file_is_read_by_whom_the_umask_lets(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", [{"seed": 1.5}, {"seed": True}, {"lr": -1.0}, {"classes": [1]}, {"forgotten": [[1]]}, {"caption": 3}], ids=str
+    "value",
+    [{"seed": 1.5}, {"seed": True}, {"lr": -1.0}, {"classes": [1]}, {"forgotten": [[1]]}, {"caption": 3}, {"forget_class": 3}]
+    + [{"options": None}, {"seconds": None}],
+    ids=str,
 )
 def test_a_value_of_another_type_is_refused(value):
-    """Mutation: let a count be a fraction, or a list hold anything."""
+    """Mutation: let a count be a fraction, a list hold anything, or any value be null."""
     with pytest.raises(cli.RunError, match="it was edited or damaged"):
         files.checked(value, "args.json")
 

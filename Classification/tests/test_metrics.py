@@ -227,20 +227,28 @@ def test_many_models_and_relearning_from_a_folder_of_runs(runs_of_two, tmp_path,
     )
     assert script("relearn", runs_of_two, "--lr 1e30") == 1 and "relearning diverged at --lr 1e+30" in capsys.readouterr().err
     assert script("relearn", runs_of_two, "--num_images 120") == 1 and "leaves none of the 120 forget images" in capsys.readouterr().err
-    start = ("--model_path", runs_of_two / "original1", "--num_forget 121 --epochs 0 --lr 0.05 --seed 3 --precision fp32")
+    start = ("--model_path", runs_of_two / "original1", "--epochs 0 --lr 0.05 --seed 3 --precision fp32")
     copied = tmp_path / "copied"  # Retrain of another original with the same seed is the same model
     shutil.copytree(runs_of_two, copied)
     shutil.copy(copied / "retrain1" / "model.safetensors", copied / "retrain2")
-    assert script("evaluate_many", copied) == 1 and "runs of retrain with the same weights" in capsys.readouterr().err
-    for name, message in (("odd", "forget different sets"), ("lonely", "holds one run of ga")):
+    assert script("evaluate_many", copied) == 1 and "are one model, not two" in capsys.readouterr().err
+    cases = [  # folder, method and flags of one more run, what is said
+        ("odd", "retrain --num_forget 120 --split_seed 5", "forget different sets"),
+        ("lonely", "ga --num_forget 120", "holds one run of ga"),
+        ("mixed", "ga --num_forget 121", "cannot be compared"),
+        ("one_original", "ft --num_forget 120", "holds runs of ft from one original"),
+    ]
+    for name, method, message in cases:
         shutil.copytree(runs_of_two, tmp_path / name)
         (tmp_path / name / "many.md").unlink()
-        method = "ft" if name == "odd" else "ga"
         ok("unlearn", "--method", method, *start, "--save_dir", tmp_path / name / "more")
         args = tmp_path / name / "more" / "args.json"
         args.write_text(args.read_text().replace('"epochs": 0', '"epochs": 2'))  # the flags of the others
         assert script("evaluate_many", tmp_path / name) == 1 and message in capsys.readouterr().err
         assert not (tmp_path / name / "many.md").exists()
+    assert script("relearn", tmp_path / "mixed") == 1 and "cannot be compared" in capsys.readouterr().err
+    (copied / "ft1" / "done.json").unlink()
+    assert script("relearn", copied) == 1 and "did not finish" in capsys.readouterr().err
 
 
 def test_what_comes_back_is_compared_with_retrain_seed_by_seed():
@@ -275,6 +283,10 @@ def test_a_run_is_measured_against_retrain_image_by_image(runs_of_two, home, cap
     assert "measured with other values of held_out, precision, retrain_path: pass --overwrite" in capsys.readouterr().err
     path = runs_of_two / "ft1" / "metrics.json"
     found = json.loads(path.read_text())
+    for damaged in ({}, found | {"how": 3}):  # Mutation: take any metrics.json for a measured one
+        path.write_text(json.dumps(damaged))
+        assert script("evaluate", start, runs_of_two / "ft1", "--resume") == 1
+        assert "does not tell how it was measured: pass --overwrite" in capsys.readouterr().err
     found["how"]["precision"] = "another machine's"  # Mutation: compare it with what auto is here
     path.write_text(json.dumps(found))
     auto = start.replace("fp32", "auto")
@@ -348,7 +360,7 @@ def write_run(folder, method, seed, values=None, **more):
     recorded = {"kind": "unlearn", "method": method, "options": {}, "mask_path": None, "machine": "m", "autocast": "no"}
     row = table.describe(recorded | {"versions": {"torch": "2"}} | more, seed, {"data set": "digits"})
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "metrics.json", row | dict.fromkeys(metrics.GAP_COLUMNS, 50.0) | (values or {}))
+    write_json(folder / "metrics.json", row | dict.fromkeys(metrics.GAP_COLUMNS, 50.0) | {"weights_sha": str(folder)} | (values or {}))
 
 
 @pytest.mark.parametrize("name", table.BELONGS)
@@ -438,7 +450,7 @@ def test_too_much_and_too_little_forgotten_do_not_cancel_out_in_a_search(tmp_pat
 
 
 def test_an_original_of_each_seed_is_asked_for_where_they_differ(tmp_path, capsys):
-    """Mutation: leave the original out of missing_seeds()."""
+    """Mutation: leave the original out of missing_places()."""
     for seed in (1, 2):
         write_run(tmp_path / f"retrain{seed}", "retrain", seed, parent_sha=f"p{seed}")
     write_run(tmp_path / "original", "original", 1, parent_sha="p1")
@@ -456,6 +468,91 @@ def test_a_gap_over_fewer_metrics_is_no_average_gap(tmp_path):
     ok("table", tmp_path)
     gaps = {row["method"]: row["average_gap"] for row in read_json(tmp_path / "table.json")["rows"]}
     assert gaps == {"retrain": 0, "rl": 0, "ft": None}
+
+
+def test_a_copied_run_is_no_repetition(tmp_path, capsys):
+    """Mutation: compare Retrain only; compare weights only; leave out the seed, or the flags."""
+    for seed in (1, 2):
+        for method in ("retrain", "rl"):
+            write_run(tmp_path / f"{method}{seed}", method, seed, {"weights_sha": None})
+    write_run(tmp_path / "backup", "rl", 2, {"weights_sha": None, "UA": 51.0})
+    ok("table", tmp_path, "--incomplete")
+    write_run(tmp_path / "backup", "rl", 2, {"weights_sha": None})
+    assert script("table", tmp_path) == 1 and "backup and" in (error := capsys.readouterr().err) and "one model, not two: remove" in error
+    write_run(tmp_path / "backup", "rl", 2, {"weights_sha": "w"})
+    write_run(tmp_path / "rl2", "rl", 2, {"weights_sha": "w", "UA": 51.0})
+    assert script("table", tmp_path) == 1 and "one model, not two: remove" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ("how", "classifier_sha"))
+def test_runs_of_a_seed_are_measured_with_the_same_instrument(where, tmp_path, capsys):
+    """Mutation: compare the facts only; ask it of all seeds; count a run that does not tell as another way."""
+    told = {name: {where: {"retrain_path": name} if where == "how" else name} for name in ("a", "b")}
+    for method, seed, values in (("retrain", 1, told["a"]), ("retrain", 2, told["b"]), ("ft", 1, {}), ("ft", 2, told["b"])):
+        write_run(tmp_path / f"{method}{seed}", method, seed, values)
+    ok("table", tmp_path)
+    write_run(tmp_path / "ft1", "ft", 1, told["b"])
+    assert script("table", tmp_path) == 1 and "runs of seed 1 were measured with different values of" in capsys.readouterr().err
+
+
+def write_classes(folder, classes, wanted=lambda method, seed, kind: True):
+    """Runs of three seeds that forget one of several classes. Those of a later class have ten points less in all metrics."""
+    for method, gaps in {"retrain": (0.0, 0.2, 0.4), "salun": (1.0, 2.0, 3.0), "ft": (2.0, 2.5, 4.5)}.items():
+        for seed in range(3):
+            for place, kind in enumerate(classes):
+                if wanted(method, seed, kind):
+                    values = dict.fromkeys(metrics.GAP_COLUMNS, 50.0 - 10 * place - gaps[seed])
+                    write_run(folder / f"{method}{seed}{kind}", method, seed, values | {"facts": {"forgotten": kind}}, forget_sha=kind)
+
+
+def test_several_classes_are_averaged_within_a_seed(tmp_path):
+    """Mutation: count a seed's classes as seeds of their own; take pairs of Retrains of different classes for the floor."""
+    for classes in (["cat"], ["cat", "dog"]):
+        write_classes(tmp_path / str(len(classes)), classes)
+        ok("table", tmp_path / str(len(classes)), "--over_classes")
+    one, two = ((tmp_path / name / "table.md").read_text() for name in ("1", "2"))
+    paired = [next(line for line in text.splitlines() if line.startswith("| ft |") and " to " in line) for text in (one, two)]
+    assert paired[0] == paired[1]
+    floors = [read_json(tmp_path / name / "table.json")["noise_floor"] for name in ("1", "2")]
+    assert floors == pytest.approx([0.8 / 3] * 2)
+
+
+@pytest.mark.parametrize("method", ("retrain", "ft", "twice"))
+def test_every_class_is_asked_of_every_seed(method, tmp_path, capsys):
+    """Mutation: compare the numbers of runs of each seed."""
+    write_classes(
+        tmp_path, ["cat", "dog"], lambda name, seed, kind: (name, seed, kind) != ("ft" if method == "twice" else method, 1, "dog")
+    )
+    if method == "twice":
+        write_run(tmp_path / "again", "ft", 1, {"facts": {"forgotten": "cat"}}, forget_sha="cat")
+    assert script("table", tmp_path, "--over_classes") == 1
+    assert f"{'ft' if method == 'twice' else method} lacks seed 1 (dog)" in capsys.readouterr().err
+
+
+DAMAGED = [("seed", None), ("options", None), ("facts", "x"), ("method", 3), ("measured_on", 3), ("how", 3), ("parent_sha", ["a"])]
+DAMAGED += [("UA", value) for value in ("96.9", None, True, float("nan"))] + [("class_accuracy", value) for value in ([1], {"a": "b"})]
+
+
+@pytest.mark.parametrize("name, value", DAMAGED)
+def test_a_damaged_metrics_file_is_named(name, value, tmp_path, capsys):
+    """Mutation: leave out the check, or check the names of one kind only."""
+    write_run(tmp_path / "ft", "ft", 1)
+    write_json(tmp_path / "ft" / "metrics.json", read_json(tmp_path / "ft" / "metrics.json") | {name: value})
+    assert script("table", tmp_path) == 1
+    error = capsys.readouterr().err
+    assert "ft/metrics.json" in error and name in error and "unexpected" not in error
+
+
+def test_unseen_images_have_the_forget_sets_shares_of_the_classes():
+    """Mutation: take all of the classes; match also what differs by chance; draw as many of each class."""
+    draw = torch.Generator().manual_seed(0)
+    unseen = torch.arange(10).repeat(30)
+    chance = torch.randint(0, 10, (129,), generator=draw)
+    assert metrics.alike(chance, unseen, 1).tolist() == list(range(300))
+    assert unseen[metrics.alike(torch.full((7,), 3), unseen, 1)].tolist() == [3] * 30
+    rows = metrics.alike(torch.tensor([6] * 100 + [8] * 10), unseen, 1)
+    assert unseen[rows].bincount().tolist() == [0, 0, 0, 0, 0, 0, 30, 0, 3] and len(set(rows.tolist())) == 33
+    assert len(metrics.alike(torch.tensor([77]), unseen, 1)) == 0
 
 
 def test_several_sets_of_one_class_do_not_count_as_classes(tmp_path, capsys):
@@ -485,7 +582,9 @@ def test_a_method_is_nearer_only_where_the_paired_interval_excludes_0(tmp_path, 
     line = next(line for line in text.splitlines() if line.startswith("| ft | +0.5 ("))
     assert f"+0.5 ({low:+.1f} to {high:+.1f}) * | +1.0 ({2 * low:+.1f} to {2 * high:+.1f}) * |" in line and "| ga | +0.2 (" in text
     assert "| ga | 5.17 | +0.17 |" in text and f"| {second:.3f} | undecided |" in text and text.count("| undecided |") == 1
-    assert script("table", tmp_path, "--against slaun") == 1 and "--against slaun is not in the table" in capsys.readouterr().err
+    assert script("table", tmp_path, "--against slaun") == 1 and "--against slaun is no method of the table" in capsys.readouterr().err
+    assert script("table", tmp_path, "--against retrain") == 1 and "--against retrain is no method" in capsys.readouterr().err
+    assert script("table", tmp_path, "--against ft --by_options") == 1 and "--against needs a row per method" in capsys.readouterr().err
     write_run(tmp_path / "again", "ft", 0)  # a second run of a seed is averaged with the first: 50, where Retrain has 50
     ok("table", tmp_path, "--incomplete")
     assert "| ft | 5.27 |" in (tmp_path / "table.md").read_text()
