@@ -10,7 +10,6 @@ forget set: it is the reference for all other methods. What is forgotten is give
 
 import argparse
 import functools
-import re
 import sys
 
 import torch
@@ -28,13 +27,6 @@ from run_folder import RunFolder
 SETTINGS = dict(batch_size=None, forget_batch_size=None, optimizer=None, momentum=None, weight_decay=None, schedule="constant")
 
 
-def word(text):
-    """A value of --setting. It becomes a part of a Markdown table."""
-    if not re.fullmatch(r"[\w'. -]{1,40}", text):
-        raise argparse.ArgumentTypeError("must be up to 40 letters, digits, spaces, dots, - or '")
-    return text
-
-
 def parse(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_shared("data_dir", "cache_dir", required=["save_dir", "model_path"])
@@ -50,9 +42,7 @@ def parse(argv=None):
     parser.add_shared(*SETTINGS, options=choices)
     augment = "keep the original's random crops and flips while unlearning (default: as the method's authors do, else yes)"
     parser.add(cli.METHOD, "--augment", action=argparse.BooleanOptionalAction, help=augment)
-    setting = "name of a second setting of a method, which gets a row of its own in the tables: METHOD (NAME)"
-    parser.add(cli.RUN, "--setting", type=word, metavar="NAME", help=setting)
-    parser.add_shared("resume", "overwrite", "device", "precision", "compile", seed=1)
+    parser.add_shared("setting", "resume", "overwrite", "device", "precision", "compile", seed=1)
     args = parser.parse_args(argv)
     if args.method == "retrain" and any(str(word).startswith(("--unlearn_lr", "--unlearn_epochs")) for word in argv or sys.argv):
         parser.error("--method retrain trains as the original was trained: write --lr or --epochs to train it otherwise")

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import inspect
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -133,6 +134,13 @@ ratio = number(float, lambda value: 0 < value <= 1, "in (0, 1]")
 share = number(float, lambda value: 0 <= value < 1, "in [0, 1)")
 
 
+def word(text):
+    """A value of --setting. It becomes a part of a Markdown table."""
+    if not re.fullmatch(r"[\w'. -]{1,40}", text):
+        raise argparse.ArgumentTypeError("must be up to 40 letters, digits, spaces, dots, - or '")
+    return text
+
+
 def device(text):
     """An argparse type of --device: 0 and cuda:0 are cuda too. Of another GPU's number it says how to choose that one."""
     if text == "mps":
@@ -177,6 +185,8 @@ FLAGS = {  # name: (group, other spellings, options of add_argument)
     "precision": (RUN, [], dict(choices=("auto", "fp32", "bf16", "fp16"), default="auto",
                                help="autocast; auto: bf16 where it is native, else fp32; fp16: GPUs only")),
     "compile": (RUN, [], dict(action="store_true", help="torch.compile the model: some minutes to start, then faster steps on a GPU")),
+    "setting": (RUN, [], dict(type=word, metavar="NAME",
+                              help="name of a second setting of a method, which gets a row of its own in the tables: METHOD (NAME)")),
     "resume": (RUN, [], dict(action="store_true", help="continue this run where it stopped; a finished run is left alone")),
     "overwrite": (RUN, [], dict(action="store_true", help="replace the run in --save_dir")),
 }

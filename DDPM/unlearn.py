@@ -41,7 +41,7 @@ def parse(argv=None):
     choices["batch_size"] = dict(help="samples per step, over all processes (default: 128; retrain: the original's)")
     parser.add_shared(*trainer.SETTINGS, options=choices)
     parser.add(cli.RUN, "--save_every", type=cli.positive_int, metavar="N", help="draw the forgotten classes every N steps, for fading.gif")
-    parser.add_shared("resume", "overwrite", "device", "precision", "compile", seed=1)
+    parser.add_shared("setting", "resume", "overwrite", "device", "precision", "compile", seed=1)
     args = parser.parse_args(argv)
     if args.method == "retrain" and any(str(word).startswith(("--unlearn_lr", "--unlearn_epochs")) for word in argv or sys.argv):
         parser.error("--method retrain trains as the original was trained: write --lr or --steps to train it otherwise")

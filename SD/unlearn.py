@@ -54,7 +54,7 @@ def parse(argv=None):
     save_every = "draw the forgotten prompts every N steps, for fading.gif"
     parser.add(cli.RUN, "--save_every", type=cli.positive_int, metavar="N", help=save_every)
     saving.add_save_flags(parser, cli.RUN)
-    parser.add_shared("resume", "overwrite", "device", "compile", precision="auto", seed=1)
+    parser.add_shared("setting", "resume", "overwrite", "device", "compile", precision="auto", seed=1)
     args = parser.parse_args(argv)
     concepts.check_concept_flags(parser, args, generates="generated" in cli.method_inputs(METHODS[args.method]))
     args.options = cli.method_options(parser, args, METHODS)
