@@ -96,9 +96,11 @@ def test_measures_equal_the_cpu(on_both, home):
 
 def test_scripts_over_many_runs_equal_the_cpu(home, tmp_path):
     """Mutation: leave the labels of the images to learn again on the CPU."""
-    for method in ("retrain", "ft"):
-        for seed in ("1", "2"):
-            start = ("--method", method, "--model_path", home / "original", "--num_forget", NUM_FORGET, "--epochs 1 --lr 0.01 --seed", seed)
+    for seed in ("1", "2"):
+        original = tmp_path / f"original_{seed}"
+        ok("train", TINY, "--epochs 1 --device cpu --data_dir", home / "data", "--seed", seed, "--save_dir", original)
+        for method in ("retrain", "ft"):
+            start = ("--method", method, "--model_path", original, "--num_forget", NUM_FORGET, "--epochs 1 --lr 0.01 --seed", seed)
             ok("unlearn", *start, "--precision fp32 --device cpu --save_dir", tmp_path / "runs" / f"{method}_{seed}")
     found = {}
     for device in ("cpu", "cuda"):
