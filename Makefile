@@ -28,7 +28,7 @@ $(VENV)/.installed: requirements.txt
 quickstart: $(VENV)/.installed  ## train, unlearn and compare on small real data: tables, plots and pictures
 	@set -e; for folder in $(FOLDERS); do echo "== $$folder"; PATH="$(abspath $(VENV))/bin:$$PATH" bash $$folder/scripts/quickstart.sh; done
 
-test: $(VENV)/.installed check  ## all tests, eight to ten minutes on two CPU cores
+test: $(VENV)/.installed check  ## all tests, eight to fifteen minutes on two CPU cores
 	+@$(TESTS)
 
 test-fast: $(VENV)/.installed check  ## the tests that are not marked slow, about a minute and a half
