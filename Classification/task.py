@@ -169,10 +169,9 @@ def unlearned_runs(folder):
     """
     groups, options, copies, tasks = {}, {}, {}, {}
     for path in sorted(folder.rglob("args.json")):
-        recorded, run = read_json(path), path.parent
-        if recorded.get("kind") != "unlearn":
+        if read_json(path).get("kind") != "unlearn":
             continue
-        read_run(run, "unlearn")
+        run, recorded = read_run(path.parent, "unlearn")
         row = describe(recorded, recorded["training"]["seed"], {})
         groups.setdefault(row["method"], []).append((run, recorded))
         if options.setdefault(row["method"], row["options"]) != row["options"]:
