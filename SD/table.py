@@ -162,9 +162,19 @@ def check_complete(rows, runs):
         raise RunError(f"{'; '.join(lacking)}: complete the runs, or pass --incomplete")
 
 
+def runs_of(row, runs):
+    return [run for run in runs if run["method"] == row["method"] and options_of(run) == row["options"]]
+
+
 def places_of(row, runs):
     """How many runs a row has of each place."""
-    return Counter(run["place"] for run in runs if run["method"] == row["method"] and options_of(run) == row["options"])
+    return Counter(run["place"] for run in runs_of(row, runs))
+
+
+def is_repeated(row, runs):
+    """Whether one model counts as several runs of one task: seeds may share an original, and methods without chance one result."""
+    known = [(run["weights_sha"], run["facts"].get("forgotten")) for run in runs_of(row, runs) if run.get("weights_sha")]
+    return len(set(known)) < len(known)
 
 
 def said(place):
@@ -400,6 +410,8 @@ def caption(rows, floor, runs, best=False):
             f"Noise floor: two retrained models have an average gap of {floor:.2f}, and means over {count} runs one of about "
             f"{floor / math.sqrt(count):.2f}. That is the usual size of the noise, not the largest."
         )
+    if repeated := [row["name"] for row in rows if is_repeated(row, runs)]:
+        lines.append(f"Runs of {', '.join(repeated)} are in part one model, so their ± is not that between models.")
     if best:
         lines.append("Each method has, for each seed, the setting that was best on all other seeds.")
     return lines + [f"{name} was not measured for {missing}." for name, missing in missing_places(rows, runs)]

@@ -484,6 +484,15 @@ def test_a_copied_run_is_no_repetition(tmp_path, capsys):
     assert script("table", tmp_path) == 1 and "one model, not two: remove" in capsys.readouterr().err
 
 
+def test_a_table_says_where_one_model_stands_in_several_runs(tmp_path, capsys):
+    """Mutation: compare the weights of different methods, or take runs that do not tell theirs for one."""
+    weights = {"ft": (None, None), "iu": ("w", "w"), "rl": ("w", "v")}
+    for method, seed in ((method, seed) for method in weights for seed in (1, 2)):
+        write_run(tmp_path / f"{method}{seed}", method, seed, {"weights_sha": weights[method][seed - 1]})
+    ok("table", tmp_path)
+    assert "Runs of iu are in part one model," in (tmp_path / "table.md").read_text()
+
+
 @pytest.mark.parametrize("where", ("how", "classifier_sha"))
 def test_runs_of_a_seed_are_measured_with_the_same_instrument(where, tmp_path, capsys):
     """Mutation: compare the facts only; ask it of all seeds; count a run that does not tell as another way."""
