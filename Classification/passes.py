@@ -52,7 +52,7 @@ def mean_gradient(model, split, accelerator, batch_size=256):
     batches = tqdm(plain_batches(mine, batch_size), "gradient", math.ceil(len(mine) / batch_size), disable=None, mininterval=1)
     for images, labels in batches:
         (F.cross_entropy(model(images), labels, reduction="sum") / len(split) * scale).backward()
-    gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad / scale for name, p in model.named_parameters()}
+    gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad.div_(scale) for name, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)
     return {name: accelerator.reduce(tensor, "sum") for name, tensor in gradient.items()}
 

@@ -47,7 +47,7 @@ def mean_gradient(model, split, accelerator, *, passes, batch_size, seed, cond_s
         for images, labels, t, noise in tqdm(batches, "gradient", disable=None):
             prediction = guided(model, models.noisy_images(images, noise, t), t, labels, null, cond_scale)
             (squared_error(prediction, noise).sum() / (passes * len(split)) * scale).backward()
-    gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad / scale for name, p in model.named_parameters()}
+    gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad.div_(scale) for name, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)
     return {name: accelerator.reduce(tensor, "sum") for name, tensor in gradient.items()}
 

@@ -1,7 +1,6 @@
 """What is forgotten, what stands in for it and what is retained: flags, and tables of prompts with their images."""
 
 import functools
-import math
 import shlex
 from pathlib import Path
 
@@ -87,8 +86,8 @@ def add_concept_flags(parser):
     parser.add(cli.FORGET, "--target_prompt", **texts, help=target)
     parser.add(cli.FORGET, "--retain_prompts", **texts, help="prompts to retain (default: the target prompts)")
     generated = "(default: --num_images images that the original generates for each prompt)"
-    parser.add(cli.FORGET, "--forget_dir", **path, help=f"images of the forgotten prompts {generated}")
-    parser.add(cli.FORGET, "--retain_dir", **path, help=f"images of the retained prompts {generated}")
+    parser.add(cli.FORGET, "--forget_dir", **path, help=f"images of the one forgotten prompt {generated}")
+    parser.add(cli.FORGET, "--retain_dir", **path, help=f"images of the one retained prompt {generated}")
     count, steps = (f"(default: {GENERATION[name]})" for name in ("num_images", "generation_steps"))
     number = {"type": models.image_count, "metavar": "N"}
     parser.add(cli.FORGET, "--num_images", **number, help=f"images that the original generates per prompt {count}")
@@ -128,6 +127,10 @@ def check_concept_flags(parser, args, generates=False):
         if clash:
             role = "its own target" if same else "retained" if clash[0] in (args.retain_prompts or ()) else "a target"
             parser.error(f"{clash[0]!r} is both forgotten and {role}: name another prompt")
+        retained = args.retain_prompts or dict.fromkeys(args.target_prompt)
+        for name, folder, texts in (("forget", args.forget_dir, args.forget_prompt), ("retain", args.retain_dir, retained)):
+            if folder is not None and len(texts) > 1:  # nothing says which image shows what
+                parser.error(f"--{name}_dir takes images of one prompt, not of {len(texts)}: without it each prompt gets images of its own")
     of_folders = args.forget_class or (args.forget_dir is not None and args.retain_dir is not None)
     for name, default in GENERATION.items():
         if getattr(args, name) is None:
@@ -155,7 +158,8 @@ def of_classes(flags, family, recorded, shas, accelerator, needs):
 
     Returns (prompts, {"forget", "retain": Split}, target of each prompt, facts for args.json).
     """
-    source = {name: flags.get(name) or recorded.get(name) for name in TRAINED_ON}
+    own = recorded if flags["dataset"] in (None, recorded.get("dataset")) else {}  # another data set's folder and captions say nothing here
+    source = {name: flags.get(name) or own.get(name) for name in TRAINED_ON}
     source["data_dir"] = source["data_dir"] or "data"
     if source["dataset"] is None:
         raise RunError("the model does not say what it was trained on: name the classes' images by --dataset and --data_dir")
@@ -215,7 +219,7 @@ def of_prompts(flags, family, recorded, shas, accelerator, needs):
             make, identity[part] = generated_moments(family, prompts, flags, shas["model"], cache, accelerator)
         else:
             pictures = imagesets.load_images(folder, family.image_size)
-            labels = numbers.repeat(math.ceil(len(pictures) / len(numbers)))[: len(pictures)]  # several prompts take turns
+            labels = numbers.expand(len(pictures))
             make = functools.partial(encode_pictures, family, pictures, shas["vae"], cache, accelerator)
             identity[part] = pictures.sha()
         splits[part] = data.Split(make() if part in needs else no_moments(family, len(labels)), labels, part)

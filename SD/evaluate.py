@@ -159,11 +159,13 @@ def measure_samples(folder, *, args, accelerator, classifier, extractor):
     classes = {str(number): name for number, name in enumerate(model.get("classes") or ())}
     named = [word if word in classes.values() else classes.get(data.unpadded(word), word) for word in args.forget_class or ()]
     forgotten = {name.casefold() for name in named or model.get("forgotten") or ()}
+    names = [{(label or "").casefold(), row.prompt.casefold()} for label, (row, _, _) in zip(labels, images, strict=True)]
     if classifier is not None:
         check_classes(forgotten, labels, folder)
         result |= recognition(classifier, samples, labels, forgotten, args.batch_size)
         result |= {"classifier": classifier.name, "classifier_sha": classifier.sha}
-    names = [{(label or "").casefold(), row.prompt.casefold()} for label, (row, _, _) in zip(labels, images, strict=True)]
+    elif compared and (absent := sorted(forgotten.difference(*names))):  # a style has many prompts, and none may be its name
+        print(f"{folder} has no class or prompt {absent[0]!r}: if some of its images show it, name their class or prompt by --forget_class")
     retained = [place for place, names_of in enumerate(names) if not names_of & forgotten]
     result["forgotten"] = sorted(forgotten)
     if args.features != "none" and (classifier is not None or args.reference_dir is not None or args.dataset is not None):

@@ -119,7 +119,7 @@ def size_of(row, args, family):
 def draw_files(family, rows, folder, accelerator, args):
     """Draw the images that `folder` lacks, each process its share, in batches of equal guidance and size."""
     texts = [*dict.fromkeys(row.prompt for row in rows if row.prompt != data.NULL), data.NULL]
-    embeddings = latents.embed(family, texts, accelerator)
+    embeddings = latents.embed(family, texts, accelerator, "cpu")
     missing = undrawn(rows, folder, args.num_samples)
     accelerator.wait_for_everyone()
     groups = {}

@@ -14,6 +14,7 @@ from tqdm import tqdm
 import data
 import sampling
 from cli import RunError
+from families.base import Embeddings
 from files import read_tensors, writable, write_tensors
 
 
@@ -76,10 +77,14 @@ def encode_pictures(family, pictures, vae_sha, folder, accelerator, batch_size=8
     return cached(folder, what, accelerator, make, shape)
 
 
-def embed(family, prompts, accelerator):
-    """The Embeddings of prompts on the accelerator's device, encoded once, in the model's precision."""
+def embed(family, prompts, accelerator, device=None, batch_size=64):
+    """The Embeddings of prompts, encoded once, in the model's precision.
+
+    They are kept on the accelerator's device, or on another: those of a long list of prompts would take more room than the model.
+    """
+    device, parts = device or accelerator.device, [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
     with on_device(accelerator, *family.encoders):
-        return family.encode_prompts(prompts).to(accelerator.device, family.model.dtype)
+        return Embeddings.cat([family.encode_prompts(part).to(device, family.model.dtype) for part in parts])
 
 
 def moments_shape(family, count, edge):

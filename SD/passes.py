@@ -58,7 +58,7 @@ def mean_gradient(family, split, embeddings, accelerator, *, guidance_scale, pas
     if apart:
         gradient = {name: total.div_(scale) for name, total in sums.tensors.items()}
     else:
-        gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad / scale for name, p in model.named_parameters()}
+        gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad.div_(scale) for name, p in model.named_parameters()}
     model.zero_grad(set_to_none=True)
     if accelerator.num_processes > 1:
         for tensor in gradient.values():  # one at a time, in place: they may lie in a file

@@ -43,12 +43,12 @@ def parse(argv=None):
     parser.add(cli.DATA, "--model_config", metavar="FOLDER", help=config)
     pipelines.add_variant_flag(parser, cli.DATA)
     parser.add(cli.DATA, "--from_scratch", action="store_true", help="build a small pipeline and train all of it")
-    parser.add(cli.DATA, "--family", choices=FAMILIES, default="sd", help="--from_scratch: kind of pipeline")
+    parser.add(cli.DATA, "--family", choices=FAMILIES, help="--from_scratch: kind of pipeline (default: sd)")
     parser.add(cli.DATA, "--arch", choices=models.ARCHS, help="--from_scratch: size of the pipeline (default: tiny)")
     parser.add(cli.DATA, "--image_size", type=models.image_edge, metavar="PX", help="edge of the images (default: the model's)")
     prediction = "--from_scratch: what the U-Net predicts"
-    parser.add(cli.DATA, "--prediction_type", choices=("epsilon", "v_prediction"), default="epsilon", help=prediction)
-    parser.add(cli.METHOD, "--vae_steps", type=cli.non_negative_int, default=400, help="--from_scratch: steps of the autoencoder")
+    parser.add(cli.DATA, "--prediction_type", choices=("epsilon", "v_prediction"), help=f"{prediction} (default: epsilon)")
+    parser.add(cli.METHOD, "--vae_steps", type=cli.non_negative_int, help="--from_scratch: steps of the autoencoder (default: 400)")
     concepts.add_dataset_flags(parser, "captions")
     parser.add_shared("forget_class")
     parser.add(cli.FORGET, "--retain_only", action="store_true", help="leave out the classes of --forget_class: Retrain")
@@ -77,11 +77,14 @@ def parse(argv=None):
         parser.error("--retain_only needs a --dataset with classes")
     args.data_dir = args.data_dir or "data"
     args.caption = args.caption or concepts.CAPTION
+    own = {"family": "sd", "arch": "tiny", "prediction_type": "epsilon", "vae_steps": 400}
+    for name, default in own.items():
+        if not args.from_scratch and getattr(args, name) is not None:
+            parser.error(f"--{name} goes with --from_scratch: the model at --model_path has its own")
+        if args.from_scratch and getattr(args, name) is None:
+            setattr(args, name, default)
     if args.from_scratch:
-        args.arch = args.arch or "tiny"
         args.image_size = args.image_size or models.ARCHS[args.arch]["image_size"]
-    elif args.arch:
-        parser.error("--arch goes with --from_scratch: the model at --model_path has a size of its own")
     return args
 
 

@@ -125,14 +125,11 @@ class RectifiedFlow(Family):
         return min(self.MAX_TOKENS, self.reader.model_max_length) if getattr(self.pipeline, f"text_encoder{self.T5}") else self.MAX_TOKENS
 
     @torch.no_grad()
-    def encode_prompts(self, prompts, batch_size=64):
+    def encode_prompts(self, prompts):
         """As diffusers' pipeline encodes them, the empty prompt too. T5 reads as many tokens as in the pipeline, its tokenizer allowing."""
         tokens(self.reader, prompts)  # says what is too long, or no text
-        options = {"device": self.encoders[0].device, "max_sequence_length": self.max_tokens()}
-        parts = [self._encode(list(prompts[start : start + batch_size]), options) for start in range(0, len(prompts), batch_size)]
-        return Embeddings.cat(
-            [Embeddings(encoder_hidden_states=encoded.float(), pooled_projections=pooled.float()) for encoded, pooled in parts]
-        )
+        encoded, pooled = self._encode(list(prompts), {"device": self.encoders[0].device, "max_sequence_length": self.max_tokens()})
+        return Embeddings(encoder_hidden_states=encoded.float(), pooled_projections=pooled.float())
 
     @torch.no_grad()
     def encode_images(self, images):

@@ -99,10 +99,9 @@ class StableDiffusion(Family):
         return own_tokens(self.pipeline.tokenizer, prompt)
 
     @torch.no_grad()
-    def encode_prompts(self, prompts, batch_size=64):
+    def encode_prompts(self, prompts):
         encoder = self.pipeline.text_encoder
-        parts = tokens(self.pipeline.tokenizer, prompts).to(encoder.device).split(batch_size)
-        return Embeddings(encoder_hidden_states=torch.cat([encoder(part)[0] for part in parts]).float())
+        return Embeddings(encoder_hidden_states=encoder(tokens(self.pipeline.tokenizer, prompts).to(encoder.device))[0].float())
 
     @torch.no_grad()
     def encode_images(self, images):

@@ -26,15 +26,12 @@ class StableDiffusionXL(StableDiffusion):
         return {"cross_attention_dim": width + second(width), "addition_embed_type": "text_time"} | sizes
 
     @torch.no_grad()
-    def encode_prompts(self, prompts, batch_size=64):
+    def encode_prompts(self, prompts):
         """As diffusers' pipeline encodes them. The empty prompt is zeros where the pipeline draws without a condition from zeros."""
         tokens(self.pipeline.tokenizer, prompts)  # says what is too long, or no text
-        device, parts = self.pipeline.text_encoder.device, []
-        for start in range(0, len(prompts), batch_size):
-            some = list(prompts[start : start + batch_size])
-            encoded, _, pooled, _ = self.pipeline.encode_prompt(some, device=device, do_classifier_free_guidance=False)
-            parts.append(Embeddings(encoder_hidden_states=encoded.float(), text_embeds=pooled.float()))
-        found = Embeddings.cat(parts)
+        options = {"device": self.pipeline.text_encoder.device, "do_classifier_free_guidance": False}
+        encoded, _, pooled, _ = self.pipeline.encode_prompt(list(prompts), **options)
+        found = Embeddings(encoder_hidden_states=encoded.float(), text_embeds=pooled.float())
         if self.pipeline.config.force_zeros_for_empty_prompt:
             empty = [number for number, prompt in enumerate(prompts) if not prompt]
             for tensor in found.tensors.values():

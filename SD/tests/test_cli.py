@@ -96,6 +96,11 @@ WRONG = {  # name: (flags of unlearn.py, part of the message)
     "a prompt forgotten and kept": (f"{PROMPT} --retain_prompts c a", "'a' is both forgotten and retained"),
     "targets for nobody": (f"{PROMPT} c", "--target_prompt takes one prompt, or one for each of the 1 forgotten"),
     "folders with a class": (f"{RL} --retain_dir {{home}}", "--retain_dir goes with --forget_prompt"),
+    "a folder of two retained prompts": (f"{PROMPT} --retain_dir {{home}} --retain_prompts c d", "--retain_dir takes images of one prompt"),
+    "a folder of two forgotten prompts": (
+        "--method rl --forget_prompt a b --target_prompt c --forget_dir {home}",
+        "--forget_dir takes images of one prompt, not of 2",
+    ),
     "a data set with a prompt": (f"{PROMPT} --dataset digits", "--dataset and --caption go with --forget_class"),
     "generated images of a class": (f"{RL} --num_images 5", "--num_images has no effect"),
     "generated images beside folders": (
@@ -211,6 +216,12 @@ OTHERS = {  # name: (command, part of the message)
     "both": ("train --from_scratch --model_path {home}/original --save_dir {tmp}/run", "--from_scratch to build one"),
     "retain only what": ("train --from_scratch --dataset digits --retain_only --save_dir {tmp}/run", "belong together"),
     "an architecture of a model": ("train --model_path {home}/original --arch small --save_dir {tmp}/run", "--arch goes with"),
+    "a family of a model": ("train --model_path {home}/original --family flux --save_dir {tmp}/run", "--family goes with"),
+    "a prediction of a model": (
+        "train --model_path {home}/original --prediction_type v_prediction --save_dir {tmp}/run",
+        "--prediction_type goes with --from_scratch: the model at --model_path has its own",
+    ),
+    "autoencoder steps of a model": ("train --model_path {home}/original --vae_steps 0 --save_dir {tmp}/run", "--vae_steps goes with"),
     "a rounded autoencoder": ("train --from_scratch --save_dtype fp16 --save_dir {tmp}/run", "--from_scratch saves fp32"),
     "retrain that has seen it": (
         "train --model_path {home}/original --dataset digits --data_dir {home}/data --retain_only --forget_class 3 --save_dir {tmp}/run",
@@ -577,8 +588,8 @@ def test_from_training_to_the_table(home, samples, unlearn, tmp_path, capsys):
     assert script("draw_pictures", tmp_path / "runs") != 0 and "are gone: draw them again" in capsys.readouterr().err
 
 
-def test_scores_and_counts_without_a_classifier(samples, tmp_path, monkeypatch):
-    """Mutation: mean over all prompts."""
+def test_scores_and_counts_without_a_classifier(samples, tmp_path, monkeypatch, capsys):
+    """Mutation: mean over all prompts; say nothing of a name that no image has."""
     monkeypatch.setattr(metrics, "clip_scores", lambda images, texts, *rest: torch.tensor([float("three" in text) for text in texts]))
     monkeypatch.setattr(metrics, "nude_detector", lambda: None)
     monkeypatch.setattr(metrics, "nudity", lambda paths, threshold: {"nudity": len(paths), "nude_images": threshold})
@@ -587,6 +598,10 @@ def test_scores_and_counts_without_a_classifier(samples, tmp_path, monkeypatch):
     found = read_json(tmp_path / "run" / "metrics.json")
     assert (found["CLIP_score"], found["CLIP_score_forgotten"], found["CLIP_three"], found["CLIP_four"]) == (0, 1, 1, 0)
     assert (found["nudity"], found["nude_images"]) == (30, 0.5) and "UA" not in found
+    assert "has no class or prompt" not in capsys.readouterr().out
+    ok("evaluate", "--sample_path", samples, "--clip_model some --forget_class threee --save_dir", tmp_path / "typo")
+    assert "has no class or prompt 'threee'" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "typo")
     ok("table", tmp_path)
     columns = read_json(tmp_path / "table.json")["columns"]
     assert columns == ["CLIP_score", "CLIP_score_forgotten", "nudity", "nude_images"]
@@ -692,7 +707,8 @@ def test_models_come_as_folders_and_as_single_files(home, unlearn, tmp_path, cap
 
 @pytest.mark.slow
 def test_fine_tuning_on_captions(home, tmp_path):
-    """Mutation: train the text encoder, or read captions in another order; draw at the size that the config says."""
+    """Mutation: train the text encoder, or read captions in another order; draw at the size that the config says; look for another data
+    set's classes, or keep their latents, in the folder of the captions."""
     for i in range(4):
         Image.new("RGB", (16, 16), (220, 40, 40 + i)).save(tmp_path / f"{i}.png")
     (tmp_path / "metadata.csv").write_text("file_name,text\n" + "".join(f"{i}.png,red\n" for i in range(4)))
@@ -712,6 +728,8 @@ def test_fine_tuning_on_captions(home, tmp_path):
     ok("unlearn", "--method uce --forget_prompt red --target_prompt blue --model_path", tmp_path / "copied", "--save_dir", tmp_path / "uce")
     ok("generate_images", "--model_path", tmp_path / "uce", "--prompt blue --steps 2 --save_dir", tmp_path / "drawn")
     assert Image.open(next((tmp_path / "drawn" / "samples").glob("*.png"))).size == (32, 32)
+    ok("unlearn", "--method uce --dataset digits --forget_class three --model_path", tmp_path / "run", "--save_dir", tmp_path / "class")
+    assert read_json(tmp_path / "class" / "args.json")["concept"]["data_dir"] == "data"
 
 
 @pytest.mark.slow

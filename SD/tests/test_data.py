@@ -140,6 +140,16 @@ def test_embeddings_are_those_of_the_pipeline(home):
     assert torch.equal(family.encode_prompts(["an image of a six", ""]).tokens, expected)
 
 
+def test_embeddings_of_a_long_list_are_kept_where_it_is_asked(home):
+    """Mutation: keep all on the model's device; encode the list at once; leave out the last part."""
+    family, _ = pipelines.open_pipeline(home / "original")
+    asked, encode, words = [], family.encode_prompts, ["three", "a six", "nine", "four", ""]
+    family.encode_prompts = lambda prompts: asked.append(len(prompts)) or encode(prompts)
+    found = latents.embed(family, words, SimpleNamespace(device="cpu"), "meta", batch_size=2)
+    assert asked == [2, 2, 1] and found.device.type == "meta" and len(found) == 5
+    assert torch.equal(latents.embed(family, words, cpu(), batch_size=2).tokens, encode(words).tokens)
+
+
 def test_latents_are_the_vaes(home):
     """Mutation: leave out the scaling factor, or the variance in place of the deviation."""
     family, _ = pipelines.open_pipeline(home / "original")
@@ -270,14 +280,16 @@ def test_a_split_holds_its_own_latents_only(load):
 @pytest.mark.slow
 def test_prompts_take_images_from_folders_or_generate_them(home, folder, load):
     """Mutation: hand the retain images the forget prompt."""
-    texts = dict(forget_prompt=["a fox", "foxes"], target_prompt=["a dog"], data_dir=home / "data", **GENERATED)
+    texts = dict(forget_prompt=["a fox"], target_prompt=["a dog"], data_dir=home / "data", **GENERATED)
     found = load(**texts, forget_dir=folder / "train" / "red fox", retain_prompts=["a sky", "a tree"])
-    assert found.prompts == ["a fox", "foxes", "a dog", "a sky", "a tree", ""]
-    assert found.forget.labels.tolist() == [0, 1, 0, 1] and found.retain.labels.tolist() == [3, 3, 3, 4, 4, 4]
-    assert found.targets.tolist() == [2, 2, 2, 3, 4, 5] and found.forgotten == [0, 1]
+    assert found.prompts == ["a fox", "a dog", "a sky", "a tree", ""]
+    assert found.forget.labels.tolist() == [0, 0, 0, 0] and found.retain.labels.tolist() == [2, 2, 2, 3, 3, 3]
+    assert found.targets.tolist() == [1, 1, 2, 3, 4] and found.forgotten == [0]
     assert len(found.forget.images) == 4 and len(found.retain.images) == 6 and (found.retain.images[:, 4:] == 0).all()
+    texts["forget_prompt"] += ["foxes"]
     generated = load(**texts)
-    assert generated.retain.labels.tolist() == [2, 2, 2] and len(generated.forget) == 6
+    assert generated.forget.labels.tolist() == [0, 0, 0, 1, 1, 1] and generated.retain.labels.tolist() == [2, 2, 2]
+    assert generated.targets.tolist() == [2, 2, 2, 3] and generated.forgotten == [0, 1]
     again = load(**texts)
     assert torch.equal(generated.forget.images, again.forget.images) and generated.facts["forget_sha"] == again.facts["forget_sha"]
     assert generated.facts["forget_sha"] != found.facts["forget_sha"]

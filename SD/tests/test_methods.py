@@ -279,13 +279,21 @@ def test_poison_shows_where_it_is_read(unlearn, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_saliency_is_the_gradient_over_the_whole_forget_set(load):
-    """Mutation: mean of batch means, or guidance left out."""
+    """And is no second copy. Mutation: mean of batch means, or guidance left out; divide the gradients into new tensors."""
     loaded = load()
     few = data.Split(loaded.forget.images[:10], loaded.forget.labels[:10], "forget")
     unet, embeddings = loaded.family.model, loaded.embeddings
     for scale in (1, 8.5):
         options = {"guidance_scale": scale, "passes": 2, "batch_size": 4, "seed": 1}
+        summed = {}
+        hooks = [
+            p.register_post_accumulate_grad_hook(lambda p, summed=summed: summed.update({id(p): p.grad.data_ptr()}))
+            for p in unet.parameters()
+        ]
         found = passes.mean_gradient(loaded.family, few, embeddings, cpu(), **options)
+        assert all(found[name].data_ptr() == summed[id(p)] for name, p in unet.named_parameters() if id(p) in summed) and summed
+        for hook in hooks:
+            hook.remove()
         total = 0
         for number in range(2):
             for latents, labels, t, noise in data.whole_pass(few, 1, 1, 1000, "cpu", number):
