@@ -233,6 +233,7 @@ class SalientParameters:
                 if parameter.dtype in HALF:
                     self._add(name, parameter, parameter.detach(), None, lambda tensor: tensor)
                 else:
+                    parameter.grad = None  # as in _add()
                     self.tensors[name], self._read[name] = parameter, lambda tensor: tensor
             elif not bool(salient.any()):
                 self._frozen.append((parameter, parameter.requires_grad))
