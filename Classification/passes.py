@@ -69,6 +69,18 @@ def without_autocast(model, compiled=False):
             model.forward = prepared
 
 
+@contextlib.contextmanager
+def plain_attention():
+    """While entered, attention is computed in steps that have a forward derivative: PyTorch's fused kernels have none."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 def sample_gradients(model, split):
     """Yield {name: (B, *shape)}: each sample's gradient of the cross-entropy, in eval mode and float32, in blocks bounded by memory."""
     model.eval()
@@ -96,7 +108,7 @@ def batch_losses(model, split, batch_size):
         def losses(parameters, images=images, labels=labels):
             return F.cross_entropy(torch.func.functional_call(model, (parameters, buffers), (images,)), labels, reduction="none")
 
-        with without_autocast(model):
+        with without_autocast(model), plain_attention():
             yield losses
 
 

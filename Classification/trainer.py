@@ -47,6 +47,7 @@ def make_accelerator(device, precision):
     half = {"auto": "bf16" if native else "no", "fp32": "no"}.get(precision, precision)
     cli.check_launch(half)
     torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, beside autocast too: convolutions would round to 10 bits
+    torch.set_float32_matmul_precision("highest")  # an environment variable may have lowered it
     torch.backends.cudnn.benchmark = True  # shapes stay the same from step to step
     patient = InitProcessGroupKwargs(timeout=datetime.timedelta(hours=12))  # one process may decode, draw or measure for hours
     return Accelerator(cpu=on_cpu, mixed_precision=half, kwargs_handlers=[patient])

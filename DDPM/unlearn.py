@@ -48,6 +48,8 @@ def parse(argv=None):
     args.options = cli.method_options(parser, args, METHODS)
     if args.target_class is not None and "targets" not in cli.method_inputs(METHODS[args.method]):
         parser.error(f"--method {args.method} does not read --target_class")
+    if args.forget_batch_size is not None and "forget" not in cli.method_inputs(METHODS[args.method]):
+        parser.error(f"--method {args.method} does not read --forget_batch_size")
     for one, other in EXCLUSIVE:
         if getattr(args, one) is not None and getattr(args, other) is not None:
             parser.error(f"--{one} and --{other} set the same weight: pass one of them")

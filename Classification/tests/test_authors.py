@@ -56,6 +56,38 @@ def moved_by(model, method, *splits, **options):
     return (torch.cat([parameter.detach().flatten() for parameter in model.parameters()]) - before).double()
 
 
+class Attention(torch.nn.Module):
+    """For 8x8 images: PyTorch's own layer, or its function of attention."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.conv, self.fc = torch.nn.Conv2d(1, 8, 4, stride=4), torch.nn.Linear(8, 10)
+        self.layer = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True) if layer else None
+
+    def forward(self, x):
+        tokens = self.conv(x).flatten(2).mT
+        return self.fc((self.layer(tokens) if self.layer else torch.nn.functional.scaled_dot_product_attention(*[tokens] * 3)).mean(1))
+
+
+@pytest.mark.parametrize("layer", (True, False))
+def test_attention_has_a_forward_derivative(layer, load):
+    """Mutation: leave on PyTorch's fast path of whole layers, or its fused attention; leave either off for good."""
+    torch.manual_seed(0)
+    model, few = Attention(layer), load().forget.take(torch.arange(7))
+    direction = {name: torch.randn_like(parameter) for name, parameter in model.named_parameters()}
+    flags = lambda: (torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled())  # noqa: E731
+    before = flags()
+    found = passes.slopes(model, few, direction)
+    assert flags() == before == (True, True)
+    losses = torch.nn.functional.cross_entropy(model(data.to_float(few.images)), few.labels, reduction="none")
+    gradients = [torch.autograd.grad(loss, list(model.parameters()), retain_graph=True) for loss in losses]
+    expected = [sum((one * other).sum() for one, other in zip(parts, direction.values(), strict=True)) for parts in gradients]
+    torch.testing.assert_close(found.float(), torch.stack(expected), rtol=1e-4, atol=1e-5)
+    product = passes.fisher_times(model, few, direction)
+    whole = sum((product[name] * direction[name]).sum() for name in direction)  # u F u is the mean of the squared slopes
+    torch.testing.assert_close(whole, found.square().mean().float(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("damping", [1.0, 1e-2])
 def test_exact_influence_equals_the_explicit_inverse(damping, load, monkeypatch):
     """Mutation: leave the mean over the samples out of F, or stop after three steps and not say so."""

@@ -68,6 +68,11 @@ WRONG = {  # name: (flags of unlearn.py, part of the message)
     "salun without a mask": ("--num_forget 60", "needs --mask_path"),
     "retrain with a mask": ("--method retrain --num_forget 60 --mask_path {home}/mask", "takes no --mask_path"),
     "a flag the method does not read": ("--method ga --alpha 1 --num_forget 60", "does not read --alpha"),
+    "an optimizer of a single step": (
+        "--method ssd --optimizer sgd --augment --num_forget 60",
+        "--method ssd does not read --optimizer, --augment",
+    ),
+    "a forget batch that none reads": (f"{FT} --forget_batch_size 7", "does not read --forget_batch_size"),
     "nothing to forget": ("--method ft", "name what to forget"),
     "two forget sets": ("--method ft --forget_class 3 --forget_indices x.txt", "cannot be combined"),
     "resume and overwrite": (f"{FT} --resume --overwrite", "contradict"),

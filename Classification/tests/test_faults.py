@@ -440,6 +440,16 @@ def test_what_accelerate_was_told_and_is_not_done_is_refused(name, value, home, 
     assert f"{name} of accelerate's configuration" in one_error(capsys)
 
 
+def test_float32_is_not_rounded_whatever_was_set_before(monkeypatch):
+    """Mutation: leave convolutions, or products of matrices, as they are."""
+    torch.backends.cudnn.allow_tf32, before = True, torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")  # as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 does
+    monkeypatch.setattr(trainer, "Accelerator", lambda **options: None)
+    trainer.make_accelerator("cpu", "fp32")
+    assert torch.get_float32_matmul_precision() == "highest" == before
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+
+
 def test_another_precision_in_accelerates_configuration_is_refused(monkeypatch):
     """Mutation: let --precision decide and say nothing."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
