@@ -52,12 +52,9 @@ def parse(argv=None):
             parser.error(f"for --method {args.method}, --alpha is the paper repository's spelling of --{ours}: give one of them")
         setattr(args, ours, args.alpha)
         args.alpha = None
-    args.options = cli.method_options(parser, args, METHODS)
-    unread = [] if "forget" in cli.method_inputs(METHODS[args.method]) else ["forget_batch_size"]
-    if "lr" not in cli.method_flags(METHODS[args.method]):  # one step of its own, in place of an optimizer's
-        unread = ["forget_batch_size", "optimizer", "momentum", "weight_decay", "schedule", "augment"]
-    if ignored := [name for name in unread if getattr(args, name) is not None]:
-        parser.error(f"--method {args.method} does not read --{', --'.join(ignored)}")
+    trains = "lr" in cli.method_flags(METHODS[args.method])  # else it makes one step of its own, not an optimizer's
+    unread = () if trains else [name for name in (*SETTINGS, "augment") if name != "batch_size"]
+    args.options = cli.method_options(parser, args, METHODS, unread)
     if args.method in NEEDS_MASK and args.mask_path is None:
         without = " (without a mask it is --method rl)" if args.method == "salun" else ""
         parser.error(f"--method {args.method} needs --mask_path: make a mask with generate_mask.py{without}")

@@ -45,11 +45,8 @@ def parse(argv=None):
     args = parser.parse_args(argv)
     if args.method == "retrain" and any(str(word).startswith(("--unlearn_lr", "--unlearn_epochs")) for word in argv or sys.argv):
         parser.error("--method retrain trains as the original was trained: write --lr or --steps to train it otherwise")
-    args.options = cli.method_options(parser, args, METHODS)
-    if args.target_class is not None and "targets" not in cli.method_inputs(METHODS[args.method]):
-        parser.error(f"--method {args.method} does not read --target_class")
-    if args.forget_batch_size is not None and "forget" not in cli.method_inputs(METHODS[args.method]):
-        parser.error(f"--method {args.method} does not read --forget_batch_size")
+    unread = () if "targets" in cli.method_inputs(METHODS[args.method]) else ["target_class"]
+    args.options = cli.method_options(parser, args, METHODS, unread)
     for one, other in EXCLUSIVE:
         if getattr(args, one) is not None and getattr(args, other) is not None:
             parser.error(f"--{one} and --{other} set the same weight: pass one of them")

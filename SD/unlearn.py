@@ -57,20 +57,15 @@ def parse(argv=None):
     parser.add_shared("setting", "resume", "overwrite", "device", "compile", precision="auto", seed=1)
     args = parser.parse_args(argv)
     concepts.check_concept_flags(parser, args, generates="generated" in cli.method_inputs(METHODS[args.method]))
-    args.options = cli.method_options(parser, args, METHODS)
+    trains = "trainer" in cli.method_inputs(METHODS[args.method])
+    unread = () if trains else ("train_method", "save_every", "micro_batch", *(name for name in trainer.SETTINGS if name != "batch_size"))
+    args.options = cli.method_options(parser, args, METHODS, unread)
     check(parser, args)
     return args
 
 
 def check(parser, args):
     """Refuse contradictions between the method and other flags before anything loads."""
-    if "trainer" not in cli.method_inputs(METHODS[args.method]):
-        unread = ("train_method", "save_every", "micro_batch", *(name for name in trainer.SETTINGS if name != "batch_size"))
-        ignored = [name for name in unread if getattr(args, name) is not None]
-        if ignored:
-            parser.error(f"--method {args.method} does not read --{', --'.join(ignored)}")
-    if args.forget_batch_size is not None and "forget" not in cli.method_inputs(METHODS[args.method]):
-        parser.error(f"--method {args.method} does not read --forget_batch_size")
     if args.method in NEEDS_MASK and args.mask_path is None:
         without = " (without a mask it is --method rl)" if args.method == "salun" else ""
         parser.error(f"--method {args.method} needs --mask_path: make a mask with generate_mask.py{without}")

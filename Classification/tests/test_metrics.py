@@ -484,7 +484,7 @@ def test_a_copied_run_is_no_repetition(tmp_path, capsys):
     assert script("table", tmp_path) == 1 and "one model, not two: remove" in capsys.readouterr().err
 
 
-def test_a_table_says_where_one_model_stands_in_several_runs(tmp_path, capsys):
+def test_a_table_says_where_one_model_stands_in_several_runs(tmp_path):
     """Mutation: compare the weights of different methods, or take runs that do not tell theirs for one."""
     weights = {"ft": (None, None), "iu": ("w", "w"), "rl": ("w", "v")}
     for method, seed in ((method, seed) for method in weights for seed in (1, 2)):
