@@ -52,8 +52,9 @@ def parse(argv=None):
             parser.error(f"for --method {args.method}, --alpha is the paper repository's spelling of --{ours}: give one of them")
         setattr(args, ours, args.alpha)
         args.alpha = None
-    trains = "lr" in cli.method_flags(METHODS[args.method])  # else it makes one step of its own, not an optimizer's
-    unread = () if trains else [name for name in (*SETTINGS, "augment") if name != "batch_size"]
+    unread = [] if "forget" in cli.method_inputs(METHODS[args.method]) else ["forget_batch_size"]
+    if "lr" not in cli.method_flags(METHODS[args.method]):  # one step of its own, in place of an optimizer's
+        unread = [name for name in (*SETTINGS, "augment") if name != "batch_size"]
     args.options = cli.method_options(parser, args, METHODS, unread)
     if args.method in NEEDS_MASK and args.mask_path is None:
         without = " (without a mask it is --method rl)" if args.method == "salun" else ""

@@ -45,7 +45,8 @@ def parse(argv=None):
     args = parser.parse_args(argv)
     if args.method == "retrain" and any(str(word).startswith(("--unlearn_lr", "--unlearn_epochs")) for word in argv or sys.argv):
         parser.error("--method retrain trains as the original was trained: write --lr or --steps to train it otherwise")
-    unread = () if "targets" in cli.method_inputs(METHODS[args.method]) else ["target_class"]
+    unread = [] if "targets" in cli.method_inputs(METHODS[args.method]) else ["target_class"]
+    unread += ["forget_batch_size"] * (args.method == "retrain")  # esd and sa forget without images, and in batches nevertheless
     args.options = cli.method_options(parser, args, METHODS, unread)
     for one, other in EXCLUSIVE:
         if getattr(args, one) is not None and getattr(args, other) is not None:

@@ -322,9 +322,7 @@ def method_options(parser, args, methods, unread=()):
     """{flag: value} of the method that args names. parser.error for a flag of another method, and for the further flags `unread`."""
     own = method_flags(methods[args.method])
     foreign = sorted({flag for method in methods.values() for flag in method_flags(method)} - set(own)) + list(unread)
-    if "forget" not in method_inputs(methods[args.method]):
-        foreign.append("forget_batch_size")
-    ignored = [flag for flag in dict.fromkeys(foreign) if getattr(args, flag) is not None]
+    ignored = [flag for flag in foreign if getattr(args, flag) is not None]
     if ignored:
         parser.error(f"--method {args.method} does not read --{', --'.join(ignored)}")
     return {flag: default if getattr(args, flag) is None else getattr(args, flag) for flag, default in own.items()}

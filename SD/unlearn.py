@@ -57,8 +57,10 @@ def parse(argv=None):
     parser.add_shared("setting", "resume", "overwrite", "device", "compile", precision="auto", seed=1)
     args = parser.parse_args(argv)
     concepts.check_concept_flags(parser, args, generates="generated" in cli.method_inputs(METHODS[args.method]))
-    trains = "trainer" in cli.method_inputs(METHODS[args.method])
-    unread = () if trains else ("train_method", "save_every", "micro_batch", *(name for name in trainer.SETTINGS if name != "batch_size"))
+    inputs = cli.method_inputs(METHODS[args.method])
+    unread = [] if "forget" in inputs else ["forget_batch_size"]
+    if "trainer" not in inputs:
+        unread = ["train_method", "save_every", "micro_batch", *(name for name in trainer.SETTINGS if name != "batch_size")]
     args.options = cli.method_options(parser, args, METHODS, unread)
     check(parser, args)
     return args

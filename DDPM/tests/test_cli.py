@@ -76,7 +76,7 @@ WRONG = {  # name: (flags of unlearn.py, part of the message)
     "salun without a mask": ("--forget_class 3", "needs --mask_path"),
     "retrain with a mask": ("--method retrain --forget_class 3 --mask_path {home}/mask", "takes no --mask_path"),
     "a flag the method does not read": ("--method ga --forget_class 3 --alpha 1", "does not read --alpha"),
-    "a forget batch that none reads": ("--method esd --forget_class 3 --forget_batch_size 7", "does not read --forget_batch_size"),
+    "a forget batch that none reads": ("--method retrain --forget_class 3 --forget_batch_size 7", "does not read --forget_batch_size"),
     "a target for a method without one": ("--method esd --forget_class 3 --target_class 1", "does not read --target_class"),
     "nothing to forget": ("--method rl", "--forget_class"),
     "a class the model never knew": ("--method rl --forget_class 10", "there is no class 10"),

@@ -388,12 +388,14 @@ def test_a_step_is_the_gradients_of_its_terms_applied():
 
 @pytest.mark.slow
 def test_training_flags_reach_the_trainer(unlearn):
-    """Mutation: drop any of the settings in unlearn.py."""
+    """Mutation: drop any of the settings in unlearn.py; take sa, which draws what it forgets, for a method without forget batches."""
     seen = set()
     settings = ["--optimizer sgd", "--optimizer sgd --momentum 0.5", "--weight_decay 0.1", "--schedule linear", "--batch_size 16"]
     for flags in ("", *settings, "--forget_batch_size 16", "--ema 0.5", "--grad_clip 0.01"):
         seen.add((unlearn("rl", SHORT["rl"], flags) / "model.safetensors").read_bytes())
     assert len(seen) == len(settings) + 4
+    drawn = {(unlearn("sa", SHORT["sa"], flags) / "model.safetensors").read_bytes() for flags in ("", "--forget_batch_size 16")}
+    assert len(drawn) == 2
 
 
 def test_settings_come_from_the_flag_then_the_authors_then_the_original():
